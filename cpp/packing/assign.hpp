@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "packing/ids.hpp"
+#include "packing/layout.hpp"
+
+namespace packing {
+
+// The functions below hand out the slots of a layout to rows, given the lengths that were counted
+// for it. They run on at most num_threads threads, with the same result for any number. All
+// throw std::invalid_argument where the lengths do not match the layout, before anything is
+// written unless the lengths are changed meanwhile.
+
+enum class Place { batch, slot };
+
+// Writes the number of each row's batch, or its slot within the batch. The rows are those that
+// come after the rows counted in `before`; rows of equal size are in row order.
+template <class Length, class Number>
+void assign(const Layout& layout, std::span<const Length> lengths, const TokenCounts& before,
+            Place place, std::span<Number> out, int num_threads);
+
+// Writes the rows in order of batches and slots, and where each batch begins (one offset more than
+// batches). Rows of equal size are in order of their IDs, or in row order without IDs; there
+// `scratch` has room for a number per row.
+template <class Length, class Row>
+void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids& ids,
+               std::span<Row> scratch, std::span<Row> out, std::span<std::int64_t> offsets,
+               int num_threads);
+
+}  // namespace packing

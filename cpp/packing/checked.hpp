@@ -1,0 +1,28 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace packing {
+
+// Arithmetic on numbers that are never negative. `what` names the sum in the error.
+
+inline std::int64_t checked_add(std::int64_t a, std::int64_t b, const char* what) {
+    if (a > std::numeric_limits<std::int64_t>::max() - b) {
+        throw std::overflow_error(std::string(what) + " does not fit in 64 bits");
+    }
+    return a + b;
+}
+
+inline std::int64_t checked_multiply(std::int64_t a, std::int64_t b, const char* what) {
+    if (b != 0 && a > std::numeric_limits<std::int64_t>::max() / b) {
+        throw std::overflow_error(std::string(what) + " does not fit in 64 bits");
+    }
+    return a * b;
+}
+
+constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
+
+}  // namespace packing

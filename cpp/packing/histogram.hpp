@@ -1,0 +1,152 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <span>
+#include <type_traits>
+#include <vector>
+
+#include "packing/counts.hpp"
+#include "packing/parallel.hpp"
+
+namespace packing {
+
+// A length as an unsigned number; a negative one becomes very large.
+template <class Length>
+constexpr std::uint64_t as_unsigned(Length length) {
+    return static_cast<std::make_unsigned_t<Length>>(length);
+}
+
+// One bin for each length up to the last, which takes all that are longer.
+struct DenseBins {
+    std::uint64_t last;
+
+    template <class Length>
+    std::size_t operator()(Length length) const {
+        return static_cast<std::size_t>(std::min(as_unsigned(length), last));
+    }
+};
+
+// One bin for each size that was counted, and one for all other lengths.
+struct SparseBins {
+    std::span<const std::int64_t> tokens;  // largest first
+    std::uint64_t max_length;
+    std::int64_t special_tokens;
+
+    template <class Length>
+    std::size_t operator()(Length length) const {
+        const std::uint64_t kept = std::min(as_unsigned(length), max_length);
+        const std::int64_t size = static_cast<std::int64_t>(kept) + special_tokens;
+        const auto found = std::ranges::lower_bound(tokens, size, std::greater{});
+        return found != tokens.end() && *found == size
+                   ? static_cast<std::size_t>(found - tokens.begin())
+                   : tokens.size();
+    }
+};
+
+// A table of this many bins is worth its memory for this many lengths.
+constexpr bool dense_pays(std::uint64_t num_bins, std::size_t num_lengths) {
+    return num_bins <= 4096 || num_bins / 2 <= num_lengths;
+}
+
+// Finds the bin of a length among counted sizes.
+class Bins {
+  public:
+    Bins(const TokenCounts& counts, std::size_t num_lengths) : counts_(counts) {
+        if (counts.tokens.empty()) {
+            return;
+        }
+        // A length above the largest one counted falls in the bin after it.
+        const std::int64_t largest = counts.tokens.front() - counts.special_tokens;
+        last_ = static_cast<std::uint64_t>(std::min(largest + 1, counts.max_length));
+        dense_ = dense_pays(last_ + 1, num_lengths);
+    }
+
+    std::size_t size() const {
+        return dense_ ? static_cast<std::size_t>(last_ + 1) : counts_.tokens.size() + 1;
+    }
+
+    // The bin of counts.tokens[size].
+    std::size_t of_size(std::size_t size) const {
+        return dense_ ? static_cast<std::size_t>(counts_.tokens[size] - counts_.special_tokens)
+                      : size;
+    }
+
+    // Calls loop(bin_of) with the function from a length to its bin.
+    template <class Loop>
+    void visit(const Loop& loop) const {
+        if (dense_) {
+            loop(DenseBins{last_});
+        } else {
+            loop(SparseBins{counts_.tokens, static_cast<std::uint64_t>(counts_.max_length),
+                            counts_.special_tokens});
+        }
+    }
+
+  private:
+    const TokenCounts& counts_;
+    std::uint64_t last_ = 0;
+    bool dense_ = false;
+};
+
+// How many lengths fall in each bin, for each of several parts of the lengths.
+class Histogram {
+  public:
+    Histogram(std::size_t num_lengths, std::size_t num_bins, int num_threads)
+        : num_lengths_(num_lengths),
+          num_bins_(num_bins),
+          num_parts_(packing::num_parts(num_lengths, std::max(num_bins, least_part), num_threads)),
+          // Neighbouring lengths are counted in different tables, so that a count need not wait
+          // for the one before it. Large tables rarely see the same bin twice in a row.
+          num_tables_(num_bins <= 4096 ? 4 : 1),
+          counts_(static_cast<std::size_t>(num_parts_) * num_tables_ * num_bins) {}
+
+    // Counts the lengths of one part.
+    template <class Length, class BinOf>
+    void add(int part, std::span<const Length> lengths, BinOf bin_of) {
+        const auto [begin, end] = rows(part);
+        std::int64_t* const table = counts(part).data();
+        const std::size_t step = num_tables_ == 1 ? 0 : num_bins_;
+        std::size_t row = begin;
+        for (; row + 4 <= end; row += 4) {
+            ++table[bin_of(lengths[row])];
+            ++table[bin_of(lengths[row + 1]) + step];
+            ++table[bin_of(lengths[row + 2]) + 2 * step];
+            ++table[bin_of(lengths[row + 3]) + 3 * step];
+        }
+        for (; row < end; ++row) {
+            ++table[bin_of(lengths[row])];
+        }
+        for (std::size_t other = 1; other < num_tables_; ++other) {
+            for (std::size_t bin = 0; bin < num_bins_; ++bin) {
+                table[bin] += table[other * num_bins_ + bin];
+            }
+        }
+    }
+
+    std::size_t num_lengths() const { return num_lengths_; }
+    int num_parts() const { return num_parts_; }
+
+    std::pair<std::size_t, std::size_t> rows(int part) const {
+        return part_of(num_lengths_, num_parts_, part);
+    }
+
+    // Lengths of a part by bin.
+    std::span<std::int64_t> counts(int part) {
+        return std::span(counts_).subspan(static_cast<std::size_t>(part) * num_tables_ * num_bins_,
+                                          num_bins_);
+    }
+
+  private:
+    static constexpr std::size_t least_part = 65536;
+
+    std::size_t num_lengths_;
+    std::size_t num_bins_;
+    int num_parts_;
+    std::size_t num_tables_;
+    std::vector<std::int64_t> counts_;
+};
+
+}  // namespace packing

@@ -1,0 +1,63 @@
+#pragma once
+
+#include <compare>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <variant>
+#include <vector>
+
+namespace packing {
+
+// A string as its code points, each of `width` bytes (1, 2 or 4).
+class Text {
+  public:
+    Text() = default;
+    Text(const void* data, std::uint64_t length, unsigned width)
+        : data_(data), length_and_width_(length << 3 | width) {}
+
+    const void* data() const { return data_; }
+    std::size_t length() const { return static_cast<std::size_t>(length_and_width_ >> 3); }
+    unsigned width() const { return static_cast<unsigned>(length_and_width_ & 7); }
+
+  private:
+    const void* data_ = nullptr;
+    std::uint64_t length_and_width_ = 1;
+};
+
+// The ID of each row, by which sequences of equal size are put in order; none for row order.
+using Ids = std::variant<std::monostate, std::span<const std::int64_t>, std::span<const Text>>;
+
+// A row with what decides its place among rows of equal size.
+struct KeyedRow {
+    std::uint64_t key;
+    std::int64_t row;
+
+    auto operator<=>(const KeyedRow&) const = default;
+};
+
+// Orders rows by ID, equal IDs by row, as Python orders int and str.
+class IdOrder {
+  public:
+    IdOrder(const Ids& ids, std::size_t num_rows, int num_threads);
+
+    // Rows whose keys differ are in the order of their keys.
+    KeyedRow keyed(std::size_t row) const;
+
+    // Puts keyed rows in order.
+    void sort(std::span<KeyedRow> rows) const;
+
+  private:
+    bool less(const KeyedRow& a, const KeyedRow& b) const;
+
+    std::span<const std::int64_t> numbers_;
+    std::span<const Text> texts_;
+    // The key of a text is made of its first code points after the prefix that all texts share,
+    // each above the smallest one by so much, in as few bits as the largest one needs.
+    std::size_t prefix_ = 0;
+    std::uint32_t smallest_ = 0;
+    unsigned bits_ = 64;
+    unsigned points_ = 1;
+};
+
+}  // namespace packing

@@ -1,0 +1,298 @@
+#include "packing/layout.hpp"
+
+#include <algorithm>
+#include <functional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+#include "packing/checked.hpp"
+
+namespace packing {
+
+namespace {
+
+// Neighbouring batches that hold equally many sequences and have equally many tokens free.
+struct Group {
+    std::int64_t first_batch;
+    std::int64_t num_batches;
+    std::int64_t free_tokens;
+    std::int64_t num_sequences;
+};
+
+// The groups that have room for another sequence. Sizes come largest first, so a group waits
+// until the first size that fits it, and is open from then on.
+class Groups {
+  public:
+    Groups(std::span<const std::int64_t> tokens, std::int64_t max_sequences)
+        : tokens_(tokens), max_sequences_(max_sequences), waiting_(tokens.size(), none) {}
+
+    // Opens the groups that waited for this size.
+    void advance_to(std::size_t size) {
+        size_ = size;
+        for (std::size_t i = waiting_[size]; i != none; i = nodes_[i].next) {
+            open(i);
+        }
+    }
+
+    bool has_open() const { return !open_.empty(); }
+
+    // Takes out the open group that comes first in order of batches.
+    Group pop() {
+        std::ranges::pop_heap(open_, std::greater{}, &Open::first_batch);
+        const std::size_t node = open_.back().node;
+        open_.pop_back();
+        free_nodes_.push_back(node);
+        return nodes_[node].group;
+    }
+
+    void put(const Group& group) {
+        if (group.num_sequences == max_sequences_) {
+            return;
+        }
+        const auto fits = std::ranges::lower_bound(tokens_.subspan(size_), group.free_tokens,
+                                                   std::greater{});
+        const auto size = static_cast<std::size_t>(fits - tokens_.begin());
+        if (size == tokens_.size()) {
+            return;
+        }
+        const std::size_t node = make_node(group);
+        if (size == size_) {
+            open(node);
+        } else {
+            nodes_[node].next = std::exchange(waiting_[size], node);
+        }
+    }
+
+  private:
+    struct Node {
+        Group group;
+        std::size_t next;
+    };
+    struct Open {
+        std::int64_t first_batch;
+        std::size_t node;
+    };
+    static constexpr std::size_t none = static_cast<std::size_t>(-1);
+
+    std::size_t make_node(const Group& group) {
+        if (free_nodes_.empty()) {
+            nodes_.push_back({group, none});
+            return nodes_.size() - 1;
+        }
+        const std::size_t node = free_nodes_.back();
+        free_nodes_.pop_back();
+        nodes_[node] = {group, none};
+        return node;
+    }
+
+    void open(std::size_t node) {
+        open_.push_back({nodes_[node].group.first_batch, node});
+        std::ranges::push_heap(open_, std::greater{}, &Open::first_batch);
+    }
+
+    std::span<const std::int64_t> tokens_;
+    std::int64_t max_sequences_;
+    std::size_t size_ = 0;
+    std::vector<std::size_t> waiting_;  // by size, the first node of a list
+    std::vector<Node> nodes_;
+    std::vector<std::size_t> free_nodes_;
+    std::vector<Open> open_;  // a heap, the first batch on top
+};
+
+}  // namespace
+
+Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batch,
+                            std::int64_t max_sequences_per_batch) {
+    counts.validate();
+    if (max_tokens_per_batch > most_tokens ||
+        counts.max_length > max_tokens_per_batch - counts.special_tokens ||
+        max_sequences_per_batch < 1) {
+        throw std::invalid_argument("a batch has no room for the longest sequence");
+    }
+    Layout layout;
+    layout.max_tokens_per_batch = max_tokens_per_batch;
+    layout.max_sequences_per_batch = max_sequences_per_batch;
+    layout.counts = std::move(counts);
+    layout.first_run.push_back(0);
+    const std::vector<std::int64_t>& sizes = layout.counts.tokens;
+    Groups groups(sizes, max_sequences_per_batch);
+
+    for (std::size_t size = 0; size < sizes.size(); ++size) {
+        const std::int64_t tokens = sizes[size];
+        const std::int64_t count = layout.counts.sequences[size];
+        groups.advance_to(size);
+        for (std::int64_t placed = 0; placed < count;) {
+            const std::int64_t left = count - placed;
+            const auto fit_in = [&](std::int64_t free_tokens, std::int64_t num_sequences) {
+                // Any number of sequences without tokens fits.
+                const std::int64_t fit = tokens == 0 ? left : free_tokens / tokens;
+                return std::min(fit, max_sequences_per_batch - num_sequences);
+            };
+            Group group{};
+            if (groups.has_open()) {
+                group = groups.pop();
+            } else {
+                const std::int64_t fit = fit_in(max_tokens_per_batch, 0);
+                group = {layout.num_batches, ceil_divide(left, fit), max_tokens_per_batch, 0};
+                layout.num_batches += group.num_batches;
+            }
+            const std::int64_t fit = fit_in(group.free_tokens, group.num_sequences);
+            const auto fill = [&](std::int64_t num_batches, std::int64_t per_batch) {
+                if (num_batches == 0) {
+                    return;
+                }
+                if (per_batch > 0) {
+                    layout.runs.push_back({placed, group.first_batch, num_batches, per_batch,
+                                           group.num_sequences});
+                    placed += num_batches * per_batch;
+                }
+                groups.put({group.first_batch, num_batches, group.free_tokens - per_batch * tokens,
+                            group.num_sequences + per_batch});
+                group.first_batch += num_batches;
+                group.num_batches -= num_batches;
+            };
+            const std::int64_t full = std::min(group.num_batches, left / fit);
+            fill(full, fit);
+            if (group.num_batches > 0) {
+                const std::int64_t rest = left % fit;
+                fill(rest > 0 ? 1 : 0, rest);
+                fill(group.num_batches, 0);
+            }
+        }
+        layout.first_run.push_back(layout.runs.size());
+    }
+    return layout;
+}
+
+std::int64_t lower_bound(const Layout& layout) {
+    const std::vector<std::int64_t>& sizes = layout.counts.tokens;
+    const std::vector<std::int64_t>& sequences = layout.counts.sequences;
+    const std::int64_t budget = layout.max_tokens_per_batch;
+    const std::int64_t total = layout.counts.num_sequences();
+
+    // No two sequences of more than half the budget share a batch. Those of at most
+    // `budget - threshold` tokens leave room that the ones from `threshold` to half may use.
+    std::size_t half = 0;
+    std::int64_t num_large = 0;
+    for (; half < sizes.size() && sizes[half] > budget / 2; ++half) {
+        num_large += sequences[half];
+    }
+    std::int64_t bound = num_large;
+    std::int64_t small_tokens = 0;
+    std::int64_t room = 0;
+    std::size_t large = half;
+    const auto consider = [&](std::int64_t threshold) {
+        for (; large > 0 && sizes[large - 1] <= budget - threshold; --large) {
+            room += (budget - sizes[large - 1]) * sequences[large - 1];
+        }
+        if (small_tokens > room) {
+            bound = std::max(bound, num_large + ceil_divide(small_tokens - room, budget));
+        }
+    };
+    for (std::size_t size = half; size < sizes.size(); ++size) {
+        small_tokens += sizes[size] * sequences[size];
+        consider(sizes[size]);
+    }
+    consider(0);
+    return std::max(bound, ceil_divide(total, layout.max_sequences_per_batch));
+}
+
+namespace {
+
+// Adds up one amount a batch for each run and hands the sums to write(batch, sum) in order.
+template <class Amount>
+void add_over_batches(const Layout& layout, std::span<std::int64_t> out, Amount amount) {
+    std::ranges::fill(out, 0);
+    for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
+        for (const Run& run : layout.runs_of(size)) {
+            const std::int64_t value = amount(size, run);
+            const auto first = static_cast<std::size_t>(run.first_batch);
+            const auto last = first + static_cast<std::size_t>(run.num_batches);
+            out[first] += value;
+            if (last < out.size()) {
+                out[last] -= value;
+            }
+        }
+    }
+    for (std::size_t batch = 1; batch < out.size(); ++batch) {
+        out[batch] += out[batch - 1];
+    }
+}
+
+}  // namespace
+
+void batch_tokens(const Layout& layout, std::span<std::int64_t> tokens) {
+    add_over_batches(layout, tokens, [&](std::size_t size, const Run& run) {
+        return layout.counts.tokens[size] * run.per_batch;
+    });
+}
+
+void batch_offsets(const Layout& layout, std::span<std::int64_t> offsets) {
+    const std::span<std::int64_t> sequences = offsets.subspan(1);
+    add_over_batches(layout, sequences,
+                     [](std::size_t, const Run& run) { return run.per_batch; });
+    offsets[0] = 0;
+    for (std::size_t batch = 1; batch < offsets.size(); ++batch) {
+        offsets[batch] += offsets[batch - 1];
+    }
+}
+
+Stretches::Stretches(const Layout& layout) {
+    starts_.reserve(layout.runs.size());
+    for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
+        for (const Run& run : layout.runs_of(size)) {
+            starts_.push_back({size, &run});
+        }
+    }
+    std::ranges::stable_sort(starts_, {}, [](const Part& part) { return part.run->first_batch; });
+}
+
+void Layout::validate() const {
+    const auto require = [](bool holds, const char* what) {
+        if (!holds) {
+            throw std::invalid_argument(std::string("not a layout: ") + what);
+        }
+    };
+    counts.validate();
+    const std::size_t num_sizes = counts.tokens.size();
+    require(max_tokens_per_batch <= most_tokens &&
+                counts.max_length <= max_tokens_per_batch - counts.special_tokens,
+            "a sequence may exceed the budget");
+    require(max_sequences_per_batch >= 1, "no room for a sequence");
+    require(first_run.size() == num_sizes + 1 && first_run.front() == 0 &&
+                first_run.back() == runs.size() && std::ranges::is_sorted(first_run),
+            "runs do not match sizes");
+    require(num_batches >= 0 && num_batches <= counts.num_sequences(), "a batch is empty");
+    for (std::size_t size = 0; size < num_sizes; ++size) {
+        std::int64_t sequences = 0;
+        std::int64_t batches = 0;
+        for (const Run& run : runs_of(size)) {
+            require(run.num_batches >= 1 && run.per_batch >= 1, "a run is empty");
+            require(run.first_sequence == sequences, "a sequence is missing");
+            require(run.first_batch >= batches && run.first_batch < num_batches &&
+                        run.num_batches <= num_batches - run.first_batch,
+                    "a run is out of place");
+            require(run.per_batch <= (counts.sequences[size] - sequences) / run.num_batches,
+                    "a sequence has two slots");
+            sequences += run.num_batches * run.per_batch;
+            batches = run.first_batch + run.num_batches;
+        }
+        require(sequences == counts.sequences[size], "a sequence is missing");
+    }
+    std::vector<Part> room;
+    Stretches(*this).walk(0, num_batches, room, [&](std::int64_t, std::int64_t, auto parts) {
+        std::int64_t sequences = 0;
+        std::int64_t tokens = 0;
+        for (const Part& part : parts) {
+            require(part.run->first_slot == sequences, "a slot is out of place");
+            sequences += part.run->per_batch;
+            tokens += counts.tokens[part.size] * part.run->per_batch;
+        }
+        require(sequences >= 1, "a batch is empty");
+        require(sequences <= max_sequences_per_batch, "a batch has too many sequences");
+        require(tokens <= max_tokens_per_batch, "a batch has too many tokens");
+    });
+}
+
+}  // namespace packing

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <exception>
+#include <thread>
+#include <utility>
+#include <vector>
+
+namespace packing {
+
+// How many parts to cut `work` items into: one a thread, none smaller than `least` items.
+inline int num_parts(std::size_t work, std::size_t least, int num_threads) {
+    const std::size_t most = std::max<std::size_t>(1, work / std::max<std::size_t>(1, least));
+    return static_cast<int>(std::min(most, static_cast<std::size_t>(std::max(1, num_threads))));
+}
+
+// Items [first, second) of `work` that belong to a part.
+inline std::pair<std::size_t, std::size_t> part_of(std::size_t work, int num_parts, int part) {
+    const auto parts = static_cast<std::size_t>(num_parts);
+    const auto p = static_cast<std::size_t>(part);
+    const auto begin = [&](std::size_t i) { return work / parts * i + std::min(i, work % parts); };
+    return {begin(p), begin(p + 1)};
+}
+
+// Calls run(part) for each part, each on a thread of its own. `run` must not throw.
+template <class Run>
+void parallel_for(int num_parts, const Run& run) {
+    static_assert(noexcept(run(0)));
+    std::vector<std::thread> threads;
+    int part = 1;
+    try {
+        threads.reserve(static_cast<std::size_t>(num_parts));
+        for (; part < num_parts; ++part) {
+            threads.emplace_back(run, part);
+        }
+    } catch (const std::exception&) {
+        // No further thread can be had: this one does what is left.
+    }
+    run(0);
+    for (; part < num_parts; ++part) {
+        run(part);
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+}
+
+}  // namespace packing

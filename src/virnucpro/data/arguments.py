@@ -1,0 +1,155 @@
+"""Checks of what users pass in, and its form for the kernel."""
+
+from __future__ import annotations
+
+import operator
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# The kernel counts tokens in 64 bits; this leaves room to add two of them.
+MOST_TOKENS = 2**62
+
+
+def is_integer_type(kind: type) -> bool:
+    """Whether values of this type are integers; bools are not."""
+    return issubclass(kind, (int, np.integer)) and kind is not bool
+
+
+def check_integer(value: object, name: str, least: int, most: int | None = None) -> int:
+    """Return an integer within its bounds as an int."""
+    if not is_integer_type(type(value)):
+        raise TypeError(f"{name} must be an integer (got {value!r})")
+    number = operator.index(value)  # type: ignore[arg-type]
+    if number < least:
+        raise ValueError(f"{name} must be at least {least:,} (got {number:,})")
+    if most is not None and number > most:
+        raise ValueError(f"{name} must be at most {most:,} (got {number:,})")
+    return number
+
+
+def check_threads(num_threads: int | None) -> int:
+    """Return the number of threads to use: by default, that of the cores this process may use."""
+    if num_threads is not None:
+        return check_integer(num_threads, "num_threads", 1, 2**16)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def check_lengths(lengths: ArrayLike) -> NDArray[np.integer[Any]]:
+    """Return lengths as a contiguous integer array, the same one where it is that already."""
+    if isinstance(lengths, (list, tuple, range)):
+        if not all(map(is_integer_type, set(map(type, lengths)))):
+            position = next(i for i, n in enumerate(lengths) if not is_integer_type(type(n)))
+            raise TypeError(f"lengths[{position}] must be an integer (got {lengths[position]!r})")
+        numbers = list(map(int, lengths))
+        try:
+            return np.array(numbers, dtype=np.int64)
+        except OverflowError:
+            position = next(i for i, n in enumerate(numbers) if not -(2**63) <= n < 2**63)
+            raise ValueError(
+                f"lengths[{position}] does not fit in 64 bits (got {numbers[position]})"
+            ) from None
+    if isinstance(lengths, np.ma.MaskedArray):
+        raise TypeError("lengths must not be a masked array")
+    array = np.asarray(lengths)
+    if array.ndim != 1:
+        raise ValueError(f"lengths must have one dimension (got {array.ndim})")
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"lengths must be integers (got {array.dtype})")
+    return plain(array)
+
+
+def check_ids(
+    ids: Iterable[Any], num_sequences: int, describe: Callable[[int], str] = "ids[{}]".format
+) -> tuple[str, ...] | NDArray[np.int64] | NDArray[np.str_]:
+    """Return IDs, all str or all int, in a form that the kernel puts in Python's order.
+
+    `describe` names the ID at a position in messages.
+    """
+    if isinstance(ids, (str, bytes)):
+        raise TypeError(f"ids must be a list or an array of IDs (got {type(ids).__name__})")
+    array = np.asarray(ids) if hasattr(ids, "__array__") else None
+    if array is not None and array.ndim != 1:
+        raise ValueError(f"ids must have one dimension (got {array.ndim})")
+    if array is None or array.dtype.kind in "OT":
+        objects = tuple(ids if array is None else array.tolist())
+        check_count(len(objects), num_sequences)
+        return check_id_objects(objects, describe)
+    check_count(len(array), num_sequences)
+    if array.dtype.kind == "U":
+        return plain(array)
+    if array.dtype.kind == "i":
+        return plain(array.astype(np.int64, copy=False))
+    if array.dtype.kind == "u":
+        # The same order in signed numbers.
+        return (array.astype(np.uint64) ^ np.uint64(2**63)).view(np.int64)
+    raise TypeError(f"ids must be str or int (got {array.dtype})")
+
+
+def check_count(num_ids: int, num_sequences: int) -> None:
+    """Require an ID for each sequence."""
+    if num_ids != num_sequences:
+        raise ValueError(f"ids must have one ID a sequence (got {num_ids} for {num_sequences})")
+
+
+def check_id_objects(
+    ids: tuple[Any, ...], describe: Callable[[int], str]
+) -> tuple[str, ...] | NDArray[np.int64]:
+    """Return IDs that are Python objects in a form that the kernel puts in Python's order."""
+    kinds = set(map(kind_of_id, set(map(type, ids))))
+    if kinds <= {"str"}:
+        return ids
+    if kinds == {"int"}:
+        numbers = list(map(int, ids))
+        try:
+            return np.array(numbers, dtype=np.int64)
+        except OverflowError:
+            rank = {number: i for i, number in enumerate(sorted(set(numbers)))}
+            return np.array([rank[number] for number in numbers], dtype=np.int64)
+    first = kind_of_id(type(ids[0]))
+    wanted = f"{first} like {describe(0)}" if first else "str or int"
+    position = next(i for i, x in enumerate(ids) if not first or kind_of_id(type(x)) != first)
+    raise TypeError(f"{describe(position)} must be {wanted} (got {type(ids[position]).__name__})")
+
+
+def kind_of_id(kind: type) -> str | None:
+    """Whether IDs of this type are in order as "str" or "int" are, or cannot be IDs."""
+    if issubclass(kind, str):
+        return "str"
+    return "int" if is_integer_type(kind) else None
+
+
+def check_out(
+    out: NDArray[Any] | None, lengths: NDArray[Any], num_sequences: int
+) -> NDArray[np.signedinteger[Any]]:
+    """Return the array for a number a row, made anew where there is none.
+
+    Numbers are below `num_sequences`.
+    """
+    narrow = num_sequences < 2**31
+    if out is None:
+        return np.empty(len(lengths), np.int32 if narrow else np.int64)
+    if not isinstance(out, np.ndarray):
+        raise TypeError(f"out must be a NumPy array (got {type(out).__name__})")
+    if out.dtype not in (np.int32, np.int64) or not out.dtype.isnative:
+        raise TypeError(f"out must be int32 or int64 (got {out.dtype})")
+    if out.dtype == np.int32 and not narrow:
+        raise ValueError(f"out must be int64 for {num_sequences:,} sequences (got int32)")
+    if out.shape != lengths.shape:
+        raise ValueError(f"out must have the shape of lengths, {lengths.shape} (got {out.shape})")
+    if not out.flags.c_contiguous or not out.flags.aligned or not out.flags.writeable:
+        raise ValueError("out must be contiguous, aligned and writeable")
+    if np.may_share_memory(out, lengths):
+        raise ValueError("out must not overlap lengths")
+    return out
+
+
+def plain(array: NDArray[Any]) -> NDArray[Any]:
+    """Return an array as contiguous, aligned and in native byte order; only else is it copied."""
+    native = None if array.dtype.isnative else array.dtype.newbyteorder("=")
+    return np.require(array, native, ["C_CONTIGUOUS", "ALIGNED"])

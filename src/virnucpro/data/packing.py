@@ -1,0 +1,436 @@
+"""Packing of sequences into token-budget batches, and the budget that a GPU has room for."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from virnucpro.data import _core
+from virnucpro.data.arguments import (
+    MOST_TOKENS,
+    check_ids,
+    check_integer,
+    check_lengths,
+    check_threads,
+)
+from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
+
+__all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+# Truncated sequences that a packer names one by one at WARNING.
+MOST_WARNINGS = 100
+
+
+class GreedyPacker:
+    """Packs sequences into batches of at most so many tokens, by exact First-Fit Decreasing.
+
+    Sequences are taken longest first, and each goes to the first batch that has room for it
+    (D. S. Johnson, Near-Optimal Bin Packing Algorithms, 1973). A sequence of n residues has
+    ``min(n, limit) + special_tokens`` tokens, where ``limit = min(max_sequence_length,
+    max_tokens_per_batch - special_tokens)``, so no batch ever exceeds the budget. The same input
+    gives the same batches for any number of threads and on any platform.
+
+    Args:
+        max_tokens_per_batch: The budget of a batch in tokens, at most 2**62.
+        max_sequence_length: Residues kept of a sequence, from its N-terminal end.
+        special_tokens: Tokens added to each sequence; 2 for BOS and EOS.
+        overlong: "truncate" cuts sequences above the limit, "error" refuses them.
+        max_sequences_per_batch: The most sequences of a batch, None for any number.
+        num_threads: The most threads to use, None for as many as the cores of this process.
+
+    Raises:
+        ValueError: A parameter is out of range, or the budget has no room for one residue.
+        TypeError: A parameter has the wrong type.
+
+    Parameters are plain attributes. They may be changed between calls and are checked when used.
+
+    Example:
+        >>> packer = GreedyPacker(max_tokens_per_batch=12)
+        >>> sequences = [{"id": "b", "sequence": "MKTAYI"}, {"id": "a", "sequence": "MK"},
+        ...              {"id": "c", "sequence": "MKT"}]
+        >>> [[record["id"] for record in batch] for batch in packer.pack_sequences(sequences)]
+        [['b', 'a'], ['c']]
+    """
+
+    def __init__(
+        self,
+        max_tokens_per_batch: int,
+        max_sequence_length: int = 1022,
+        *,
+        special_tokens: int = 2,
+        overlong: str = "truncate",
+        max_sequences_per_batch: int | None = None,
+        num_threads: int | None = None,
+    ) -> None:
+        self.max_tokens_per_batch = max_tokens_per_batch
+        self.max_sequence_length = max_sequence_length
+        self.special_tokens = special_tokens
+        self.overlong = overlong
+        self.max_sequences_per_batch = max_sequences_per_batch
+        self.num_threads = num_threads
+        self._num_truncated = 0
+        self._check()
+
+    def __repr__(self) -> str:
+        return (
+            f"GreedyPacker({self.max_tokens_per_batch}, {self.max_sequence_length}, "
+            f"special_tokens={self.special_tokens}, overlong={self.overlong!r}, "
+            f"max_sequences_per_batch={self.max_sequences_per_batch}, "
+            f"num_threads={self.num_threads})"
+        )
+
+    def pack_sequences(self, sequences: Iterable[Record]) -> list[list[Record]]:
+        """Return batches of the sequences.
+
+        Args:
+            sequences: Dicts with an `id` (all str or all int) and a `sequence` (str). Neither the
+                list nor its dicts are changed.
+
+        Returns:
+            The batches in order of placement; within a batch the longest sequence comes first,
+            equal ones in order of `id`, then of input. A truncated sequence is a copy of its dict
+            with the short `sequence` and ``truncated=True``; all others are the dicts passed in.
+
+        Raises:
+            ValueError: A dict lacks `id` or `sequence`, or is too long under overlong="error".
+            TypeError: A record is not a dict, a `sequence` not a str, or IDs are of mixed types.
+
+        The first 100 sequences that a packer truncates are named at WARNING, one by one. Later
+        ones are named at DEBUG, with their number at WARNING once a call.
+
+        Cost: O(n) and a sort of the IDs of equally long sequences.
+
+        Example:
+            >>> GreedyPacker(5).pack_sequences([{"id": 7, "sequence": "MKTAYI"}])
+            [[{'id': 7, 'sequence': 'MKT', 'truncated': True}]]
+        """
+        limit = self._check()
+        records = list(sequences)
+        ids, lengths = read_records(records, "sequences")
+        order = check_ids(ids, len(records), "sequences[{}]['id']".format)
+        counts = self._count(lengths)
+        if counts.num_truncated:
+            overlong = np.flatnonzero(lengths > limit)
+            if self.overlong == "error":
+                row = overlong[0]
+                raise ValueError(
+                    f"Sequence {ids[row]} exceeds max_length ({lengths[row]} > {limit}); "
+                    f"{len(overlong):,} of {len(records):,} sequences do"
+                )
+            self._warn_of_truncation(ids, lengths, overlong, limit)
+            for row in overlong.tolist():
+                kept = records[row]["sequence"][:limit]
+                records[row] = {**records[row], "sequence": kept, "truncated": True}
+        plan = self._list_rows(self.lay_out(counts), lengths, order)
+        rows = plan.indices.tolist()
+        offsets = plan.offsets.tolist()
+        return [
+            [records[row] for row in rows[begin:end]] for begin, end in itertools.pairwise(offsets)
+        ]
+
+    def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
+        """Return the sequences in a new list, longest first, ties by `id`, then by input order.
+
+        The order is that of the lengths before truncation. Errors are those of `pack_sequences`.
+
+        Example:
+            >>> records = [{"id": "b", "sequence": "MK"}, {"id": "a", "sequence": "MK"},
+            ...            {"id": "c", "sequence": "MKT"}]
+            >>> [record["id"] for record in GreedyPacker(4096).sort_by_length(records)]
+            ['c', 'a', 'b']
+        """
+        records = list(sequences)
+        ids, lengths = read_records(records, "sequences")
+        order = check_ids(ids, len(records), "sequences[{}]['id']".format)
+        # One batch without limits holds all sequences in this order.
+        whole = GreedyPacker(
+            MOST_TOKENS, MOST_TOKENS, special_tokens=0, num_threads=self.num_threads
+        )
+        plan = whole._list_rows(whole.lay_out(whole._count(lengths)), lengths, order)
+        return [records[row] for row in plan.indices.tolist()]
+
+    def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:
+        """Return the tokens in all batches by the tokens they have room for, in [0, 1].
+
+        Sequences count as they would be packed: truncated, with special tokens. 0.0 without
+        batches.
+
+        Raises:
+            ValueError: A batch holds more tokens than the budget, or a dict lacks its `sequence`.
+            TypeError: A record is not a dict, or a `sequence` not a str.
+
+        Example:
+            >>> GreedyPacker(10).compute_efficiency([[{"id": "a", "sequence": "MKT"}]])
+            0.5
+        """
+        limit = self._check()
+        total = 0
+        num_batches = 0
+        for num_batches, batch in enumerate(batches, start=1):
+            _, lengths = read_records(list(batch), f"batches[{num_batches - 1}]", with_ids=False)
+            tokens = int(np.minimum(lengths, limit).sum()) + len(lengths) * self.special_tokens
+            if tokens > self.max_tokens_per_batch:
+                raise ValueError(
+                    f"batches[{num_batches - 1}] has {tokens:,} tokens, more than the budget of "
+                    f"{self.max_tokens_per_batch:,}"
+                )
+            total += tokens
+        return total / (num_batches * self.max_tokens_per_batch) if num_batches else 0.0
+
+    def pack_lengths(self, lengths: ArrayLike, ids: Iterable[Any] | None = None) -> PackingPlan:
+        """Return a plan for sequences of these lengths.
+
+        Args:
+            lengths: Residues of each sequence, a 1-D array of any integer type and stride, or a
+                list of int. A contiguous array is not copied.
+            ids: The ID of each sequence, by which equal ones are put in order: str or int, in a
+                list or an array (fixed width, variable width or object). Row order without them.
+
+        Raises:
+            ValueError: A length is negative, above the limit under overlong="error", or not in
+                one dimension; or there is not one ID a length.
+            TypeError: Lengths are not integers, or IDs of mixed types.
+            OverflowError: All tokens together, or the residues cut off, need more than 64 bits.
+
+        Cost: O(n), and O(n log n) for IDs, which are only compared between equal sizes.
+
+        Example:
+            >>> plan = GreedyPacker(100).pack_lengths([30, 60, 60], ids=["x", "z", "y"])
+            >>> [rows.tolist() for rows in plan]
+            [[2, 0], [1]]
+        """
+        lengths = check_lengths(lengths)
+        order = None if ids is None else check_ids(ids, len(lengths))
+        return self._list_rows(self.lay_out(self.count(lengths)), lengths, order)
+
+    def assign_batches(
+        self, lengths: ArrayLike, out: NDArray[Any] | None = None
+    ) -> NDArray[np.signedinteger[Any]]:
+        """Return the batch number of every row, in row order; ties by row.
+
+        The same as `count`, `lay_out` and `Layout.assign` in one call, with their errors. `out`
+        may be an int32 or int64 array that does not overlap `lengths`, ``np.memmap`` included.
+
+        Example:
+            >>> GreedyPacker(100).assign_batches([30, 60, 60])
+            array([0, 0, 1], dtype=int32)
+        """
+        lengths = check_lengths(lengths)
+        return self.lay_out(self.count(lengths)).assign(lengths, out=out)
+
+    def count(self, lengths: ArrayLike) -> TokenCounts:
+        """Return how many sequences have each number of tokens.
+
+        Arguments and errors are those of `pack_lengths`. One WARNING tells how many sequences are
+        too long. Cost: O(n), memory O(distinct sizes) where lengths are dense, else O(n).
+
+        Example:
+            >>> GreedyPacker(4096).count([30, 30, 500])
+            TokenCounts(3 sequences of 2 sizes)
+        """
+        limit = self._check()
+        lengths = check_lengths(lengths)
+        counts = self._count(lengths)
+        if counts.num_truncated:
+            if self.overlong == "error":
+                row = int(np.argmax(lengths > limit))
+                raise ValueError(
+                    f"lengths[{row}] exceeds max_length ({lengths[row]} > {limit}); "
+                    f"{counts.num_truncated:,} of {len(lengths):,} sequences do"
+                )
+            logger.warning(
+                "%s of %s sequences exceed max_length (%d), truncating: %s residues lost",
+                f"{counts.num_truncated:,}",
+                f"{len(lengths):,}",
+                limit,
+                f"{counts.truncated_tokens:,}",
+            )
+        return counts
+
+    def lay_out(self, counts: TokenCounts) -> Layout:
+        """Return the layout of counted sequences.
+
+        Raises:
+            ValueError: The counts were made with another limit or other special tokens.
+            OverflowError: All tokens together need more than 64 bits.
+
+        Cost: O(runs * log(runs)) with a run for each stretch of batches that a size goes to; no
+        term in the number of sequences.
+
+        Example:
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).num_batches
+            2
+        """
+        limit = self._check()
+        if not isinstance(counts, TokenCounts):
+            raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
+        made_with = (counts._core.max_length, counts._core.special_tokens)
+        if made_with != (limit, self.special_tokens):
+            raise ValueError(
+                f"counts were made for at most {made_with[0]:,} residues and {made_with[1]:,} "
+                f"special tokens, not for {limit:,} and {self.special_tokens:,}"
+            )
+        core = _core.first_fit_decreasing(
+            counts._core, self.max_tokens_per_batch, self.max_sequences_per_batch
+        )
+        return Layout(core, self.num_threads)
+
+    def _check(self) -> int:
+        """Check the parameters and return the most residues kept of a sequence."""
+        special = check_integer(self.special_tokens, "special_tokens", 0, MOST_TOKENS - 1)
+        longest = check_integer(self.max_sequence_length, "max_sequence_length", 1)
+        budget = check_integer(self.max_tokens_per_batch, "max_tokens_per_batch", 1, MOST_TOKENS)
+        if budget <= special:
+            raise ValueError(
+                f"max_tokens_per_batch must have room for one residue and {special:,} special "
+                f"tokens (got {budget:,})"
+            )
+        if self.max_sequences_per_batch is not None:
+            check_integer(self.max_sequences_per_batch, "max_sequences_per_batch", 1, 2**63 - 1)
+        if self.overlong not in ("truncate", "error"):
+            raise ValueError(f"overlong must be 'truncate' or 'error' (got {self.overlong!r})")
+        check_threads(self.num_threads)
+        return min(longest, budget - special)
+
+    def _tokenized_length(self, sequence: str) -> int:
+        """Tokens of a sequence: its residues, at most the limit, and the special tokens."""
+        return min(len(sequence), self._check()) + self.special_tokens
+
+    def _count(self, lengths: NDArray[Any]) -> TokenCounts:
+        threads = check_threads(self.num_threads)
+        return TokenCounts(_core.count(lengths, self._check(), self.special_tokens, threads))
+
+    def _list_rows(
+        self,
+        layout: Layout,
+        lengths: NDArray[Any],
+        order: tuple[str, ...] | NDArray[Any] | None,
+    ) -> PackingPlan:
+        row_type: type[np.signedinteger[Any]] = np.int32 if len(lengths) < 2**31 else np.int64
+        indices = np.empty(len(lengths), row_type)
+        offsets = np.empty(layout.num_batches + 1, np.int64)
+        scratch = np.empty(0 if order is not None else len(lengths), row_type)
+        threads = check_threads(self.num_threads)
+        _core.list_rows(layout._core, lengths, order, scratch, indices, offsets, threads)
+        return PackingPlan(layout._core, indices, offsets, self.num_threads)
+
+    def _warn_of_truncation(
+        self, ids: Sequence[Any], lengths: NDArray[Any], overlong: NDArray[Any], limit: int
+    ) -> None:
+        named = max(0, MOST_WARNINGS - self._num_truncated)
+        self._num_truncated += len(overlong)
+        for position, row in enumerate(overlong.tolist()):
+            level = logging.WARNING if position < named else logging.DEBUG
+            if not logger.isEnabledFor(level):
+                break
+            logger.log(
+                level,
+                "Sequence %s exceeds max_length (%d > %d), truncating to its first %d residues",
+                ids[row],
+                lengths[row],
+                limit,
+                limit,
+            )
+        if len(overlong) > named:
+            logger.warning(
+                "%s sequences exceed max_length (%d), truncating: %s residues lost; "
+                "%s sequences since this packer was made",
+                f"{len(overlong):,}",
+                limit,
+                f"{int((lengths[overlong] - limit).sum()):,}",
+                f"{self._num_truncated:,}",
+            )
+
+
+def read_records(
+    records: Sequence[Any], name: str, *, with_ids: bool = True
+) -> tuple[list[Any], NDArray[np.int64]]:
+    """Return the IDs and lengths of records; messages call the records by name."""
+    ids = []
+    lengths = np.empty(len(records), np.int64)
+    for row, record in enumerate(records):
+        if not isinstance(record, dict):
+            raise TypeError(f"{name}[{row}] must be a dict (got {type(record).__name__})")
+        for key in ("id", "sequence") if with_ids else ("sequence",):
+            if key not in record:
+                raise ValueError(f"{name}[{row}] has no {key!r}")
+        sequence = record["sequence"]
+        if not isinstance(sequence, str):
+            raise TypeError(
+                f"{name}[{row}]['sequence'] must be a str (got {type(sequence).__name__})"
+            )
+        lengths[row] = len(sequence)
+        ids.append(record.get("id"))
+    return ids, lengths
+
+
+def calculate_token_budget(
+    device_id: int = 0,
+    model_memory_gb: float = 5.0,
+    safety_margin_gb: float = 2.0,
+    bytes_per_token: int = 4096,
+    min_tokens: int = 1024,
+    max_tokens: int = 16384,
+) -> int:
+    """Return the tokens a batch that a GPU's memory has room for.
+
+    The memory left beside the model and the margin, at least 0.5 GiB, is divided by the bytes that
+    a token needs; the result is clamped to `min_tokens` and `max_tokens`. At the default of 4,096
+    bytes a token every card reaches `max_tokens`: measure the bytes of your model and pass them.
+
+    Args:
+        device_id: The CUDA device.
+        model_memory_gb: Memory of the model's weights in GiB.
+        safety_margin_gb: Memory to leave alone in GiB.
+        bytes_per_token: Memory of a token's activations in bytes.
+        min_tokens: The least tokens to return.
+        max_tokens: The most tokens to return.
+
+    Returns:
+        Tokens a batch. Without CUDA, 4,096, clamped in the same way, with a WARNING.
+
+    Raises:
+        ValueError: The device does not exist, or a parameter is out of range.
+
+    Example:
+        >>> calculate_token_budget(max_tokens=2048)
+        2048
+    """
+    check_integer(bytes_per_token, "bytes_per_token", 1)
+    check_integer(min_tokens, "min_tokens", 1)
+    check_integer(max_tokens, "max_tokens", min_tokens)
+    try:
+        import torch
+
+        reason = "" if torch.cuda.is_available() else "CUDA not available"
+    except ModuleNotFoundError:
+        reason = "CUDA not available: torch is not installed"
+    if reason:
+        budget = max(min_tokens, min(max_tokens, 4096))
+        logger.warning("%s, using a token budget of %d", reason, budget)
+        return budget
+    try:
+        device = torch.cuda.get_device_properties(device_id)
+    except Exception as error:
+        raise ValueError(f"GPU {device_id} cannot be used: {error}") from error
+    total_gb = device.total_memory / 1024**3
+    available_gb = max(0.5, total_gb - model_memory_gb - safety_margin_gb)
+    budget = max(min_tokens, min(max_tokens, int(available_gb * 1024**3) // bytes_per_token))
+    logger.info(
+        "Token budget: %d (GPU %d: %.1fGB total, %.1fGB available)",
+        budget,
+        device_id,
+        total_gb,
+        available_gb,
+    )
+    return budget

@@ -1,0 +1,325 @@
+"""What packing results in: counts of sequences, a layout of batches, a plan with rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from virnucpro.data import _core
+from virnucpro.data.arguments import check_integer, check_lengths, check_out, check_threads
+
+
+class TokenCounts:
+    """How many sequences have each number of tokens: all that packing needs to know of them.
+
+    Made by `GreedyPacker.count`. Counts of parts of a data set add up to the counts of the whole:
+    they are small (one entry a distinct size), picklable, and comparable with ``==``.
+
+    Example:
+        >>> from virnucpro.data import GreedyPacker
+        >>> packer = GreedyPacker(4096)
+        >>> counts = packer.count([30, 500]) + packer.count([30])
+        >>> counts.tokens, counts.sequences
+        (array([502,  32]), array([1, 2]))
+    """
+
+    __slots__ = ("_core",)
+
+    def __init__(self, core: _core.TokenCounts) -> None:
+        self._core = core
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """The distinct numbers of tokens a sequence, int64, largest first."""
+        return self._core.tokens
+
+    @property
+    def sequences(self) -> NDArray[np.int64]:
+        """How many sequences have each number of tokens, int64, in the order of `tokens`."""
+        return self._core.sequences
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences."""
+        return self._core.num_sequences
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all sequences, truncated, special tokens included."""
+        return self._core.total_tokens
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of sequences that were too long."""
+        return self._core.num_truncated
+
+    @property
+    def truncated_tokens(self) -> int:
+        """Residues cut off the sequences that were too long."""
+        return self._core.truncated_tokens
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        """Counts of the sequences of both. Raises ValueError where their limits differ."""
+        if not isinstance(other, TokenCounts):
+            return NotImplemented
+        return TokenCounts(self._core + other._core)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenCounts) and self._core == other._core
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"TokenCounts({self.num_sequences:,} sequences of {len(self.tokens):,} sizes)"
+
+
+class Layout:
+    """A plan without rows: how many sequences of each size every batch holds, and where.
+
+    Made by `GreedyPacker.lay_out` from counts. Together with the lengths, and the counts of the
+    rows before them, it tells each row its batch (`assign`) and its place there (`slots`), so that
+    one layout serves data that comes in pieces or lies on many machines. Picklable, and
+    comparable with ``==``.
+
+    Example:
+        >>> from virnucpro.data import GreedyPacker
+        >>> packer = GreedyPacker(100)
+        >>> counts = packer.count([60, 30, 60])
+        >>> layout = packer.lay_out(counts)
+        >>> layout
+        Layout(3 sequences in 2 batches of at most 100 tokens, efficiency 0.7800, lower bound 2)
+        >>> layout.assign([60, 30]), layout.assign([60], before=packer.count([60, 30]))
+        (array([0, 0], dtype=int32), array([1], dtype=int32))
+    """
+
+    def __init__(self, core: _core.Layout, num_threads: int | None = None) -> None:
+        self._core = core
+        self._counts = core.counts
+        self._num_threads = num_threads
+
+    @property
+    def max_tokens_per_batch(self) -> int:
+        """The budget in tokens."""
+        return self._core.max_tokens_per_batch
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Residues kept of a sequence; never more than fit a batch with the special tokens."""
+        return self._counts.max_length
+
+    @property
+    def special_tokens(self) -> int:
+        """Tokens added to each sequence."""
+        return self._counts.special_tokens
+
+    @property
+    def max_sequences_per_batch(self) -> int | None:
+        """The most sequences of a batch, None for any number."""
+        return self._core.max_sequences_per_batch
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches."""
+        return self._core.num_batches
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences."""
+        return self._counts.num_sequences
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of sequences that were too long."""
+        return self._counts.num_truncated
+
+    @property
+    def truncated_tokens(self) -> int:
+        """Residues cut off the sequences that were too long."""
+        return self._counts.truncated_tokens
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in all batches, special tokens included."""
+        return self._counts.total_tokens
+
+    @property
+    def efficiency(self) -> float:
+        """Tokens in all batches by the tokens they have room for, in [0, 1]; 0.0 without any."""
+        if self.num_batches == 0:
+            return 0.0
+        return self.total_tokens / (self.num_batches * self.max_tokens_per_batch)
+
+    @property
+    def lower_bound(self) -> int:
+        """A number of batches that no packing can go below.
+
+        The bound L2 of Martello and Toth (Lower Bounds and Reduction Procedures for the Bin
+        Packing Problem, Discrete Applied Mathematics 28, 1990), at least
+        ``ceil(total_tokens / max_tokens_per_batch)`` and, with a limit on the sequences of a
+        batch, at least ``ceil(num_sequences / max_sequences_per_batch)``.
+        """
+        return _core.lower_bound(self._core)
+
+    @property
+    def batch_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each batch, int64 [num_batches], made anew at each use."""
+        return _core.batch_tokens(self._core)
+
+    def assign(
+        self,
+        lengths: ArrayLike,
+        before: TokenCounts | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[np.signedinteger[Any]]:
+        """Return the batch number of each row.
+
+        Rows of equal size take their places in row order, so the rows of all pieces together get
+        what they would get as one array.
+
+        Args:
+            lengths: Residues of each row, a 1-D array of any integer type or a list of int.
+            before: Counts of all rows that come before these in the data set.
+            out: Where to write: an int32 or int64 array of the shape of `lengths` that does not
+                overlap it, ``np.memmap`` included. It stays as it is where an error is raised.
+
+        Returns:
+            `out`, or a new array: int32 where the layout has fewer than 2**31 sequences, else
+            int64.
+
+        Raises:
+            ValueError: `lengths` and `before` hold more sequences of a size than the layout does,
+                or `out` does not fit.
+            TypeError: An argument has the wrong type.
+
+        Cost: two passes over `lengths`, O(1) a row.
+        """
+        return self._assign(_core.assign_batches, lengths, before, out)
+
+    def slots(
+        self,
+        lengths: ArrayLike,
+        before: TokenCounts | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[np.signedinteger[Any]]:
+        """Return the place of each row within its batch, from 0, the longest sequence first.
+
+        Arguments, result, errors and cost are those of `assign`.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).slots([30, 60, 60])
+            array([1, 0, 0], dtype=int32)
+        """
+        return self._assign(_core.assign_slots, lengths, before, out)
+
+    def _assign(
+        self, kernel: Any, lengths: ArrayLike, before: TokenCounts | None, out: NDArray[Any] | None
+    ) -> NDArray[np.signedinteger[Any]]:
+        lengths = check_lengths(lengths)
+        if before is not None and not isinstance(before, TokenCounts):
+            raise TypeError(f"before must be TokenCounts (got {type(before).__name__})")
+        out = check_out(out, lengths, self.num_sequences)
+        counted = self._no_counts() if before is None else before._core
+        kernel(self._core, lengths, counted, out, check_threads(self._num_threads))
+        return out
+
+    def _no_counts(self) -> _core.TokenCounts:
+        return _core.count(np.empty(0, np.int8), self.max_sequence_length, self.special_tokens, 1)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self._core == other._core
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.num_sequences:,} sequences in {self.num_batches:,} "
+            f"batches of at most {self.max_tokens_per_batch:,} tokens, "
+            f"efficiency {self.efficiency:.4f}, lower bound {self.lower_bound:,})"
+        )
+
+
+class PackingPlan(Layout):
+    """A layout with rows: a sequence of batches, each an array of row numbers.
+
+    Made by `GreedyPacker.pack_lengths`. ``plan[i]`` is a view of the rows of batch i, ``len(plan)``
+    the number of batches.
+
+    Attributes:
+        indices: The rows grouped by batch in order of placement, so the longest sequence of a
+            batch comes first. int32 [num_sequences], int64 from 2**31 rows on.
+        offsets: Where each batch begins in `indices`, and the end. int64 [num_batches + 1].
+
+    Example:
+        >>> from virnucpro.data import GreedyPacker
+        >>> plan = GreedyPacker(100).pack_lengths([30, 60, 60])
+        >>> [rows.tolist() for rows in plan]
+        [[1, 0], [2]]
+        >>> plan.offsets
+        array([0, 2, 3])
+    """
+
+    def __init__(
+        self,
+        core: _core.Layout,
+        indices: NDArray[Any],
+        offsets: NDArray[np.int64],
+        num_threads: int | None = None,
+    ) -> None:
+        super().__init__(core, num_threads)
+        self.indices = indices
+        self.offsets = offsets
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __getitem__(self, batch: int) -> NDArray[Any]:
+        """Rows of a batch."""
+        batch = range(len(self))[batch]
+        return self.indices[self.offsets[batch] : self.offsets[batch + 1]]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return iter(BatchRows(self, range(len(self))))
+
+    def shard(self, rank: int, world_size: int) -> BatchRows:
+        """Return the batches of one rank: every `world_size`-th, from batch `rank` on.
+
+        Batches come in order of falling sequence length, so shards are alike in tokens and in the
+        sum of squared lengths. Their numbers of batches differ by at most one.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> plan = GreedyPacker(100).pack_lengths([90, 80, 70])
+            >>> [rows.tolist() for rows in plan.shard(0, 2)]
+            [[0], [2]]
+        """
+        world_size = check_integer(world_size, "world_size", 1)
+        rank = check_integer(rank, "rank", 0, world_size - 1)
+        return BatchRows(self, range(rank, len(self), world_size))
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, PackingPlan)
+            and super().__eq__(other)
+            and np.array_equal(self.indices, other.indices)
+        )
+
+    __hash__ = None
+
+
+class BatchRows:
+    """Some batches of a plan: a sized iterable of views of their rows."""
+
+    def __init__(self, plan: PackingPlan, batches: range) -> None:
+        self._plan = plan
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return (self._plan[batch] for batch in self._batches)

@@ -1,0 +1,37 @@
+"""First-Fit Decreasing as it is defined: the obvious O(n * batches) algorithm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+def first_fit_decreasing(
+    lengths: Sequence[int],
+    max_tokens_per_batch: int,
+    max_sequence_length: int = 1022,
+    special_tokens: int = 2,
+    max_sequences_per_batch: int | None = None,
+    ids: Sequence[Any] | None = None,
+) -> list[list[int]]:
+    """Return the rows of each batch in order of placement."""
+    limit = min(max_sequence_length, max_tokens_per_batch - special_tokens)
+    tokens = [min(length, limit) + special_tokens for length in lengths]
+    rows = sorted(
+        range(len(lengths)), key=lambda row: (-tokens[row], 0 if ids is None else ids[row], row)
+    )
+    batches: list[list[int]] = []
+    free: list[int] = []
+    for row in rows:
+        for batch, room in enumerate(free):
+            has_place = max_sequences_per_batch is None or (
+                len(batches[batch]) < max_sequences_per_batch
+            )
+            if tokens[row] <= room and has_place:
+                batches[batch].append(row)
+                free[batch] -= tokens[row]
+                break
+        else:
+            batches.append([row])
+            free.append(max_tokens_per_batch - tokens[row])
+    return batches

@@ -234,8 +234,7 @@ PYBIND11_MODULE(_core, module) {
         .def_property_readonly("total_tokens", &TokenCounts::total_tokens)
         .def("__add__", &add, py::is_operator())
         .def(py::self == py::self)
-        .def(py::pickle([](const TokenCounts& counts) { return get_state(counts); },
-                        &counts_from));
+        .def(py::pickle([](const TokenCounts& counts) { return get_state(counts); }, &counts_from));
 
     py::class_<Layout>(module, "Layout")
         .def_readonly("max_tokens_per_batch", &Layout::max_tokens_per_batch)

@@ -205,20 +205,20 @@ void fill_batches(const Layout& layout, std::span<const std::int64_t> starts, co
         const std::int64_t first_batch = batch_at(begin);
         const std::int64_t last_batch = batch_at(end);
         Row* next = out.data() + offsets[static_cast<std::size_t>(first_batch)];
-        stretches.walk(
-            first_batch, last_batch, rooms[static_cast<std::size_t>(part)],
-            [&](std::int64_t first, std::int64_t last, std::span<const Part> filled) {
-                for (std::int64_t batch = first; batch < last; ++batch) {
-                    for (const Part& from : filled) {
-                        const Run& run = *from.run;
-                        const std::int64_t source = starts[from.size] + run.first_sequence +
-                                                    (batch - run.first_batch) * run.per_batch;
-                        for (std::int64_t i = 0; i < run.per_batch; ++i) {
-                            *next++ = sorted(static_cast<std::size_t>(source + i));
-                        }
-                    }
-                }
-            });
+        stretches.walk(first_batch, last_batch, rooms[static_cast<std::size_t>(part)],
+                       [&](std::int64_t first, std::int64_t last, std::span<const Part> filled) {
+                           for (std::int64_t batch = first; batch < last; ++batch) {
+                               for (const Part& from : filled) {
+                                   const Run& run = *from.run;
+                                   const std::int64_t source =
+                                       starts[from.size] + run.first_sequence +
+                                       (batch - run.first_batch) * run.per_batch;
+                                   for (std::int64_t i = 0; i < run.per_batch; ++i) {
+                                       *next++ = sorted(static_cast<std::size_t>(source + i));
+                                   }
+                               }
+                           }
+                       });
     });
 }
 
@@ -301,11 +301,11 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
     fill_batches(layout, starts, row_at, offsets, out, num_threads);
 }
 
-#define INSTANTIATE_NUMBER(Length, Number)                                                    \
-    template void assign(const Layout&, std::span<const Length>, const TokenCounts&, Place,   \
-                         std::span<Number>, int);                                             \
-    template void list_rows(const Layout&, std::span<const Length>, const Ids&,               \
-                            std::span<Number>, std::span<Number>, std::span<std::int64_t>, int);
+#define INSTANTIATE_NUMBER(Length, Number)                                                         \
+    template void assign(const Layout&, std::span<const Length>, const TokenCounts&, Place,        \
+                         std::span<Number>, int);                                                  \
+    template void list_rows(const Layout&, std::span<const Length>, const Ids&, std::span<Number>, \
+                            std::span<Number>, std::span<std::int64_t>, int);
 #define INSTANTIATE(Length)                  \
     INSTANTIATE_NUMBER(Length, std::int32_t) \
     INSTANTIATE_NUMBER(Length, std::int64_t)

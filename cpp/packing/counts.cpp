@@ -105,9 +105,8 @@ template <class Length>
 void count_in_table(TokenCounts& counts, std::span<const Length> lengths, std::uint64_t longest,
                     int num_threads) {
     Histogram histogram(lengths.size(), static_cast<std::size_t>(longest + 1), num_threads);
-    parallel_for(histogram.num_parts(), [&](int part) noexcept {
-        histogram.add(part, lengths, DenseBins{longest});
-    });
+    parallel_for(histogram.num_parts(),
+                 [&](int part) noexcept { histogram.add(part, lengths, DenseBins{longest}); });
     const std::span<std::int64_t> total = histogram.counts(0);
     for (int part = 1; part < histogram.num_parts(); ++part) {
         std::ranges::transform(total, histogram.counts(part), total.begin(), std::plus{});
@@ -120,16 +119,14 @@ void count_in_table(TokenCounts& counts, std::span<const Length> lengths, std::u
 }
 
 template <class Length>
-void count_by_sorting(TokenCounts& counts, std::span<const Length> lengths,
-                      std::uint64_t longest) {
+void count_by_sorting(TokenCounts& counts, std::span<const Length> lengths, std::uint64_t longest) {
     std::vector<std::uint64_t> kept(lengths.size());
-    std::ranges::transform(lengths, kept.begin(), [&](Length length) {
-        return std::min(as_unsigned(length), longest);
-    });
+    std::ranges::transform(lengths, kept.begin(),
+                           [&](Length length) { return std::min(as_unsigned(length), longest); });
     std::ranges::sort(kept, std::greater{});
     for (auto first = kept.begin(); first != kept.end();) {
-        const auto last = std::find_if(first, kept.end(),
-                                       [&](std::uint64_t length) { return length != *first; });
+        const auto last =
+            std::find_if(first, kept.end(), [&](std::uint64_t length) { return length != *first; });
         append_size(counts, *first, last - first);
         first = last;
     }
@@ -207,8 +204,8 @@ void TokenCounts::validate() const {
     require(tokens.size() == sequences.size(), "sizes do not match counts");
     require(std::ranges::adjacent_find(tokens, std::less_equal{}) == tokens.end(),
             "sizes are out of order");
-    require(tokens.empty() || (tokens.front() <= max_length + special_tokens &&
-                               tokens.back() >= special_tokens),
+    require(tokens.empty() ||
+                (tokens.front() <= max_length + special_tokens && tokens.back() >= special_tokens),
             "a size is out of range");
     require(std::ranges::all_of(sequences, [](std::int64_t n) { return n >= 1; }),
             "a count is not positive");
@@ -233,8 +230,8 @@ TokenCounts add(const TokenCounts& a, const TokenCounts& b) {
     sum.max_length = a.max_length;
     sum.special_tokens = a.special_tokens;
     sum.num_truncated = checked_add(a.num_truncated, b.num_truncated, "the number of sequences");
-    sum.truncated_tokens = checked_add(a.truncated_tokens, b.truncated_tokens,
-                                       "the number of residues cut off");
+    sum.truncated_tokens =
+        checked_add(a.truncated_tokens, b.truncated_tokens, "the number of residues cut off");
     std::size_t i = 0;
     std::size_t j = 0;
     while (i < a.tokens.size() || j < b.tokens.size()) {
@@ -243,9 +240,8 @@ TokenCounts add(const TokenCounts& a, const TokenCounts& b) {
         const bool from_b =
             i == a.tokens.size() || (j < b.tokens.size() && b.tokens[j] >= a.tokens[i]);
         sum.tokens.push_back(from_a ? a.tokens[i] : b.tokens[j]);
-        sum.sequences.push_back(checked_add(from_a ? a.sequences[i] : 0,
-                                            from_b ? b.sequences[j] : 0,
-                                            "the number of sequences"));
+        sum.sequences.push_back(checked_add(
+            from_a ? a.sequences[i] : 0, from_b ? b.sequences[j] : 0, "the number of sequences"));
         i += from_a ? 1 : 0;
         j += from_b ? 1 : 0;
     }

@@ -108,18 +108,17 @@ KeyedRow IdOrder::keyed(std::size_t row) const {
 }
 
 bool IdOrder::less(const KeyedRow& a, const KeyedRow& b) const {
-    const auto order =
-        with_points(texts_[static_cast<std::size_t>(a.row)], [&](auto points_a) {
-            return with_points(texts_[static_cast<std::size_t>(b.row)], [&](auto points_b) {
-                const std::size_t same =
-                    std::min({prefix_ + points_, points_a.size(), points_b.size()});
-                const auto rest_a = points_a.subspan(same);
-                const auto rest_b = points_b.subspan(same);
-                return std::lexicographical_compare_three_way(
-                    rest_a.begin(), rest_a.end(), rest_b.begin(), rest_b.end(),
-                    [](std::uint32_t p, std::uint32_t q) { return p <=> q; });
-            });
+    const auto order = with_points(texts_[static_cast<std::size_t>(a.row)], [&](auto points_a) {
+        return with_points(texts_[static_cast<std::size_t>(b.row)], [&](auto points_b) {
+            const std::size_t same =
+                std::min({prefix_ + points_, points_a.size(), points_b.size()});
+            const auto rest_a = points_a.subspan(same);
+            const auto rest_b = points_b.subspan(same);
+            return std::lexicographical_compare_three_way(
+                rest_a.begin(), rest_a.end(), rest_b.begin(), rest_b.end(),
+                [](std::uint32_t p, std::uint32_t q) { return p <=> q; });
         });
+    });
     return order != 0 ? order < 0 : a.row < b.row;
 }
 

@@ -50,8 +50,8 @@ class Groups {
         if (group.num_sequences == max_sequences_) {
             return;
         }
-        const auto fits = std::ranges::lower_bound(tokens_.subspan(size_), group.free_tokens,
-                                                   std::greater{});
+        const auto fits =
+            std::ranges::lower_bound(tokens_.subspan(size_), group.free_tokens, std::greater{});
         const auto size = static_cast<std::size_t>(fits - tokens_.begin());
         if (size == tokens_.size()) {
             return;
@@ -143,8 +143,8 @@ Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batc
                     return;
                 }
                 if (per_batch > 0) {
-                    layout.runs.push_back({placed, group.first_batch, num_batches, per_batch,
-                                           group.num_sequences});
+                    layout.runs.push_back(
+                        {placed, group.first_batch, num_batches, per_batch, group.num_sequences});
                     placed += num_batches * per_batch;
                 }
                 groups.put({group.first_batch, num_batches, group.free_tokens - per_batch * tokens,
@@ -230,8 +230,7 @@ void batch_tokens(const Layout& layout, std::span<std::int64_t> tokens) {
 
 void batch_offsets(const Layout& layout, std::span<std::int64_t> offsets) {
     const std::span<std::int64_t> sequences = offsets.subspan(1);
-    add_over_batches(layout, sequences,
-                     [](std::size_t, const Run& run) { return run.per_batch; });
+    add_over_batches(layout, sequences, [](std::size_t, const Run& run) { return run.per_batch; });
     offsets[0] = 0;
     for (std::size_t batch = 1; batch < offsets.size(); ++batch) {
         offsets[batch] += offsets[batch - 1];

@@ -1,0 +1,65 @@
+PYTHON ?= python3
+FASTA ?= examples/proteins.fasta
+PLAN ?= build/demo.parquet
+CASES ?= 3000000
+SEED ?= 1
+
+BIN := $(CURDIR)/.venv/bin
+CPP := $(shell find cpp -name '*.[ch]pp')
+BUILT_FROM := $(CPP) CMakeLists.txt pyproject.toml requirements-dev.txt
+# The demonstration needs less than development, which serves it too.
+INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
+
+export PATH := $(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: demo test lint format compare clean
+
+## demo: pack FASTA=path and write the plan to PLAN=path
+demo: $(INSTALLED)
+	@mkdir -p build
+	virnucpro pack $(FASTA) -o $(PLAN)
+
+## test: the kernel's own tests, then those in Python
+test: .venv/dev
+	cmake --preset dev
+	cmake --build --preset dev
+	ctest --preset dev
+	pytest
+
+## lint: styles and types
+lint: .venv/dev
+	ruff check
+	ruff format --check
+	mypy
+	clang-format --dry-run --Werror $(CPP)
+
+## format: bring all code into style
+format: .venv/dev
+	ruff check --fix
+	ruff format
+	clang-format -i $(CPP)
+
+## compare: the kernel against the reference on CASES random cases from SEED, and 200,000 examples
+compare: .venv/dev
+	cmake --preset dev
+	cmake --build --preset dev
+	build/dev/packing_test $(CASES) $(SEED)
+	HYPOTHESIS_PROFILE=long pytest tests/unit/test_packing.py -k "reference or whole or unique_ids"
+
+clean:
+	rm -rf .venv build
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/cli: .venv/bin/pip $(BUILT_FROM)
+	pip install --quiet --constraint requirements-dev.txt scikit-build-core pybind11 cmake ninja
+	pip install --quiet --constraint requirements-dev.txt --no-build-isolation --editable '.[cli]'
+	@touch $@
+
+.venv/dev: .venv/bin/pip $(BUILT_FROM)
+	pip install --quiet --requirement requirements-dev.txt
+	pip install --quiet --no-build-isolation --no-deps --editable . \
+		--config-settings cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
+	@touch $@

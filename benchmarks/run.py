@@ -1,0 +1,129 @@
+"""Measures all packers on all data and writes tables and plots into docs/."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import growth
+import numpy as np
+import targets
+import typer
+from data import DATA, QUICK
+from packers import PACKERS
+from rich.console import Console
+
+ROOT = Path(__file__).parents[1]
+HERE = Path(__file__).parent
+console = Console(stderr=True)
+
+
+def machine() -> str:
+    """Describe this machine."""
+    model = "unknown processor"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            model = line.split(":")[1].strip()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"{model}, {len(os.sched_getaffinity(0))} cores, {memory:.0f} GiB, "
+        f"{platform.system()}, Python {platform.python_version()}, NumPy {np.__version__}"
+    )
+
+
+def measure(packer: str, data: str) -> dict[str, Any] | str:
+    """Return what measure.py prints, or why there is nothing."""
+    command = [sys.executable, str(HERE / "measure.py"), packer, data]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode == 0:
+        return dict(json.loads(done.stdout))
+    last = done.stderr.strip().splitlines()[-1]
+    return "not installed" if last.startswith("ModuleNotFoundError") else f"failed: {last}"
+
+
+def compare(data_names: list[str]) -> str:
+    """Return a Markdown table for each data set."""
+    lines: list[str] = []
+    for data_name in data_names:
+        num = len(DATA[data_name].make())
+        lines += [
+            f"### {data_name[0].upper()}{data_name[1:]}",
+            "",
+            f"Budget {DATA[data_name].max_tokens_per_batch:,} tokens.",
+            "",
+            "| packer | seconds | times ours | batches | efficiency | padding | peak memory |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        ours = None
+        for name, packer in PACKERS.items():
+            if num > packer.most:
+                continue
+            console.print(f"{data_name}: {name}")
+            row = measure(name, data_name)
+            if isinstance(row, str):
+                lines.append(f"| {name} | {row} | | | | | |")
+                continue
+            ours = ours or row["seconds"]
+            packed = row["batches"] is not None
+            lines.append(
+                f"| {name} | {row['seconds']:.6f} | {row['seconds'] / ours:,.2f} "
+                f"| {format(row['batches'], ',') if packed else ''} "
+                f"| {format(row['efficiency'], '.4f') if packed else ''} "
+                f"| {format(row['padding'], '.1%') if packed else ''} "
+                f"| {row['memory'] / 2**20:,.1f} MiB |"
+            )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
+    """Measure everything, or with --quick what takes two minutes."""
+    text = [
+        "# Benchmarks",
+        "",
+        f"Written by `make {'bench-quick' if quick else 'bench'}` on {datetime.date.today()}.",
+        "",
+        f"Machine: {machine()}.",
+        "",
+        "## Targets",
+        "",
+        "Ratios of medians of runs that alternate in one process, warm, with logging on.",
+        "",
+        targets.table(quick),
+        "",
+        "## Comparison",
+        "",
+        "Each packer ran in a process of its own and was given its own best input, made outside",
+        'the time measured. "Times ours" is against `pack_lengths`. "Efficiency" is tokens by the',
+        'room in all batches, "padding" the share of padding in what a model computes, "peak',
+        'memory" what a call takes beyond its input. Seconds are medians.',
+        "",
+        compare([name for name in QUICK if name in DATA] if quick else list(DATA)),
+    ]
+    if not quick:
+        text += [
+            "## Growth",
+            "",
+            growth.by_sequences(output / "growth-sequences.svg"),
+            "",
+            "![Time a sequence by number of sequences](growth-sequences.svg)",
+            "",
+            growth.by_sizes(output / "growth-sizes.svg"),
+            "",
+            "![Time by number of distinct sizes](growth-sizes.svg)",
+            "",
+        ]
+    output.mkdir(exist_ok=True)
+    path = output / ("benchmarks-quick.md" if quick else "benchmarks.md")
+    path.write_text("\n".join(text))
+    console.print(f"Written to {path}")
+
+
+if __name__ == "__main__":
+    typer.run(main)

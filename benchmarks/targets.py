@@ -1,0 +1,182 @@
+"""The speeds that this project aims at, as ratios to yardsticks measured alternately."""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from data import Data, log_normal, wikipedia
+from measure import peak_of
+from packers import ours
+from rich.console import Console
+
+from virnucpro.data import GreedyPacker, _core
+
+console = Console(stderr=True)
+Call = Callable[[], Any]
+
+
+def alternate(ours: Call, other: Call, repeats: int) -> tuple[float, float]:
+    """Return the median seconds of two calls that take turns, after one unmeasured turn."""
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for turn in range(repeats + 1):
+        for call, times in zip((ours, other), seconds, strict=True):
+            begin = time.perf_counter()
+            call()
+            if turn:
+                times.append(time.perf_counter() - begin)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
+
+
+def median(call: Call, repeats: int) -> float:
+    """Return the median seconds of a call, after one unmeasured."""
+    return alternate(call, lambda: None, repeats)[0]
+
+
+class Table:
+    """Rows of what must be, what is aimed at and what is."""
+
+    def __init__(self) -> None:
+        self.lines = [
+            "| work | must | aim | measured | |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+
+    def add(self, work: str, must: str, aim: str, measured: str, holds: bool) -> None:
+        """Add a row; `holds` tells whether what must be is."""
+        self.lines.append(f"| {work} | {must} | {aim} | {measured} | {'✓' if holds else '✗'} |")
+        console.print(self.lines[-1])
+
+    def faster(
+        self, work: str, must: float, aim: float, call: Call, other: Call, repeats: int
+    ) -> None:
+        """Add a row for a call that should take so many times less time than another."""
+        mine, others = alternate(call, other, repeats)
+        ratio = others / mine
+        measured = f"1/{ratio:.1f} ({mine * 1e3:,.2f} ms, {others * 1e3:,.1f} ms)"
+        self.add(work, f"1/{must:g}", f"1/{aim:g}", measured, ratio >= must)
+
+
+def table(quick: bool) -> str:
+    """Return the targets as a Markdown table; the largest are left out where it has to be quick."""
+    rows = Table()
+    protein = Data(lambda: log_normal(10_000_000))
+    packer = ours(protein)
+    lengths = protein.make()
+    clipped = protein.tokens().astype(np.uint16)
+    rows.faster(
+        "`pack_lengths`, 10 M int32, against `np.argsort(lengths, kind='stable')`",
+        15,
+        30,
+        lambda: packer.pack_lengths(lengths),
+        lambda: np.argsort(lengths, kind="stable"),
+        7,
+    )
+    rows.faster(
+        "the same, against the stable argsort of the clipped uint16 array",
+        4,
+        8,
+        lambda: packer.pack_lengths(lengths),
+        lambda: np.argsort(clipped, kind="stable"),
+        9,
+    )
+    million, sizes = log_normal(1_000_000), protein.tokens()[:1_000_000].tolist()
+    try:
+        import lightbinpack
+
+        names = ("ffd", "bfd", "obfd", "obfdp")
+        packs = {name: getattr(lightbinpack, name) for name in names}
+        fastest = min(names, key=lambda name: median(lambda: packs[name](sizes, 4096), 3))
+        rows.faster(
+            f"`pack_lengths`, 1 M int32, against `lightbinpack.{fastest}` with a list",
+            20,
+            40,
+            lambda: packer.pack_lengths(million),
+            lambda: packs[fastest](sizes, 4096),
+            9,
+        )
+    except ModuleNotFoundError:
+        rows.add("`pack_lengths`, 1 M int32, against lightbinpack", "", "", "not installed", False)
+    mine, copies = alternate(lambda: packer.assign_batches(lengths), lengths.copy, 15)
+    rows.add(
+        "`assign_batches`, 10 M int32, against `lengths.copy()`",
+        "8 times",
+        "4 times",
+        f"{mine / copies:.1f} times ({mine * 1e3:.1f} ms, {copies * 1e3:.1f} ms)",
+        mine / copies <= 8,
+    )
+    buffer = lengths[:2000].copy()
+    seconds = median(lambda: packer.pack_lengths(buffer), 500)
+    rows.add(
+        "`pack_lengths`, 2,000 lengths",
+        "200 µs",
+        "60 µs",
+        f"{seconds * 1e6:.0f} µs",
+        seconds <= 200e-6,
+    )
+    documents = GreedyPacker(131_072, 131_072, special_tokens=0)
+    counts = documents.count(log_normal(5_000_000, 8, 1.3))._core
+    seconds = median(lambda: _core.first_fit_decreasing(counts, 131_072, None), 9)
+    rows.add(
+        "the layout alone, 5 M log-normal lengths (mu 8, sigma 1.3), budget 131,072",
+        "150 ms",
+        "50 ms",
+        f"{seconds * 1e3:.1f} ms",
+        seconds <= 0.15,
+    )
+    random = np.random.default_rng(0)
+    digits = random.integers(0, 10, (1_000_000, 9))
+    ids = np.array(
+        ["NC_{}{}{}{}{}{}.{}_{}{}".format(*row) for row in digits.tolist()], dtype=np.str_
+    )
+    rows.faster(
+        "`pack_lengths` with string `ids` of 1 M sequences, against `np.argsort(ids)`",
+        3,
+        8,
+        lambda: packer.pack_lengths(million, ids),
+        lambda: np.argsort(ids),
+        3,
+    )
+    words = wikipedia()
+    bert = GreedyPacker(512, 512, special_tokens=0)
+    seconds = median(lambda: bert.pack_lengths(words), 5)
+    rows.add(
+        "`pack_lengths`, 16,279,552 lengths of at most 512, budget 512",
+        "200 ms",
+        "",
+        f"{seconds * 1e3:.0f} ms",
+        seconds <= 0.2,
+    )
+    if not quick:
+        del lengths, clipped, words, ids
+        command = [sys.executable, str(Path(__file__)), "billion"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        seconds, gibibytes = map(float, done.stdout.split())
+        rows.add(
+            "1 billion uint16 lengths, `pack_lengths`, second call",
+            "15 s, 13 GiB",
+            "4 s, 10 GiB",
+            f"{seconds:.2f} s, {gibibytes:.1f} GiB",
+            seconds <= 15 and gibibytes <= 13,
+        )
+    return "\n".join(rows.lines)
+
+
+def billion() -> tuple[float, float]:
+    """Return the seconds of a second call on a billion lengths, and the memory in GiB in all."""
+    lengths = log_normal(1_000_000_000, dtype="u2")
+    packer = ours(Data(lambda: lengths))
+    packer.pack_lengths(lengths)
+    begin = time.perf_counter()
+    _, peak = peak_of(lambda: packer.pack_lengths(lengths))
+    return time.perf_counter() - begin, (peak + lengths.nbytes) / 2**30
+
+
+if __name__ == "__main__" and sys.argv[1:] == ["billion"]:
+    print(*billion())

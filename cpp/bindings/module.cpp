@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <span>
 #include <stdexcept>
@@ -141,44 +142,54 @@ void with_ids(const py::object& ids, const Use& use) {
     use(Ids{view<std::int64_t>(array)});
 }
 
-template <class Number>
-py::array_t<Number> copy(const std::vector<Number>& values) {
-    return py::array_t<Number>(static_cast<py::ssize_t>(values.size()), values.data());
+using Int64Array = py::array_t<std::int64_t, py::array::c_style>;
+
+py::array_t<std::int64_t> to_array(std::span<const std::int64_t> values) {
+    return py::array_t<std::int64_t>(static_cast<py::ssize_t>(values.size()), values.data());
 }
 
-std::vector<std::int64_t> to_vector(const py::array_t<std::int64_t, py::array::c_style>& array) {
-    if (array.ndim() != 1) {
-        throw py::type_error("state must hold one-dimensional arrays");
-    }
+std::vector<std::int64_t> to_vector(const Int64Array& array) {
+    require_plain(array, "a field");
     return {array.data(), array.data() + array.size()};
 }
 
-using Int64Array = py::array_t<std::int64_t, py::array::c_style>;
-
-py::tuple get_state(const TokenCounts& counts) {
-    return py::make_tuple(counts.max_length, counts.special_tokens, copy(counts.tokens),
-                          copy(counts.sequences), counts.num_truncated, counts.truncated_tokens);
-}
-
-TokenCounts counts_from(const py::tuple& state) {
-    if (state.size() != 6) {
-        throw py::value_error("not the state of token counts");
-    }
-    TokenCounts counts;
-    counts.max_length = state[0].cast<std::int64_t>();
-    counts.special_tokens = state[1].cast<std::int64_t>();
-    counts.tokens = to_vector(state[2].cast<Int64Array>());
-    counts.sequences = to_vector(state[3].cast<Int64Array>());
-    counts.num_truncated = state[4].cast<std::int64_t>();
-    counts.truncated_tokens = state[5].cast<std::int64_t>();
+TokenCounts make_counts(std::int64_t max_length, std::int64_t special_tokens,
+                        const Int64Array& tokens, const Int64Array& sequences,
+                        std::int64_t num_truncated, std::int64_t truncated_tokens) {
+    TokenCounts counts{max_length,           special_tokens, to_vector(tokens),
+                       to_vector(sequences), num_truncated,  truncated_tokens};
     counts.validate();
     return counts;
+}
+
+py::tuple fields_of(const TokenCounts& counts) {
+    return py::make_tuple(counts.max_length, counts.special_tokens, to_array(counts.tokens),
+                          to_array(counts.sequences), counts.num_truncated,
+                          counts.truncated_tokens);
 }
 
 constexpr py::ssize_t run_fields = 5;
 static_assert(sizeof(Run) == run_fields * sizeof(std::int64_t));
 
-py::tuple get_state(const Layout& layout) {
+Layout make_layout(std::int64_t max_tokens_per_batch, std::int64_t max_sequences_per_batch,
+                   std::int64_t num_batches, const TokenCounts& counts, const Int64Array& first_run,
+                   const Int64Array& runs) {
+    if (runs.ndim() != 2 || runs.shape(1) != run_fields) {
+        throw py::type_error("runs must have five columns");
+    }
+    Layout layout{max_tokens_per_batch, max_sequences_per_batch, num_batches, counts, {}, {}};
+    for (const std::int64_t run : to_vector(first_run)) {
+        layout.first_run.push_back(static_cast<std::size_t>(run));
+    }
+    const std::int64_t* field = runs.data();
+    for (py::ssize_t run = 0; run < runs.shape(0); ++run, field += run_fields) {
+        layout.runs.push_back({field[0], field[1], field[2], field[3], field[4]});
+    }
+    layout.validate();
+    return layout;
+}
+
+py::tuple fields_of(const Layout& layout) {
     py::array_t<std::int64_t> first_run(static_cast<py::ssize_t>(layout.first_run.size()));
     std::ranges::copy(layout.first_run, first_run.mutable_data());
     py::array_t<std::int64_t> runs({static_cast<py::ssize_t>(layout.runs.size()), run_fields});
@@ -190,31 +201,38 @@ py::tuple get_state(const Layout& layout) {
         }
     }
     return py::make_tuple(layout.max_tokens_per_batch, layout.max_sequences_per_batch,
-                          layout.num_batches, get_state(layout.counts), first_run, runs);
+                          layout.num_batches, layout.counts, first_run, runs);
 }
 
-Layout layout_from(const py::tuple& state) {
-    if (state.size() != 6) {
-        throw py::value_error("not the state of a layout");
-    }
-    Layout layout;
-    layout.max_tokens_per_batch = state[0].cast<std::int64_t>();
-    layout.max_sequences_per_batch = state[1].cast<std::int64_t>();
-    layout.num_batches = state[2].cast<std::int64_t>();
-    layout.counts = counts_from(state[3].cast<py::tuple>());
-    for (const std::int64_t run : to_vector(state[4].cast<Int64Array>())) {
-        layout.first_run.push_back(static_cast<std::size_t>(run));
-    }
-    const auto runs = state[5].cast<Int64Array>();
-    if (runs.ndim() != 2 || runs.shape(1) != run_fields) {
-        throw py::value_error("not the state of a layout");
-    }
-    const std::int64_t* field = runs.data();
-    for (py::ssize_t run = 0; run < runs.shape(0); ++run, field += run_fields) {
-        layout.runs.push_back({field[0], field[1], field[2], field[3], field[4]});
-    }
-    layout.validate();
-    return layout;
+// Pickles a value as a call of the function that checks its fields and makes it anew.
+template <class Value>
+void make_picklable(py::class_<Value>& type, const char* maker) {
+    type.def("__reduce__", [maker](const Value& value) {
+        const auto module = py::module_::import("virnucpro.data._core");
+        return py::make_tuple(module.attr(maker), fields_of(value));
+    });
+    // An object made by __new__ alone would hold no value.
+    reinterpret_cast<PyTypeObject*>(type.ptr())->tp_new = [](PyTypeObject* refused, PyObject*,
+                                                             PyObject*) -> PyObject* {
+        PyErr_Format(PyExc_TypeError, "%s cannot be made this way", refused->tp_name);
+        return nullptr;
+    };
+}
+
+template <class Row, class Length>
+py::tuple list_rows_of(const Layout& layout, std::span<const Length> lengths, const py::object& ids,
+                       int num_threads) {
+    py::array_t<Row> rows(static_cast<py::ssize_t>(lengths.size()));
+    py::array_t<Row> scratch(ids.is_none() ? rows.size() : 0);
+    py::array_t<std::int64_t> offsets(layout.num_batches + 1);
+    with_ids(ids, [&](const Ids& order) {
+        const std::span to = mutable_view<Row>(rows);
+        const std::span room = mutable_view<Row>(scratch);
+        const std::span starts = mutable_view<std::int64_t>(offsets);
+        const py::gil_scoped_release release;
+        list_rows(layout, lengths, order, room, to, starts, num_threads);
+    });
+    return py::make_tuple(rows, offsets);
 }
 
 }  // namespace
@@ -223,30 +241,40 @@ PYBIND11_MODULE(_core, module) {
     module.doc() = "The packing kernel.";
     module.attr("__version__") = VIRNUCPRO_VERSION;
 
-    py::class_<TokenCounts>(module, "TokenCounts")
-        .def_readonly("max_length", &TokenCounts::max_length)
-        .def_readonly("special_tokens", &TokenCounts::special_tokens)
-        .def_property_readonly("tokens", [](const TokenCounts& c) { return copy(c.tokens); })
-        .def_property_readonly("sequences", [](const TokenCounts& c) { return copy(c.sequences); })
-        .def_readonly("num_truncated", &TokenCounts::num_truncated)
-        .def_readonly("truncated_tokens", &TokenCounts::truncated_tokens)
-        .def_property_readonly("num_sequences", &TokenCounts::num_sequences)
-        .def_property_readonly("total_tokens", &TokenCounts::total_tokens)
-        .def("__add__", &add, py::is_operator())
-        .def(py::self == py::self)
-        .def(py::pickle([](const TokenCounts& counts) { return get_state(counts); }, &counts_from));
+    auto token_counts =
+        py::class_<TokenCounts>(module, "TokenCounts")
+            .def_readonly("max_length", &TokenCounts::max_length)
+            .def_readonly("special_tokens", &TokenCounts::special_tokens)
+            .def_property_readonly("tokens",
+                                   [](const TokenCounts& c) { return to_array(c.tokens); })
+            .def_property_readonly("sequences",
+                                   [](const TokenCounts& c) { return to_array(c.sequences); })
+            .def_readonly("num_truncated", &TokenCounts::num_truncated)
+            .def_readonly("truncated_tokens", &TokenCounts::truncated_tokens)
+            .def_property_readonly("num_sequences", &TokenCounts::num_sequences)
+            .def_property_readonly("total_tokens", &TokenCounts::total_tokens)
+            .def("__add__", &add, py::is_operator())
+            .def(py::self == py::self);
+    make_picklable(token_counts, "make_counts");
+    module.def("make_counts", &make_counts, py::arg("max_length"), py::arg("special_tokens"),
+               py::arg("tokens").noconvert(), py::arg("sequences").noconvert(),
+               py::arg("num_truncated"), py::arg("truncated_tokens"));
 
-    py::class_<Layout>(module, "Layout")
-        .def_readonly("max_tokens_per_batch", &Layout::max_tokens_per_batch)
-        .def_property_readonly("max_sequences_per_batch",
-                               [](const Layout& layout) {
-                                   const std::int64_t most = layout.max_sequences_per_batch;
-                                   return most == unlimited ? std::nullopt : std::optional(most);
-                               })
-        .def_readonly("num_batches", &Layout::num_batches)
-        .def_readonly("counts", &Layout::counts)
-        .def(py::self == py::self)
-        .def(py::pickle([](const Layout& layout) { return get_state(layout); }, &layout_from));
+    auto layouts = py::class_<Layout>(module, "Layout")
+                       .def_readonly("max_tokens_per_batch", &Layout::max_tokens_per_batch)
+                       .def_property_readonly(
+                           "max_sequences_per_batch",
+                           [](const Layout& layout) {
+                               const std::int64_t most = layout.max_sequences_per_batch;
+                               return most == unlimited ? std::nullopt : std::optional(most);
+                           })
+                       .def_readonly("num_batches", &Layout::num_batches)
+                       .def_readonly("counts", &Layout::counts)
+                       .def(py::self == py::self);
+    make_picklable(layouts, "make_layout");
+    module.def("make_layout", &make_layout, py::arg("max_tokens_per_batch"),
+               py::arg("max_sequences_per_batch"), py::arg("num_batches"), py::arg("counts"),
+               py::arg("first_run").noconvert(), py::arg("runs").noconvert());
 
     module.def(
         "count",
@@ -303,26 +331,13 @@ PYBIND11_MODULE(_core, module) {
 
     module.def(
         "list_rows",
-        [](const Layout& layout, const py::array& lengths, const py::object& ids,
-           py::array& scratch, py::array& out, py::array_t<std::int64_t>& offsets,
-           int num_threads) {
-            require_plain(scratch, "scratch");
-            require_plain(offsets, "offsets");
-            if (!scratch.dtype().is(out.dtype())) {
-                throw py::type_error("scratch and out differ in type");
-            }
-            with_lengths(lengths, [&](auto span) {
-                with_ids(ids, [&](const Ids& order) {
-                    with_number(out, [&]<class Number>(Number) {
-                        const std::span room = mutable_view<Number>(scratch);
-                        const std::span rows = mutable_view<Number>(out);
-                        const std::span starts = mutable_view<std::int64_t>(offsets);
-                        const py::gil_scoped_release release;
-                        list_rows(layout, span, order, room, rows, starts, num_threads);
-                    });
-                });
+        [](const Layout& layout, const py::array& lengths, const py::object& ids, int num_threads) {
+            return with_lengths(lengths, [&](auto span) -> py::tuple {
+                const bool is_narrow =
+                    span.size() <= std::size_t{std::numeric_limits<std::int32_t>::max()};
+                return is_narrow ? list_rows_of<std::int32_t>(layout, span, ids, num_threads)
+                                 : list_rows_of<std::int64_t>(layout, span, ids, num_threads);
             });
         },
-        py::arg("layout"), py::arg("lengths"), py::arg("ids"), py::arg("scratch"), py::arg("out"),
-        py::arg("offsets").noconvert(), py::arg("num_threads"));
+        py::arg("layout"), py::arg("lengths"), py::arg("ids"), py::arg("num_threads"));
 }

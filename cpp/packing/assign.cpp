@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <functional>
 #include <limits>
 #include <stdexcept>
 #include <string>
@@ -16,55 +17,77 @@ namespace {
 
 constexpr const char* changed = "lengths changed while they were being assigned";
 
-// Hands out the places of one size, one after the other.
-class Cursor {
-  public:
-    Cursor() = default;
+// The next place of a size. Small, since all of them should stay in the nearest cache.
+struct Cursor {
+    std::int64_t batch = 0;
+    std::int64_t end_batch = 0;      // where the run ends
+    std::int64_t left_in_batch = 0;  // at least one before the end of the run
+    std::int64_t per_batch = 0;
+};
 
-    // Starts at the sequence-th of the sequences of a size.
-    Cursor(std::span<const Run> runs, std::int64_t sequence) : end_(runs.data() + runs.size()) {
-        const auto after = std::ranges::upper_bound(runs, sequence, {}, &Run::first_sequence);
-        run_ = runs.data() + (after - runs.begin()) - 1;
-        const std::int64_t in_run = sequence - run_->first_sequence;
-        batch_ = run_->first_batch + in_run / run_->per_batch;
-        left_ = run_->per_batch - in_run % run_->per_batch;
-        if (batch_ == run_->first_batch + run_->num_batches) {
-            --batch_;
-            left_ = 0;
+// Hands out the places of all sizes, one after the other for each size.
+class Cursors {
+  public:
+    Cursors() = default;
+    Cursors(const Layout& layout, const Bins& bins, std::span<const std::int64_t> before)
+        : cursors_(bins.size()), runs_(bins.size()) {
+        for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
+            const std::size_t bin = bins.of_size(size);
+            start(bin, layout.runs_of(size), before[bin]);
         }
     }
 
-    // False where all places are taken.
+    // Gives the next place of a size; false where all are taken.
     template <Place place>
-    bool next(std::int64_t& number) {
-        if (left_ == 0 && !advance()) {
+    bool next(std::size_t bin, std::int64_t& number) {
+        Cursor& cursor = cursors_[bin];
+        if (cursor.batch == cursor.end_batch && !start_run(bin)) {
             return false;
         }
-        number = place == Place::batch ? batch_ : run_->first_slot + run_->per_batch - left_;
-        --left_;
+        if constexpr (place == Place::batch) {
+            number = cursor.batch;
+        } else {
+            const Run& run = *(runs_[bin].next - 1);
+            number = run.first_slot + run.per_batch - cursor.left_in_batch;
+        }
+        // Without a branch: where a batch is full is hard to predict.
+        const std::int64_t left = cursor.left_in_batch - 1;
+        const std::int64_t is_full = left == 0 ? 1 : 0;
+        cursor.batch += is_full;
+        cursor.left_in_batch = left + (cursor.per_batch & -is_full);
         return true;
     }
 
   private:
-    bool advance() {
-        if (run_ == end_) {
+    struct Runs {
+        const Run* next = nullptr;
+        const Run* end = nullptr;
+    };
+
+    // Starts at the place of the sequence-th sequence of a size.
+    void start(std::size_t bin, std::span<const Run> runs, std::int64_t sequence) {
+        const auto after = std::ranges::upper_bound(runs, sequence, {}, &Run::first_sequence);
+        const Run* const run = runs.data() + (after - runs.begin()) - 1;
+        runs_[bin] = {run, runs.data() + runs.size()};
+        start_run(bin);
+        const std::int64_t in_run = sequence - run->first_sequence;
+        cursors_[bin].batch += in_run / run->per_batch;
+        cursors_[bin].left_in_batch -= in_run % run->per_batch;
+    }
+
+    bool start_run(std::size_t bin) {
+        Runs& runs = runs_[bin];
+        if (runs.next == runs.end) {
             return false;
         }
-        ++batch_;
-        if (batch_ == run_->first_batch + run_->num_batches) {
-            if (++run_ == end_) {
-                return false;
-            }
-            batch_ = run_->first_batch;
-        }
-        left_ = run_->per_batch;
+        const Run& run = *runs.next++;
+        cursors_[bin] = {run.first_batch, run.first_batch + run.num_batches, run.per_batch,
+                         run.per_batch};
         return true;
     }
 
-    const Run* run_ = nullptr;
-    const Run* end_ = nullptr;
-    std::int64_t batch_ = 0;
-    std::int64_t left_ = 0;
+    std::vector<Cursor> cursors_;
+    std::vector<Runs> runs_;
 };
 
 // How many sequences of each of the layout's sizes are in `before`.
@@ -88,17 +111,6 @@ std::vector<std::int64_t> counted_before(const Layout& layout, const TokenCounts
         result[size] = before.sequences[i];
     }
     return result;
-}
-
-// Counts the lengths in the bins of the layout's sizes.
-template <class Length>
-Histogram count_in_bins(const Bins& bins, std::span<const Length> lengths, int num_threads) {
-    Histogram histogram(lengths.size(), bins.size(), num_threads);
-    bins.visit([&](auto bin_of) {
-        parallel_for(histogram.num_parts(),
-                     [&](int part) noexcept { histogram.add(part, lengths, bin_of); });
-    });
-    return histogram;
 }
 
 // Turns the counts of each part into the number of sequences of each size that come before the
@@ -138,7 +150,8 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
         throw std::overflow_error("out is too narrow for the numbers of the layout");
     }
     const Bins bins(layout.counts, lengths.size());
-    Histogram histogram = count_in_bins(bins, lengths, num_threads);
+    Histogram histogram(lengths.size(), bins.size(), num_threads);
+    bins.visit([&](auto bin_of) { histogram.add_all(lengths, bin_of); });
     std::vector<std::int64_t> counted = counted_before(layout, before);
     accumulate(histogram, bins, counted);
     for (std::size_t size = 0; size < num_sizes; ++size) {
@@ -147,23 +160,18 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
         }
     }
 
-    const int parts = histogram.num_parts();
-    std::vector<Cursor> cursors(static_cast<std::size_t>(parts) * bins.size());
-    for (int part = 0; part < parts; ++part) {
-        for (std::size_t size = 0; size < num_sizes; ++size) {
-            const std::size_t bin = bins.of_size(size);
-            cursors[static_cast<std::size_t>(part) * bins.size() + bin] =
-                Cursor(layout.runs_of(size), histogram.counts(part)[bin]);
-        }
+    std::vector<Cursors> cursors;
+    for (int part = 0; part < histogram.num_parts(); ++part) {
+        cursors.emplace_back(layout, bins, histogram.counts(part));
     }
     std::atomic<bool> failed = false;
-    const auto assign_parts = [&]<Place which>(auto bin_of) {
-        parallel_for(parts, [&](int part) noexcept {
-            Cursor* const mine = cursors.data() + static_cast<std::size_t>(part) * bins.size();
+    const auto assign_places = [&]<Place which>(auto bin_of) {
+        parallel_for(histogram.num_parts(), [&, bin_of, lengths, out](int part) noexcept {
+            Cursors mine = std::move(cursors[static_cast<std::size_t>(part)]);
             const auto [begin, end] = histogram.rows(part);
             for (std::size_t row = begin; row < end; ++row) {
                 std::int64_t number = 0;
-                if (!mine[bin_of(lengths[row])].template next<which>(number)) {
+                if (!mine.template next<which>(bin_of(read_once(lengths[row])), number)) {
                     failed = true;
                     return;
                 }
@@ -173,9 +181,9 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
     };
     bins.visit([&](auto bin_of) {
         if (place == Place::batch) {
-            assign_parts.template operator()<Place::batch>(bin_of);
+            assign_places.template operator()<Place::batch>(bin_of);
         } else {
-            assign_parts.template operator()<Place::slot>(bin_of);
+            assign_places.template operator()<Place::slot>(bin_of);
         }
     });
     if (failed) {
@@ -185,9 +193,47 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
 
 namespace {
 
-// Writes keyed or plain rows, grouped by size, to the slots of the layout.
-template <class Sorted, class Row>
-void fill_batches(const Layout& layout, std::span<const std::int64_t> starts, const Sorted& sorted,
+// The rows of each size together, the largest size first, each part's between those of the parts
+// before and after it. `begins` tells where each part's rows of a size begin, `starts` where those
+// of a size do.
+template <class Length, class Item, class MakeItem>
+void group_by_size(std::span<const Length> lengths, const Bins& bins, const Histogram& begins,
+                   std::span<const std::int64_t> starts, std::span<Item> grouped,
+                   const MakeItem& make_item) {
+    Histogram positions = begins;
+    std::atomic<bool> failed = false;
+    bins.visit([&](auto bin_of) {
+        parallel_for(positions.num_parts(), [&](int part) noexcept {
+            std::int64_t* const position = positions.counts(part).data();
+            const auto [begin, end] = positions.rows(part);
+            for (std::size_t row = begin; row < end; ++row) {
+                const auto to =
+                    static_cast<std::size_t>(position[bin_of(read_once(lengths[row]))]++);
+                if (to >= grouped.size()) {
+                    failed = true;
+                    return;
+                }
+                grouped[to] = make_item(row);
+            }
+        });
+    });
+    // All rows are there, each once, where each part's end where the next part's begin.
+    for (int part = 0; part < positions.num_parts(); ++part) {
+        for (std::size_t size = 0; size + 1 < starts.size(); ++size) {
+            const std::size_t bin = bins.of_size(size);
+            const std::int64_t end =
+                part + 1 < positions.num_parts() ? begins.counts(part + 1)[bin] : starts[size + 1];
+            if (failed || positions.counts(part)[bin] != end) {
+                throw std::invalid_argument(changed);
+            }
+        }
+    }
+}
+
+// Writes rows that are grouped by size to the slots of the layout.
+template <class Item, class Row, class RowOf>
+void fill_batches(const Layout& layout, std::span<const std::int64_t> starts,
+                  std::span<const Item> grouped, const RowOf& row_of,
                   std::span<const std::int64_t> offsets, std::span<Row> out, int num_threads) {
     const Stretches stretches(layout);
     const int parts = num_parts(out.size(), 65536, num_threads);
@@ -210,12 +256,11 @@ void fill_batches(const Layout& layout, std::span<const std::int64_t> starts, co
                            for (std::int64_t batch = first; batch < last; ++batch) {
                                for (const Part& from : filled) {
                                    const Run& run = *from.run;
-                                   const std::int64_t source =
-                                       starts[from.size] + run.first_sequence +
+                                   const Item* const source =
+                                       grouped.data() + starts[from.size] + run.first_sequence +
                                        (batch - run.first_batch) * run.per_batch;
-                                   for (std::int64_t i = 0; i < run.per_batch; ++i) {
-                                       *next++ = sorted(static_cast<std::size_t>(source + i));
-                                   }
+                                   next =
+                                       std::transform(source, source + run.per_batch, next, row_of);
                                }
                            }
                        });
@@ -235,11 +280,12 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
         offsets.size() != static_cast<std::size_t>(layout.num_batches) + 1) {
         throw std::invalid_argument("a buffer has the wrong size");
     }
-    if (static_cast<std::int64_t>(num_rows) > std::numeric_limits<Row>::max()) {
+    if (num_rows > static_cast<std::uint64_t>(std::numeric_limits<Row>::max())) {
         throw std::overflow_error("out is too narrow for the numbers of the rows");
     }
     const Bins bins(layout.counts, num_rows);
-    Histogram histogram = count_in_bins(bins, lengths, num_threads);
+    Histogram begins(num_rows, bins.size(), num_threads);
+    bins.visit([&](auto bin_of) { begins.add_all(lengths, bin_of); });
 
     // Where the rows of each size start when all rows stand in order of size.
     std::vector<std::int64_t> starts(num_sizes + 1);
@@ -247,48 +293,25 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
         starts[size + 1] = starts[size] + layout.counts.sequences[size];
     }
     std::vector<std::int64_t> ends(starts.begin(), starts.end() - 1);
-    accumulate(histogram, bins, ends);
+    accumulate(begins, bins, ends);
     for (std::size_t size = 0; size < num_sizes; ++size) {
         if (ends[size] != starts[size + 1]) {
             throw_mismatch(layout, size, ends[size] - starts[size]);
         }
     }
 
-    // Each part's rows of a size stand between those of the parts before and after it.
-    const auto group_by_size = [&](auto* sorted, const auto& item) {
-        std::atomic<bool> failed = false;
-        bins.visit([&](auto bin_of) {
-            parallel_for(histogram.num_parts(), [&](int part) noexcept {
-                std::int64_t* const position = histogram.counts(part).data();
-                const auto [begin, end] = histogram.rows(part);
-                for (std::size_t row = begin; row < end; ++row) {
-                    const std::int64_t to = position[bin_of(lengths[row])]++;
-                    if (to >= static_cast<std::int64_t>(num_rows)) {
-                        failed = true;
-                        return;
-                    }
-                    sorted[to] = item(row);
-                }
-            });
-        });
-        const std::span<std::int64_t> last = histogram.counts(histogram.num_parts() - 1);
-        for (std::size_t size = 0; size < num_sizes; ++size) {
-            if (failed || last[bins.of_size(size)] != starts[size + 1]) {
-                throw std::invalid_argument(changed);
-            }
-        }
-    };
-
     batch_offsets(layout, offsets);
     if (!by_id) {
-        group_by_size(scratch.data(), [](std::size_t row) { return static_cast<Row>(row); });
-        const auto row_at = [&](std::size_t i) { return scratch[i]; };
-        fill_batches(layout, starts, row_at, offsets, out, num_threads);
+        group_by_size(lengths, bins, begins, starts, scratch,
+                      [](std::size_t row) { return static_cast<Row>(row); });
+        fill_batches(layout, starts, std::span<const Row>(scratch), std::identity{}, offsets, out,
+                     num_threads);
         return;
     }
     const IdOrder order(ids, num_rows, num_threads);
     std::vector<KeyedRow> keyed(num_rows);
-    group_by_size(keyed.data(), [&](std::size_t row) { return order.keyed(row); });
+    group_by_size(lengths, bins, begins, starts, std::span(keyed),
+                  [&](std::size_t row) { return order.keyed(row); });
     std::atomic<std::size_t> next_size = 0;
     parallel_for(num_parts(num_rows, 8192, num_threads), [&](int) noexcept {
         for (std::size_t size = next_size++; size < num_sizes; size = next_size++) {
@@ -297,8 +320,10 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
             order.sort(std::span(keyed).subspan(begin, end - begin));
         }
     });
-    const auto row_at = [&](std::size_t i) { return static_cast<Row>(keyed[i].row); };
-    fill_batches(layout, starts, row_at, offsets, out, num_threads);
+    fill_batches(
+        layout, starts, std::span<const KeyedRow>(keyed),
+        [](const KeyedRow& keyed_row) { return static_cast<Row>(keyed_row.row); }, offsets, out,
+        num_threads);
 }
 
 #define INSTANTIATE_NUMBER(Length, Number)                                                         \

@@ -14,68 +14,60 @@ namespace packing {
 
 namespace {
 
-// What one look at the lengths tells.
+// What one look at the lengths tells, besides how many there are of each.
 struct Survey {
     bool has_negative = false;
-    std::uint64_t longest = 0;
-    std::uint64_t num_truncated = 0;
-    std::uint64_t truncated = 0;  // residues, modulo 2^64
+    std::uint64_t truncated = 0;  // residues cut off, modulo 2^64
     std::uint64_t carries = 0;    // multiples of 2^64
 
+    // Adds a block: few enough that sums of integers of at most 32 bits stay far below 64 bits.
     template <class Length>
-    void add(std::span<const Length> lengths, std::uint64_t max_length) {
-        // Sums of a block of short integers stay far below 64 bits, so only blocks are checked.
-        constexpr std::size_t block = sizeof(Length) < 8 ? 4096 : 1;
-        for (std::size_t begin = 0; begin < lengths.size(); begin += block) {
-            add_block(lengths.subspan(begin, std::min(block, lengths.size() - begin)), max_length);
+    void add(std::span<const Length> block, std::uint64_t max_length) {
+        using Unsigned = std::make_unsigned_t<Length>;
+        const auto limit = static_cast<Unsigned>(
+            std::min<std::uint64_t>(max_length, std::numeric_limits<Unsigned>::max()));
+        Length bits = 0;
+        std::uint64_t excess = 0;
+        for (const Length length : block) {
+            const auto cut =
+                static_cast<Unsigned>(std::max(static_cast<Unsigned>(length), limit) - limit);
+            bits = static_cast<Length>(bits | length);
+            excess += cut;
+            if constexpr (sizeof(Length) == 8) {
+                carries += excess < cut ? 1 : 0;
+            }
         }
+        has_negative = has_negative || bits < 0;
+        add_truncated(excess);
     }
 
     void add(const Survey& other) {
         has_negative = has_negative || other.has_negative;
-        longest = std::max(longest, other.longest);
-        num_truncated += other.num_truncated;
         add_truncated(other.truncated);
         carries += other.carries;
     }
 
   private:
-    template <class Length>
-    void add_block(std::span<const Length> lengths, std::uint64_t max_length) {
-        using Unsigned = std::make_unsigned_t<Length>;
-        const auto limit = static_cast<Unsigned>(
-            std::min<std::uint64_t>(max_length, std::numeric_limits<Unsigned>::max()));
-        Length bits = 0;
-        Unsigned most = 0;
-        std::uint64_t over = 0;
-        std::uint64_t excess = 0;
-        for (const Length length : lengths) {
-            const auto value = static_cast<Unsigned>(length);
-            bits = static_cast<Length>(bits | length);
-            most = std::max(most, value);
-            over += value > limit ? 1 : 0;
-            excess += static_cast<Unsigned>(std::max(value, limit) - limit);
-        }
-        has_negative = has_negative || bits < 0;
-        longest = std::max<std::uint64_t>(longest, most);
-        num_truncated += over;
-        add_truncated(excess);
-    }
-
     void add_truncated(std::uint64_t residues) {
         truncated += residues;
         carries += truncated < residues ? 1 : 0;
     }
 };
 
-template <class Length>
-Survey survey(std::span<const Length> lengths, std::uint64_t max_length, int num_threads) {
-    const int parts = num_parts(lengths.size(), 65536, num_threads);
-    std::vector<Survey> surveys(static_cast<std::size_t>(parts));
-    parallel_for(parts, [&](int part) noexcept {
-        const auto [begin, end] = part_of(lengths.size(), parts, part);
+// Looks at the lengths part by part, and hands each block of them to use(part, block) as well.
+template <class Length, class Use>
+Survey survey(std::span<const Length> lengths, std::uint64_t max_length, int num_parts,
+              const Use& use) {
+    constexpr std::size_t block = 4096;
+    std::vector<Survey> surveys(static_cast<std::size_t>(num_parts));
+    parallel_for(num_parts, [&](int part) noexcept {
+        const auto [begin, end] = part_of(lengths.size(), num_parts, part);
         Survey mine;
-        mine.add(lengths.subspan(begin, end - begin), max_length);
+        for (std::size_t row = begin; row < end; row += block) {
+            const auto some = lengths.subspan(row, std::min(block, end - row));
+            mine.add(some, max_length);
+            use(part, some);
+        }
         surveys[static_cast<std::size_t>(part)] = mine;
     });
     Survey all;
@@ -95,39 +87,45 @@ template <class Length>
                                 "] is negative (got " + std::to_string(*found) + ")");
 }
 
-// Appends sizes from pairs (kept length, how many) that come longest first.
-void append_size(TokenCounts& counts, std::uint64_t length, std::int64_t how_many) {
-    counts.tokens.push_back(static_cast<std::int64_t>(length) + counts.special_tokens);
-    counts.sequences.push_back(how_many);
+// Adds sequences of a length. The longest come first; those above the limit all have the length
+// after it.
+void add_length(TokenCounts& counts, std::uint64_t length, std::int64_t how_many) {
+    const auto limit = static_cast<std::uint64_t>(counts.max_length);
+    const std::int64_t tokens =
+        static_cast<std::int64_t>(std::min(length, limit)) + counts.special_tokens;
+    if (length > limit) {
+        counts.num_truncated = how_many;
+    }
+    if (!counts.tokens.empty() && counts.tokens.back() == tokens) {
+        counts.sequences.back() += how_many;
+    } else {
+        counts.tokens.push_back(tokens);
+        counts.sequences.push_back(how_many);
+    }
 }
 
-template <class Length>
-void count_in_table(TokenCounts& counts, std::span<const Length> lengths, std::uint64_t longest,
-                    int num_threads) {
-    Histogram histogram(lengths.size(), static_cast<std::size_t>(longest + 1), num_threads);
-    parallel_for(histogram.num_parts(),
-                 [&](int part) noexcept { histogram.add(part, lengths, DenseBins{longest}); });
+void add_table(TokenCounts& counts, Histogram& histogram) {
     const std::span<std::int64_t> total = histogram.counts(0);
     for (int part = 1; part < histogram.num_parts(); ++part) {
         std::ranges::transform(total, histogram.counts(part), total.begin(), std::plus{});
     }
     for (std::size_t length = total.size(); length-- > 0;) {
         if (total[length] > 0) {
-            append_size(counts, length, total[length]);
+            add_length(counts, length, total[length]);
         }
     }
 }
 
 template <class Length>
-void count_by_sorting(TokenCounts& counts, std::span<const Length> lengths, std::uint64_t longest) {
-    std::vector<std::uint64_t> kept(lengths.size());
-    std::ranges::transform(lengths, kept.begin(),
+void add_by_sorting(TokenCounts& counts, std::span<const Length> lengths, std::uint64_t longest) {
+    std::vector<std::uint64_t> sorted(lengths.size());
+    std::ranges::transform(lengths, sorted.begin(),
                            [&](Length length) { return std::min(as_unsigned(length), longest); });
-    std::ranges::sort(kept, std::greater{});
-    for (auto first = kept.begin(); first != kept.end();) {
-        const auto last =
-            std::find_if(first, kept.end(), [&](std::uint64_t length) { return length != *first; });
-        append_size(counts, *first, last - first);
+    std::ranges::sort(sorted, std::greater{});
+    for (auto first = sorted.begin(); first != sorted.end();) {
+        const auto last = std::find_if(first, sorted.end(),
+                                       [&](std::uint64_t length) { return length != *first; });
+        add_length(counts, *first, last - first);
         first = last;
     }
 }
@@ -149,7 +147,15 @@ TokenCounts count(std::span<const Length> lengths, std::int64_t max_length,
         throw std::invalid_argument("max_length and special_tokens are out of range");
     }
     const auto limit = static_cast<std::uint64_t>(max_length);
-    const Survey found = survey(lengths, limit, num_threads);
+    // Where a table of all lengths is small, the first look fills it.
+    const bool is_small = limit < 4096;
+    Histogram small(lengths.size(), is_small ? static_cast<std::size_t>(limit + 2) : 0,
+                    num_threads);
+    const Survey found = survey(lengths, limit, small.num_parts(), [&](int part, auto block) {
+        if (is_small) {
+            small.add(part, block, DenseBins{limit + 1});
+        }
+    });
     if (found.has_negative) {
         throw_negative(lengths);
     }
@@ -160,13 +166,20 @@ TokenCounts count(std::span<const Length> lengths, std::int64_t max_length,
     TokenCounts counts;
     counts.max_length = max_length;
     counts.special_tokens = special_tokens;
-    counts.num_truncated = static_cast<std::int64_t>(found.num_truncated);
     counts.truncated_tokens = static_cast<std::int64_t>(found.truncated);
-    const std::uint64_t longest = std::min(limit, found.longest);
+    if (is_small) {
+        small.finish();
+        add_table(counts, small);
+        return counts;
+    }
+    const std::uint64_t longest =
+        lengths.empty() ? 0 : std::min(as_unsigned(std::ranges::max(lengths)), limit + 1);
     if (dense_pays(longest + 1, lengths.size())) {
-        count_in_table(counts, lengths, longest, num_threads);
+        Histogram histogram(lengths.size(), static_cast<std::size_t>(longest + 1), num_threads);
+        histogram.add_all(lengths, DenseBins{longest});
+        add_table(counts, histogram);
     } else {
-        count_by_sorting(counts, lengths, longest);
+        add_by_sorting(counts, lengths, longest);
     }
     return counts;
 }
@@ -209,7 +222,9 @@ void TokenCounts::validate() const {
             "a size is out of range");
     require(std::ranges::all_of(sequences, [](std::int64_t n) { return n >= 1; }),
             "a count is not positive");
-    require(num_truncated >= 0 && truncated_tokens >= num_truncated, "truncation is negative");
+    require(num_truncated >= 0 && truncated_tokens >= num_truncated &&
+                (truncated_tokens == 0 || num_truncated > 0),
+            "truncation does not add up");
     const bool has_longest = !tokens.empty() && tokens.front() == max_length + special_tokens;
     require(num_truncated <= (has_longest ? sequences.front() : 0),
             "more sequences are truncated than are long");

@@ -19,6 +19,13 @@ constexpr std::uint64_t as_unsigned(Length length) {
     return static_cast<std::make_unsigned_t<Length>>(length);
 }
 
+// Reads a number that its owner may change meanwhile: once, so that what was checked is what is
+// used.
+template <class Length>
+Length read_once(const Length& length) {
+    return *static_cast<const volatile Length*>(&length);
+}
+
 // One bin for each length up to the last, which takes all that are longer.
 struct DenseBins {
     std::uint64_t last;
@@ -48,7 +55,7 @@ struct SparseBins {
 
 // A table of this many bins is worth its memory for this many lengths.
 constexpr bool dense_pays(std::uint64_t num_bins, std::size_t num_lengths) {
-    return num_bins <= 4096 || num_bins / 2 <= num_lengths;
+    return num_bins <= 4096 || num_bins <= num_lengths;
 }
 
 // Finds the bin of a length among counted sizes.
@@ -103,27 +110,42 @@ class Histogram {
           num_tables_(num_bins <= 4096 ? 4 : 1),
           counts_(static_cast<std::size_t>(num_parts_) * num_tables_ * num_bins) {}
 
-    // Counts the lengths of one part.
+    // Counts lengths that belong to a part.
     template <class Length, class BinOf>
     void add(int part, std::span<const Length> lengths, BinOf bin_of) {
-        const auto [begin, end] = rows(part);
-        std::int64_t* const table = counts(part).data();
+        std::int64_t* const table = tables(part).data();
         const std::size_t step = num_tables_ == 1 ? 0 : num_bins_;
-        std::size_t row = begin;
-        for (; row + 4 <= end; row += 4) {
-            ++table[bin_of(lengths[row])];
-            ++table[bin_of(lengths[row + 1]) + step];
-            ++table[bin_of(lengths[row + 2]) + 2 * step];
-            ++table[bin_of(lengths[row + 3]) + 3 * step];
+        std::size_t row = 0;
+        for (; row + 4 <= lengths.size(); row += 4) {
+            ++table[bin_of(read_once(lengths[row]))];
+            ++table[bin_of(read_once(lengths[row + 1])) + step];
+            ++table[bin_of(read_once(lengths[row + 2])) + 2 * step];
+            ++table[bin_of(read_once(lengths[row + 3])) + 3 * step];
         }
-        for (; row < end; ++row) {
-            ++table[bin_of(lengths[row])];
+        for (; row < lengths.size(); ++row) {
+            ++table[bin_of(read_once(lengths[row]))];
         }
-        for (std::size_t other = 1; other < num_tables_; ++other) {
-            for (std::size_t bin = 0; bin < num_bins_; ++bin) {
-                table[bin] += table[other * num_bins_ + bin];
+    }
+
+    // Adds up what was counted in each part; goes before counts(part).
+    void finish() {
+        for (int part = 0; part < num_parts_; ++part) {
+            const std::span<std::int64_t> all = tables(part);
+            for (std::size_t i = num_bins_; i < all.size(); i += num_bins_) {
+                const auto table = all.subspan(i, num_bins_);
+                std::ranges::transform(all.first(num_bins_), table, all.begin(), std::plus{});
             }
         }
+    }
+
+    // Counts all lengths, each part on a thread of its own.
+    template <class Length, class BinOf>
+    void add_all(std::span<const Length> lengths, BinOf bin_of) {
+        parallel_for(num_parts_, [&](int part) noexcept {
+            const auto [begin, end] = rows(part);
+            add(part, lengths.subspan(begin, end - begin), bin_of);
+        });
+        finish();
     }
 
     std::size_t num_lengths() const { return num_lengths_; }
@@ -134,13 +156,19 @@ class Histogram {
     }
 
     // Lengths of a part by bin.
-    std::span<std::int64_t> counts(int part) {
+    std::span<std::int64_t> counts(int part) { return tables(part).first(num_bins_); }
+    std::span<const std::int64_t> counts(int part) const {
         return std::span(counts_).subspan(static_cast<std::size_t>(part) * num_tables_ * num_bins_,
                                           num_bins_);
     }
 
   private:
     static constexpr std::size_t least_part = 65536;
+
+    std::span<std::int64_t> tables(int part) {
+        const std::size_t size = num_tables_ * num_bins_;
+        return std::span(counts_).subspan(static_cast<std::size_t>(part) * size, size);
+    }
 
     std::size_t num_lengths_;
     std::size_t num_bins_;

@@ -44,9 +44,9 @@ struct Alphabet {
                 largest = std::max(largest, point);
             }
             with_points(first, [&](auto others) {
-                const std::size_t most = std::min({prefix, points.size(), others.size()});
-                const auto differ = std::ranges::mismatch(points.first(most), others.first(most));
-                prefix = static_cast<std::size_t>(differ.in1 - points.begin());
+                const auto same = points.first(std::min({prefix, points.size(), others.size()}));
+                const auto differ = std::ranges::mismatch(same, others.first(same.size()));
+                prefix = static_cast<std::size_t>(differ.in1 - same.begin());
             });
         });
     }
@@ -108,18 +108,20 @@ KeyedRow IdOrder::keyed(std::size_t row) const {
 }
 
 bool IdOrder::less(const KeyedRow& a, const KeyedRow& b) const {
-    const auto order = with_points(texts_[static_cast<std::size_t>(a.row)], [&](auto points_a) {
+    return with_points(texts_[static_cast<std::size_t>(a.row)], [&](auto points_a) {
         return with_points(texts_[static_cast<std::size_t>(b.row)], [&](auto points_b) {
             const std::size_t same =
                 std::min({prefix_ + points_, points_a.size(), points_b.size()});
             const auto rest_a = points_a.subspan(same);
             const auto rest_b = points_b.subspan(same);
-            return std::lexicographical_compare_three_way(
-                rest_a.begin(), rest_a.end(), rest_b.begin(), rest_b.end(),
-                [](std::uint32_t p, std::uint32_t q) { return p <=> q; });
+            const auto differ = std::ranges::mismatch(rest_a, rest_b);
+            if (differ.in1 == rest_a.end() || differ.in2 == rest_b.end()) {
+                return rest_a.size() != rest_b.size() ? rest_a.size() < rest_b.size()
+                                                      : a.row < b.row;
+            }
+            return std::uint32_t{*differ.in1} < std::uint32_t{*differ.in2};
         });
     });
-    return order != 0 ? order < 0 : a.row < b.row;
 }
 
 void IdOrder::sort(std::span<KeyedRow> rows) const {

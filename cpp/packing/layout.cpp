@@ -50,9 +50,9 @@ class Groups {
         if (group.num_sequences == max_sequences_) {
             return;
         }
-        const auto fits =
-            std::ranges::lower_bound(tokens_.subspan(size_), group.free_tokens, std::greater{});
-        const auto size = static_cast<std::size_t>(fits - tokens_.begin());
+        const std::span<const std::int64_t> rest = tokens_.subspan(size_);
+        const auto fits = std::ranges::lower_bound(rest, group.free_tokens, std::greater{});
+        const std::size_t size = size_ + static_cast<std::size_t>(fits - rest.begin());
         if (size == tokens_.size()) {
             return;
         }

@@ -9,6 +9,7 @@ import pickle
 import random
 import subprocess
 import sys
+from collections import deque
 from typing import Any
 from unittest import mock
 
@@ -460,6 +461,8 @@ def test_overlong_error() -> None:
         ValueError, match=r"lengths\[1\] exceeds max_length \(1023 > 1022\); 2 of 3 sequences do"
     ):
         packer.pack_lengths([5, 1023, 4000])
+    with pytest.raises(ValueError, match=r"lengths\[0\] exceeds max_length .* 3 of 3 sequences do"):
+        packer.pack_lengths(np.full(3, 2**63, np.uint64))
     assert len(packer.pack_sequences(make_records([1022]))) == 1
     assert len(packer.sort_by_length(make_records([4000]))) == 1
 
@@ -518,7 +521,7 @@ def test_edge_cases(
 
 def test_empty_input_gives_an_empty_plan() -> None:
     empty: list[Any]
-    for empty in ([], np.empty(0, np.uint8)):  # type: ignore[assignment]
+    for empty in ([], np.empty(0, np.uint8), np.array([])):  # type: ignore[assignment]
         plan = GreedyPacker(4096).pack_lengths(empty, ids=[])
         assert (len(plan), plan.num_sequences, plan.efficiency, plan.lower_bound) == (0, 0, 0.0, 0)
         assert plan.offsets.tolist() == [0]
@@ -566,8 +569,10 @@ def test_plan_indexing_and_shards() -> None:
     assert np.shares_memory(plan[0], plan.indices)
     assert plan[-1].tolist() == batches[-1]
     for wrong in (len(plan), -len(plan) - 1):
-        with pytest.raises(IndexError):
+        with pytest.raises(IndexError, match=f"batch {wrong} is out of range for {len(plan)}"):
             plan[wrong]
+    with pytest.raises(TypeError, match="'slice' object cannot be interpreted as an integer"):
+        plan[0:2]  # type: ignore[index]
     shards = [plan.shard(rank, 3) for rank in range(3)]
     assert [len(shard) for shard in shards] == [len(batches[rank::3]) for rank in range(3)]
     for rank, shard in enumerate(shards):
@@ -586,10 +591,11 @@ def test_results_are_picklable() -> None:
     layout = packer.lay_out(counts)
     plan = packer.pack_lengths(lengths)
     for made in (counts, layout, plan):
-        again = pickle.loads(pickle.dumps(made))
-        assert type(again) is type(made)
-        assert again == made
-        assert repr(again) == repr(made)
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            again = pickle.loads(pickle.dumps(made, protocol))
+            assert type(again) is type(made)
+            assert again == made
+            assert repr(again) == repr(made)
     np.testing.assert_array_equal(
         pickle.loads(pickle.dumps(layout)).assign(lengths), layout.assign(lengths)
     )
@@ -615,6 +621,12 @@ def test_repr_is_one_line() -> None:
     )
     assert plan.max_sequences_per_batch == 3
     assert repr(packer).startswith("GreedyPacker(100, 1022, special_tokens=2")
+
+
+def test_parameters_may_be_numpy_integers() -> None:
+    packer = GreedyPacker(np.int16(4096), special_tokens=np.int8(2))  # type: ignore[arg-type]
+    assert packer._tokenized_length("M" * 200) == 202
+    assert packer.compute_efficiency([make_records([198] * 10)] * 8) == 2000 / 4096
 
 
 def test_parameters_may_change_between_calls() -> None:
@@ -663,13 +675,14 @@ def test_bad_parameters(parameters: dict[str, Any], error: type, message: str) -
         (np.array([True]), TypeError, r"lengths must be integers \(got bool\)"),
         (np.array(["5"]), TypeError, r"lengths must be integers \(got <U1\)"),
         (np.ma.array([5, 6]), TypeError, r"lengths must not be a masked array"),
+        (deque([5, True]), TypeError, r"lengths\[1\] must be an integer \(got True\)"),
         ([5, True], TypeError, r"lengths\[1\] must be an integer \(got True\)"),
         ([5, 6.0], TypeError, r"lengths\[1\] must be an integer \(got 6.0\)"),
         ([5, None], TypeError, r"lengths\[1\] must be an integer \(got None\)"),
         ([5, [6]], TypeError, r"lengths\[1\] must be an integer \(got \[6\]\)"),
-        ([5, 2**70], ValueError, r"lengths\[1\] does not fit in 64 bits"),
-        ("MKTAY", ValueError, r"lengths must have one dimension \(got 0\)"),
-        (None, ValueError, r"lengths must have one dimension \(got 0\)"),
+        ([5, 2**63], ValueError, r"lengths\[1\] does not fit in int64 \(got 9223372036854775808\)"),
+        ("MKTAY", TypeError, r"lengths\[0\] must be an integer \(got 'M'\)"),
+        (None, TypeError, r"'NoneType' object is not iterable"),
     ],
 )
 def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
@@ -693,6 +706,7 @@ def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
         (np.array([1.5, 2, 3]), TypeError, r"ids must be str or int \(got float64\)"),
         (np.array([True, False, True]), TypeError, r"ids must be str or int \(got bool\)"),
         (np.array([b"a", b"b", b"c"]), TypeError, r"ids must be str or int \(got \|S1\)"),
+        (np.ma.array([1, 2, 3]), TypeError, r"ids must not be a masked array"),
         (np.array([["a"], ["b"], ["c"]]), ValueError, r"ids must have one dimension \(got 2\)"),
         (np.array(["a", None, "c"], object), TypeError, r"ids\[1\] must be str like ids\[0\]"),
     ],
@@ -732,7 +746,12 @@ def test_bad_batches() -> None:
 @pytest.mark.parametrize(
     ("out", "error", "message"),
     [
-        ([0, 0, 0], TypeError, r"out must be a NumPy array \(got list\)"),
+        ([0, 0, 0], TypeError, r"out must be a plain NumPy array \(got list\)"),
+        (
+            np.ma.zeros(3, np.int32),
+            TypeError,
+            r"out must be a plain NumPy array \(got MaskedArray\)",
+        ),
         (np.empty(3, np.int16), TypeError, r"out must be int32 or int64 \(got int16\)"),
         (np.empty(3, ">i4"), TypeError, r"out must be int32 or int64 \(got >i4\)"),
         (np.empty(2, np.int32), ValueError, r"the shape of lengths, \(3,\) \(got \(2,\)\)"),
@@ -775,22 +794,30 @@ def test_kernel_refuses_what_the_api_never_sends() -> None:
     core: Any = virnucpro.data._core
     counts = core.count(np.array([5]), 10, 0, 1)
     layout = core.first_fit_decreasing(counts, 10, None)
-    int64, out = np.empty(2, np.int64), np.empty(1, np.int64)
+    five, out = np.array([5]), np.empty(1, np.int64)
     calls: list[tuple[type[Exception], Any]] = [
         (TypeError, lambda: core.count(np.array([[5]]), 10, 0, 1)),
         (TypeError, lambda: core.count(np.array([5.0]), 10, 0, 1)),
         (TypeError, lambda: core.count(np.arange(8)[::2], 10, 0, 1)),
         (TypeError, lambda: core.count(np.arange(8, dtype=">i8"), 10, 0, 1)),
-        (ValueError, lambda: core.count(np.array([5]), 0, 0, 1)),
-        (ValueError, lambda: core.count(np.array([5]), 2**62, 1, 1)),
+        (TypeError, lambda: core.count(np.frombuffer(b"12345678x", "i4", 2, 1), 10, 0, 1)),
+        (ValueError, lambda: core.count(five, 0, 0, 1)),
+        (ValueError, lambda: core.count(five, 2**62, 1, 1)),
         (ValueError, lambda: core.first_fit_decreasing(counts, 9, None)),
         (ValueError, lambda: core.first_fit_decreasing(counts, 10, 0)),
-        (ValueError, lambda: core.assign_batches(layout, np.array([5]), counts, out, 1)),
-        (ValueError, lambda: core.assign_slots(layout, np.array([5]), counts, int64, 1)),
-        (ValueError, lambda: core.list_rows(layout, np.array([5]), None, out, out, out, 1)),
-        (ValueError, lambda: core.list_rows(layout, np.array([5]), ("a", "b"), out, out, int64, 1)),
-        (TypeError, lambda: core.list_rows(layout, np.array([5]), (1,), out, out, int64, 1)),
-        (TypeError, lambda: core.list_rows(layout, np.array([5]), [1], int64, out, int64, 1.5)),
+        (ValueError, lambda: core.assign_batches(layout, five, counts, out, 1)),
+        (ValueError, lambda: core.assign_slots(layout, five, counts, np.empty(2, np.int64), 1)),
+        (TypeError, lambda: core.assign_slots(layout, five, counts, np.empty(1, np.int16), 1)),
+        (ValueError, lambda: core.list_rows(layout, np.array([5, 5]), None, 1)),
+        (ValueError, lambda: core.list_rows(layout, five, ("a", "b"), 1)),
+        (ValueError, lambda: core.list_rows(layout, five, np.array([1, 2]), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, (1,), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, np.array([1.0]), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, None, 1.5)),
+        (TypeError, lambda: core.Layout.__new__(core.Layout)),
+        (TypeError, lambda: core.TokenCounts.__new__(core.TokenCounts)),
+        (TypeError, lambda: object.__new__(core.Layout)),
+        (TypeError, lambda: core.make_counts(1, 0, "tokens", "sequences", 0, 0)),
     ]
     for error, call in calls:
         with pytest.raises(error):
@@ -798,48 +825,36 @@ def test_kernel_refuses_what_the_api_never_sends() -> None:
 
 
 def test_forged_state_is_refused() -> None:
-    layout = GreedyPacker(10, max_sequences_per_batch=3).lay_out(
-        GreedyPacker(10).count([5, 4, 1, 1, 1, 0])
-    )
-    state = layout._core.__getstate__()
-    again = virnucpro.data._core.Layout.__new__(virnucpro.data._core.Layout)
-    again.__setstate__(state)  # type: ignore[attr-defined]
-    assert again == layout._core
-
-    def flatten(node: Any) -> list[Any]:
-        return [leaf for part in node for leaf in flatten(part)] if type(node) is tuple else [node]
-
-    def rebuild(node: Any, leaves: Any) -> Any:
-        return (
-            tuple(rebuild(part, leaves) for part in node) if type(node) is tuple else next(leaves)
-        )
-
-    leaves = flatten(state)
+    packer = GreedyPacker(10, max_sequences_per_batch=3)
+    layout = packer.lay_out(packer.count([5, 4, 1, 1, 1, 0, 50]))._core
     forgeries = 0
-    for position, leaf in enumerate(leaves):
-        for change in (1, -1, 2**40, -(2**40)):
-            changed: list[Any] = []
-            if isinstance(leaf, int):
-                changed.append(leaf + change)
-            else:
-                for place in np.ndindex(leaf.shape):
-                    array = leaf.copy()
-                    array[place] += change
-                    changed.append(array)
-                changed.append(leaf[:-1])
-            for value in changed:
-                forged = rebuild(state, iter([*leaves[:position], value, *leaves[position + 1 :]]))
-                target = virnucpro.data._core.Layout.__new__(virnucpro.data._core.Layout)
+    values: list[Any] = [layout, layout.counts]
+    for value in values:
+        make, fields = value.__reduce__()
+        assert make(*fields) == value
+        for position, field in enumerate(fields):
+            changed: list[Any] = ["field", None]
+            for change in (1, -1, 2**40, -(2**40)):
+                if isinstance(field, int):
+                    changed.append(field + change)
+                elif isinstance(field, np.ndarray):
+                    for place in np.ndindex(field.shape):
+                        array = field.copy()
+                        array[place] += change
+                        changed.append(array)
+                    changed += [field[:-1], field.astype(np.int32), field.reshape(-1, 1)]
+            for forged in changed:
                 try:
-                    target.__setstate__(forged)  # type: ignore[attr-defined]
-                except (ValueError, OverflowError):
+                    other = make(*fields[:position], forged, *fields[position + 1 :])
+                except (ValueError, TypeError, OverflowError):
                     forgeries += 1
-                else:
-                    # Another layout, then, and a sound one.
-                    other = Layout(target)
-                    assert other.batch_tokens.sum() == other.total_tokens
-                    assert other.batch_tokens.max() <= other.max_tokens_per_batch
-                    assert other.num_sequences >= other.num_batches
+                    continue
+                # Sound, then, and another one.
+                assert other != value
+                if isinstance(other, virnucpro.data._core.Layout):
+                    tokens = Layout(other).batch_tokens
+                    assert tokens.sum() == Layout(other).total_tokens
+                    assert tokens.max() <= Layout(other).max_tokens_per_batch
     assert forgeries > 100
 
 
@@ -926,6 +941,8 @@ def test_calculate_token_budget_no_torch(caplog: pytest.LogCaptureFixture) -> No
     [
         ({"bytes_per_token": 0}, r"bytes_per_token must be at least 1 \(got 0\)"),
         ({"min_tokens": 0}, r"min_tokens must be at least 1 \(got 0\)"),
+        ({"model_memory_gb": float("nan")}, r"model_memory_gb must be at least 0 and finite"),
+        ({"safety_margin_gb": -1}, r"safety_margin_gb must be at least 0 and finite \(got -1\)"),
         ({"min_tokens": 9, "max_tokens": 8}, r"max_tokens must be at least 9 \(got 8\)"),
     ],
 )

@@ -53,11 +53,21 @@ def assign_slots(
     layout: Layout, lengths: Lengths, before: TokenCounts, out: Rows, num_threads: int
 ) -> None: ...
 def list_rows(
-    layout: Layout,
-    lengths: Lengths,
-    ids: Ids,
-    scratch: Rows,
-    out: Rows,
-    offsets: NDArray[np.int64],
-    num_threads: int,
-) -> None: ...
+    layout: Layout, lengths: Lengths, ids: Ids, num_threads: int
+) -> tuple[Rows, NDArray[np.int64]]: ...
+def make_counts(
+    max_length: int,
+    special_tokens: int,
+    tokens: NDArray[np.int64],
+    sequences: NDArray[np.int64],
+    num_truncated: int,
+    truncated_tokens: int,
+) -> TokenCounts: ...
+def make_layout(
+    max_tokens_per_batch: int,
+    max_sequences_per_batch: int,
+    num_batches: int,
+    counts: TokenCounts,
+    first_run: NDArray[np.int64],
+    runs: NDArray[np.int64],
+) -> Layout: ...

@@ -42,26 +42,29 @@ def check_threads(num_threads: int | None) -> int:
 
 def check_lengths(lengths: ArrayLike) -> NDArray[np.integer[Any]]:
     """Return lengths as a contiguous integer array, the same one where it is that already."""
-    if isinstance(lengths, (list, tuple, range)):
-        if not all(map(is_integer_type, set(map(type, lengths)))):
-            position = next(i for i, n in enumerate(lengths) if not is_integer_type(type(n)))
-            raise TypeError(f"lengths[{position}] must be an integer (got {lengths[position]!r})")
-        numbers = list(map(int, lengths))
-        try:
-            return np.array(numbers, dtype=np.int64)
-        except OverflowError:
-            position = next(i for i, n in enumerate(numbers) if not -(2**63) <= n < 2**63)
-            raise ValueError(
-                f"lengths[{position}] does not fit in 64 bits (got {numbers[position]})"
-            ) from None
-    if isinstance(lengths, np.ma.MaskedArray):
-        raise TypeError("lengths must not be a masked array")
-    array = np.asarray(lengths)
-    if array.ndim != 1:
-        raise ValueError(f"lengths must have one dimension (got {array.ndim})")
+    if not hasattr(lengths, "__array__"):
+        return check_length_objects(list(lengths))  # type: ignore[arg-type]
+    array = check_dimension(lengths, "lengths")
+    if array.size == 0:
+        return np.empty(0, np.int64)
     if array.dtype.kind not in "iu":
         raise TypeError(f"lengths must be integers (got {array.dtype})")
     return plain(array)
+
+
+def check_length_objects(lengths: list[Any]) -> NDArray[np.int64]:
+    """Return lengths that are Python objects as an array."""
+    if not all(map(is_integer_type, set(map(type, lengths)))):
+        position = next(i for i, n in enumerate(lengths) if not is_integer_type(type(n)))
+        raise TypeError(f"lengths[{position}] must be an integer (got {lengths[position]!r})")
+    numbers = list(map(int, lengths))
+    try:
+        return np.array(numbers, dtype=np.int64)
+    except OverflowError:
+        position = next(i for i, n in enumerate(numbers) if not -(2**63) <= n < 2**63)
+        raise ValueError(
+            f"lengths[{position}] does not fit in int64 (got {numbers[position]})"
+        ) from None
 
 
 def check_ids(
@@ -73,9 +76,7 @@ def check_ids(
     """
     if isinstance(ids, (str, bytes)):
         raise TypeError(f"ids must be a list or an array of IDs (got {type(ids).__name__})")
-    array = np.asarray(ids) if hasattr(ids, "__array__") else None
-    if array is not None and array.ndim != 1:
-        raise ValueError(f"ids must have one dimension (got {array.ndim})")
+    array = check_dimension(ids, "ids") if hasattr(ids, "__array__") else None
     if array is None or array.dtype.kind in "OT":
         objects = tuple(ids if array is None else array.tolist())
         check_count(len(objects), num_sequences)
@@ -134,8 +135,8 @@ def check_out(
     narrow = num_sequences < 2**31
     if out is None:
         return np.empty(len(lengths), np.int32 if narrow else np.int64)
-    if not isinstance(out, np.ndarray):
-        raise TypeError(f"out must be a NumPy array (got {type(out).__name__})")
+    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a plain NumPy array (got {type(out).__name__})")
     if out.dtype not in (np.int32, np.int64) or not out.dtype.isnative:
         raise TypeError(f"out must be int32 or int64 (got {out.dtype})")
     if out.dtype == np.int32 and not narrow:
@@ -147,6 +148,16 @@ def check_out(
     if np.may_share_memory(out, lengths):
         raise ValueError("out must not overlap lengths")
     return out
+
+
+def check_dimension(values: Any, name: str) -> NDArray[Any]:
+    """Return what is an array, or gives one, if it has one dimension and no mask."""
+    if isinstance(values, np.ma.MaskedArray):
+        raise TypeError(f"{name} must not be a masked array")
+    array = np.asarray(values)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have one dimension (got {array.ndim})")
+    return array
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,6 +29,20 @@ Record = dict[str, Any]
 
 # Truncated sequences that a packer names one by one at WARNING.
 MOST_WARNINGS = 100
+
+
+class Parameters(NamedTuple):
+    """A packer's parameters, checked: plain ints, the limit instead of `max_sequence_length`."""
+
+    limit: int
+    special_tokens: int
+    max_tokens_per_batch: int
+    max_sequences_per_batch: int | None
+    num_threads: int
+
+    def tokens(self, length: int) -> int:
+        """Tokens of a sequence."""
+        return min(length, self.limit) + self.special_tokens
 
 
 class GreedyPacker:
@@ -78,7 +93,7 @@ class GreedyPacker:
         self.max_sequences_per_batch = max_sequences_per_batch
         self.num_threads = num_threads
         self._num_truncated = 0
-        self._check()
+        self._parameters()
 
     def __repr__(self) -> str:
         return (
@@ -113,13 +128,12 @@ class GreedyPacker:
             >>> GreedyPacker(5).pack_sequences([{"id": 7, "sequence": "MKTAYI"}])
             [[{'id': 7, 'sequence': 'MKT', 'truncated': True}]]
         """
-        limit = self._check()
+        limit = self._parameters().limit
         records = list(sequences)
         ids, lengths = read_records(records, "sequences")
         order = check_ids(ids, len(records), "sequences[{}]['id']".format)
-        counts = self._count(lengths)
-        if counts.num_truncated:
-            overlong = np.flatnonzero(lengths > limit)
+        overlong = np.flatnonzero(lengths > limit)
+        if len(overlong) > 0:
             if self.overlong == "error":
                 row = overlong[0]
                 raise ValueError(
@@ -130,11 +144,11 @@ class GreedyPacker:
             for row in overlong.tolist():
                 kept = records[row]["sequence"][:limit]
                 records[row] = {**records[row], "sequence": kept, "truncated": True}
-        plan = self._list_rows(self.lay_out(counts), lengths, order)
+        plan = self._list_rows(self.lay_out(self._count(lengths)), lengths, order)
         rows = plan.indices.tolist()
-        offsets = plan.offsets.tolist()
         return [
-            [records[row] for row in rows[begin:end]] for begin, end in itertools.pairwise(offsets)
+            [records[row] for row in rows[begin:end]]
+            for begin, end in itertools.pairwise(plan.offsets.tolist())
         ]
 
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
@@ -172,19 +186,20 @@ class GreedyPacker:
             >>> GreedyPacker(10).compute_efficiency([[{"id": "a", "sequence": "MKT"}]])
             0.5
         """
-        limit = self._check()
+        parameters = self._parameters()
+        budget = parameters.max_tokens_per_batch
         total = 0
         num_batches = 0
         for num_batches, batch in enumerate(batches, start=1):
             _, lengths = read_records(list(batch), f"batches[{num_batches - 1}]", with_ids=False)
-            tokens = int(np.minimum(lengths, limit).sum()) + len(lengths) * self.special_tokens
-            if tokens > self.max_tokens_per_batch:
+            tokens = sum(map(parameters.tokens, lengths.tolist()))
+            if tokens > budget:
                 raise ValueError(
                     f"batches[{num_batches - 1}] has {tokens:,} tokens, more than the budget of "
-                    f"{self.max_tokens_per_batch:,}"
+                    f"{budget:,}"
                 )
             total += tokens
-        return total / (num_batches * self.max_tokens_per_batch) if num_batches else 0.0
+        return total / (num_batches * budget) if num_batches else 0.0
 
     def pack_lengths(self, lengths: ArrayLike, ids: Iterable[Any] | None = None) -> PackingPlan:
         """Return a plan for sequences of these lengths.
@@ -237,16 +252,16 @@ class GreedyPacker:
             >>> GreedyPacker(4096).count([30, 30, 500])
             TokenCounts(3 sequences of 2 sizes)
         """
-        limit = self._check()
+        limit = self._parameters().limit
         lengths = check_lengths(lengths)
+        if self.overlong == "error" and lengths.max(initial=0) > limit:
+            row = int(np.argmax(lengths > limit))
+            raise ValueError(
+                f"lengths[{row}] exceeds max_length ({lengths[row]} > {limit}); "
+                f"{np.count_nonzero(lengths > limit):,} of {len(lengths):,} sequences do"
+            )
         counts = self._count(lengths)
         if counts.num_truncated:
-            if self.overlong == "error":
-                row = int(np.argmax(lengths > limit))
-                raise ValueError(
-                    f"lengths[{row}] exceeds max_length ({lengths[row]} > {limit}); "
-                    f"{counts.num_truncated:,} of {len(lengths):,} sequences do"
-                )
             logger.warning(
                 "%s of %s sequences exceed max_length (%d), truncating: %s residues lost",
                 f"{counts.num_truncated:,}",
@@ -271,22 +286,22 @@ class GreedyPacker:
             >>> packer.lay_out(packer.count([30, 60, 60])).num_batches
             2
         """
-        limit = self._check()
+        parameters = self._parameters()
         if not isinstance(counts, TokenCounts):
             raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
         made_with = (counts._core.max_length, counts._core.special_tokens)
-        if made_with != (limit, self.special_tokens):
+        if made_with != (parameters.limit, parameters.special_tokens):
             raise ValueError(
                 f"counts were made for at most {made_with[0]:,} residues and {made_with[1]:,} "
-                f"special tokens, not for {limit:,} and {self.special_tokens:,}"
+                f"special tokens, not for {parameters.limit:,} and {parameters.special_tokens:,}"
             )
         core = _core.first_fit_decreasing(
-            counts._core, self.max_tokens_per_batch, self.max_sequences_per_batch
+            counts._core, parameters.max_tokens_per_batch, parameters.max_sequences_per_batch
         )
         return Layout(core, self.num_threads)
 
-    def _check(self) -> int:
-        """Check the parameters and return the most residues kept of a sequence."""
+    def _parameters(self) -> Parameters:
+        """Check the parameters, which may have been changed, and return them."""
         special = check_integer(self.special_tokens, "special_tokens", 0, MOST_TOKENS - 1)
         longest = check_integer(self.max_sequence_length, "max_sequence_length", 1)
         budget = check_integer(self.max_tokens_per_batch, "max_tokens_per_batch", 1, MOST_TOKENS)
@@ -295,20 +310,21 @@ class GreedyPacker:
                 f"max_tokens_per_batch must have room for one residue and {special:,} special "
                 f"tokens (got {budget:,})"
             )
-        if self.max_sequences_per_batch is not None:
-            check_integer(self.max_sequences_per_batch, "max_sequences_per_batch", 1, 2**63 - 1)
+        most = self.max_sequences_per_batch
+        if most is not None:
+            most = check_integer(most, "max_sequences_per_batch", 1, 2**63 - 1)
         if self.overlong not in ("truncate", "error"):
             raise ValueError(f"overlong must be 'truncate' or 'error' (got {self.overlong!r})")
-        check_threads(self.num_threads)
-        return min(longest, budget - special)
+        limit = min(longest, budget - special)
+        return Parameters(limit, special, budget, most, check_threads(self.num_threads))
 
     def _tokenized_length(self, sequence: str) -> int:
         """Tokens of a sequence: its residues, at most the limit, and the special tokens."""
-        return min(len(sequence), self._check()) + self.special_tokens
+        return self._parameters().tokens(len(sequence))
 
     def _count(self, lengths: NDArray[Any]) -> TokenCounts:
-        threads = check_threads(self.num_threads)
-        return TokenCounts(_core.count(lengths, self._check(), self.special_tokens, threads))
+        limit, special_tokens, _, _, num_threads = self._parameters()
+        return TokenCounts(_core.count(lengths, limit, special_tokens, num_threads))
 
     def _list_rows(
         self,
@@ -316,12 +332,8 @@ class GreedyPacker:
         lengths: NDArray[Any],
         order: tuple[str, ...] | NDArray[Any] | None,
     ) -> PackingPlan:
-        row_type: type[np.signedinteger[Any]] = np.int32 if len(lengths) < 2**31 else np.int64
-        indices = np.empty(len(lengths), row_type)
-        offsets = np.empty(layout.num_batches + 1, np.int64)
-        scratch = np.empty(0 if order is not None else len(lengths), row_type)
-        threads = check_threads(self.num_threads)
-        _core.list_rows(layout._core, lengths, order, scratch, indices, offsets, threads)
+        num_threads = self._parameters().num_threads
+        indices, offsets = _core.list_rows(layout._core, lengths, order, num_threads)
         return PackingPlan(layout._core, indices, offsets, self.num_threads)
 
     def _warn_of_truncation(
@@ -406,9 +418,12 @@ def calculate_token_budget(
         >>> calculate_token_budget(max_tokens=2048)
         2048
     """
-    check_integer(bytes_per_token, "bytes_per_token", 1)
-    check_integer(min_tokens, "min_tokens", 1)
-    check_integer(max_tokens, "max_tokens", min_tokens)
+    bytes_per_token = check_integer(bytes_per_token, "bytes_per_token", 1)
+    min_tokens = check_integer(min_tokens, "min_tokens", 1)
+    max_tokens = check_integer(max_tokens, "max_tokens", min_tokens)
+    for name, gb in ("model_memory_gb", model_memory_gb), ("safety_margin_gb", safety_margin_gb):
+        if not 0 <= gb < math.inf:
+            raise ValueError(f"{name} must be at least 0 and finite (got {gb})")
     try:
         import torch
 
@@ -427,7 +442,7 @@ def calculate_token_budget(
     available_gb = max(0.5, total_gb - model_memory_gb - safety_margin_gb)
     budget = max(min_tokens, min(max_tokens, int(available_gb * 1024**3) // bytes_per_token))
     logger.info(
-        "Token budget: %d (GPU %d: %.1fGB total, %.1fGB available)",
+        "Token budget: %d (GPU %s: %.1fGB total, %.1fGB available)",
         budget,
         device_id,
         total_gb,

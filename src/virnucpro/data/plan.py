@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,8 +26,6 @@ class TokenCounts:
         >>> counts.tokens, counts.sequences
         (array([502,  32]), array([1, 2]))
     """
-
-    __slots__ = ("_core",)
 
     def __init__(self, core: _core.TokenCounts) -> None:
         self._core = core
@@ -279,7 +278,10 @@ class PackingPlan(Layout):
 
     def __getitem__(self, batch: int) -> NDArray[Any]:
         """Rows of a batch."""
-        batch = range(len(self))[batch]
+        batch = operator.index(batch)
+        if not -len(self) <= batch < len(self):
+            raise IndexError(f"batch {batch} is out of range for {len(self):,} batches")
+        batch %= len(self)
         return self.indices[self.offsets[batch] : self.offsets[batch + 1]]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:

@@ -13,7 +13,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare clean
+.PHONY: demo test lint format compare bench bench-quick bench-peers clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -40,12 +40,25 @@ format: .venv/dev
 	ruff format
 	clang-format -i $(CPP)
 
-## compare: the kernel against the reference on CASES random cases from SEED, and 200,000 examples
+## compare: the kernel against the reference on CASES random cases from SEED, some of them on
+## several threads, and on 200,000 examples through Python
 compare: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
 	build/dev/packing_test $(CASES) $(SEED)
+	build/dev/packing_in_parts_test $$(($(CASES) / 15)) $(SEED)
 	HYPOTHESIS_PROFILE=long pytest tests/unit/test_packing.py -k "reference or whole or unique_ids"
+
+## bench: native against Python, tables and plots into docs/; bench-quick: two minutes of it
+bench: bench-peers
+	python benchmarks/run.py
+
+bench-quick: bench-peers
+	python benchmarks/run.py --quick --output build
+
+# A peer that cannot be installed is left out.
+bench-peers: .venv/dev
+	-pip install --quiet --constraint requirements-dev.txt --requirement benchmarks/requirements.txt
 
 clean:
 	rm -rf .venv build

@@ -236,7 +236,7 @@ void fill_batches(const Layout& layout, std::span<const std::int64_t> starts,
                   std::span<const Item> grouped, const RowOf& row_of,
                   std::span<const std::int64_t> offsets, std::span<Row> out, int num_threads) {
     const Stretches stretches(layout);
-    const int parts = num_parts(out.size(), 65536, num_threads);
+    const int parts = num_parts(out.size(), num_threads);
     std::vector<std::vector<Part>> rooms(static_cast<std::size_t>(parts));
     for (std::vector<Part>& room : rooms) {
         room.reserve(layout.counts.tokens.size());
@@ -313,7 +313,7 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
     group_by_size(lengths, bins, begins, starts, std::span(keyed),
                   [&](std::size_t row) { return order.keyed(row); });
     std::atomic<std::size_t> next_size = 0;
-    parallel_for(num_parts(num_rows, 8192, num_threads), [&](int) noexcept {
+    parallel_for(num_parts(num_rows, num_threads), [&](int) noexcept {
         for (std::size_t size = next_size++; size < num_sizes; size = next_size++) {
             const auto begin = static_cast<std::size_t>(starts[size]);
             const auto end = static_cast<std::size_t>(starts[size + 1]);

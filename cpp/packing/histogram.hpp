@@ -104,7 +104,9 @@ class Histogram {
     Histogram(std::size_t num_lengths, std::size_t num_bins, int num_threads)
         : num_lengths_(num_lengths),
           num_bins_(num_bins),
-          num_parts_(packing::num_parts(num_lengths, std::max(num_bins, least_part), num_threads)),
+          // A large table is worth a thread only for as many lengths.
+          num_parts_(
+              packing::num_parts(num_lengths, num_threads, least_part * (num_bins / 65536 + 1))),
           // Neighbouring lengths are counted in different tables, so that a count need not wait
           // for the one before it. Large tables rarely see the same bin twice in a row.
           num_tables_(num_bins <= 4096 ? 4 : 1),
@@ -163,8 +165,6 @@ class Histogram {
     }
 
   private:
-    static constexpr std::size_t least_part = 65536;
-
     std::span<std::int64_t> tables(int part) {
         const std::size_t size = num_tables_ * num_bins_;
         return std::span(counts_).subspan(static_cast<std::size_t>(part) * size, size);

@@ -9,9 +9,15 @@
 
 namespace packing {
 
+// Fewer items are not worth a thread. Tests set it to 1, so that small cases use all threads.
+#ifndef PACKING_LEAST_PART
+#define PACKING_LEAST_PART 65536
+#endif
+inline constexpr std::size_t least_part = PACKING_LEAST_PART;
+
 // How many parts to cut `work` items into: one a thread, none smaller than `least` items.
-inline int num_parts(std::size_t work, std::size_t least, int num_threads) {
-    const std::size_t most = std::max<std::size_t>(1, work / std::max<std::size_t>(1, least));
+inline int num_parts(std::size_t work, int num_threads, std::size_t least = least_part) {
+    const std::size_t most = std::max<std::size_t>(1, work / least);
     return static_cast<int>(std::min(most, static_cast<std::size_t>(std::max(1, num_threads))));
 }
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+import os
 import pickle
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 
@@ -23,7 +27,7 @@ from strategies import Case, cases, texts
 import virnucpro.data
 import virnucpro.data.packing
 from virnucpro.data import GreedyPacker, Layout, PackingPlan, calculate_token_budget
-from virnucpro.data.arguments import check_lengths
+from virnucpro.data.arguments import check_lengths, check_threads
 
 LOGGER = "virnucpro.data.packing"
 
@@ -338,6 +342,48 @@ def test_failed_assignment_leaves_out_alone() -> None:
     with pytest.raises(ValueError, match=r"`before` was counted with limits other than"):
         layout.assign([20, 10], before=GreedyPacker(100).count([10]), out=out)
     assert out.tolist() == [-1, -1]
+
+
+def test_other_threads_run_meanwhile() -> None:
+    lengths = random_lengths(5_000_000)
+    core: Any = virnucpro.data._core
+    layout = core.first_fit_decreasing(core.count(lengths, 4094, 2, 1), 4096, None)
+    ticks: list[float] = []
+    stop = threading.Event()
+
+    def tick() -> None:
+        while not stop.wait(0.0005):
+            ticks.append(time.perf_counter())
+
+    thread = threading.Thread(target=tick)
+    thread.start()
+    begin = time.perf_counter()
+    core.list_rows(layout, lengths, None, 1)
+    end = time.perf_counter()
+    stop.set()
+    thread.join()
+    # While the interpreter is held, one tick at most comes at either end.
+    assert sum(begin < tick_time < end for tick_time in ticks) > 3
+
+
+def test_calls_at_once_equal_calls_in_turn() -> None:
+    inputs = [random_lengths(100_000, seed) for seed in (0, 1, 2, 0, 0, 1)]
+    packer = GreedyPacker(4096, num_threads=2)
+    expected = [packer.pack_lengths(lengths) for lengths in inputs]
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        for _ in range(5):
+            assert list(pool.map(packer.pack_lengths, inputs)) == expected
+
+
+def test_threads_are_those_of_the_cores_this_process_may_use() -> None:
+    cores = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(cores)})
+        assert check_threads(None) == 1
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert check_threads(None) == len(cores)
+    assert check_threads(3) == 3
 
 
 # Records

@@ -5,7 +5,7 @@ CASES ?= 3000000
 SEED ?= 1
 
 BIN := $(CURDIR)/.venv/bin
-CPP := $(shell find cpp -name '*.[ch]pp')
+CPP := $(shell find cpp benchmarks -name '*.[ch]pp')
 BUILT_FROM := $(CPP) CMakeLists.txt pyproject.toml requirements-dev.txt
 # The demonstration needs less than development, which serves it too.
 INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
@@ -13,7 +13,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-peers clean
+.PHONY: demo test lint format compare bench bench-quick bench-peers profile clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -59,6 +59,14 @@ bench-quick: bench-peers
 # A peer that cannot be installed is left out.
 bench-peers: .venv/dev
 	-pip install --quiet --constraint requirements-dev.txt --requirement benchmarks/requirements.txt
+
+## profile: the kernel's stages, and (with valgrind) the instructions that they take
+profile: .venv/dev
+	cmake --preset release
+	cmake --build --preset release
+	build/release/stages
+	valgrind --tool=callgrind --callgrind-out-file=build/callgrind.out build/release/stages 1000000 1
+	callgrind_annotate --auto=no --threshold=95 build/callgrind.out
 
 clean:
 	rm -rf .venv build

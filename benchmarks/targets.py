@@ -18,7 +18,7 @@ from rich.console import Console
 
 from virnucpro.data import GreedyPacker, _core
 
-console = Console(stderr=True)
+console = Console(stderr=True, soft_wrap=True)
 Call = Callable[[], Any]
 
 
@@ -76,7 +76,7 @@ def table(quick: bool) -> str:
         30,
         lambda: packer.pack_lengths(lengths),
         lambda: np.argsort(lengths, kind="stable"),
-        7,
+        11,
     )
     rows.faster(
         "the same, against the stable argsort of the clipped uint16 array",
@@ -84,7 +84,7 @@ def table(quick: bool) -> str:
         8,
         lambda: packer.pack_lengths(lengths),
         lambda: np.argsort(clipped, kind="stable"),
-        9,
+        25,
     )
     million, sizes = log_normal(1_000_000), protein.tokens()[:1_000_000].tolist()
     try:
@@ -103,7 +103,7 @@ def table(quick: bool) -> str:
         )
     except ModuleNotFoundError:
         rows.add("`pack_lengths`, 1 M int32, against lightbinpack", "", "", "not installed", False)
-    mine, copies = alternate(lambda: packer.assign_batches(lengths), lengths.copy, 15)
+    mine, copies = alternate(lambda: packer.assign_batches(lengths), lengths.copy, 51)
     rows.add(
         "`assign_batches`, 10 M int32, against `lengths.copy()`",
         "8 times",

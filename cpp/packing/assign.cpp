@@ -203,7 +203,7 @@ void group_by_size(std::span<const Length> lengths, const Bins& bins, const Hist
     Histogram positions = begins;
     std::atomic<bool> failed = false;
     bins.visit([&](auto bin_of) {
-        parallel_for(positions.num_parts(), [&](int part) noexcept {
+        parallel_for(positions.num_parts(), [&, bin_of, lengths, grouped](int part) noexcept {
             std::int64_t* const position = positions.counts(part).data();
             const auto [begin, end] = positions.rows(part);
             for (std::size_t row = begin; row < end; ++row) {

@@ -76,7 +76,7 @@ def by_sizes(path: Path, num: int = 10_000_000) -> str:
         packer = GreedyPacker(2 * number, number, special_tokens=0)
         counts = packer.count(lengths)._core
         layout: Any = _core.first_fit_decreasing(counts, 2 * number, None)
-        runs.append(len(layout.__getstate__()[-1]))
+        runs.append(len(layout.__reduce__()[1][-1]))
         seconds["pack_lengths"].append(median(lambda: packer.pack_lengths(lengths), 3))  # noqa: B023
         seconds["the layout alone"].append(
             median(lambda: _core.first_fit_decreasing(counts, 2 * number, None), 3)  # noqa: B023

@@ -126,4 +126,6 @@ def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(main)
+    app()

@@ -23,19 +23,22 @@ Call = Callable[[], Any]
 
 
 def alternate(ours: Call, other: Call, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of two calls that take turns, after one unmeasured turn."""
+    """Return the median seconds of two calls that take turns, after eight unmeasured turns.
+
+    So many, since the first touch of memory that a virtual machine has given back is slow.
+    """
     seconds: tuple[list[float], list[float]] = ([], [])
-    for turn in range(repeats + 1):
+    for turn in range(-8, repeats):
         for call, times in zip((ours, other), seconds, strict=True):
             begin = time.perf_counter()
             call()
-            if turn:
+            if turn >= 0:
                 times.append(time.perf_counter() - begin)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 
 def median(call: Call, repeats: int) -> float:
-    """Return the median seconds of a call, after one unmeasured."""
+    """Return the median seconds of a call."""
     return alternate(call, lambda: None, repeats)[0]
 
 

@@ -47,12 +47,12 @@ def measure(packer: str, data: str) -> dict[str, Any] | str:
     return "not installed" if last.startswith("ModuleNotFoundError") else f"failed: {last}"
 
 
-def compare(data_names: list[str]) -> str:
-    """Return a Markdown table for each data set."""
-    lines: list[str] = []
+def compare(data_names: list[str]) -> dict[str, str]:
+    """Return a Markdown table for each data set, by its name."""
+    tables: dict[str, str] = {}
     for data_name in data_names:
         num = len(DATA[data_name].make())
-        lines += [
+        lines = [
             f"### {data_name[0].upper()}{data_name[1:]}",
             "",
             f"Budget {DATA[data_name].max_tokens_per_batch:,} tokens.",
@@ -78,24 +78,37 @@ def compare(data_names: list[str]) -> str:
                 f"| {format(row['padding'], '.1%') if packed else ''} "
                 f"| {row['memory'] / 2**20:,.1f} MiB |"
             )
-        lines.append("")
-    return "\n".join(lines)
+        tables[data_name] = "\n".join([*lines, ""])
+    return tables
+
+
+def show_in_readme(text: str) -> None:
+    """Put the text between the README's marks."""
+    path = ROOT / "README.md"
+    begin, end = "<!-- made by make bench -->\n", "<!-- end -->\n"
+    before, rest = path.read_text(encoding="utf-8").split(begin)
+    after = rest.split(end)[1]
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
 def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
     """Measure everything, or with --quick what takes two minutes."""
+    origin = (
+        f"Made by `make {'bench-quick' if quick else 'bench'}` on {datetime.date.today()}: "
+        f"{machine()}."
+    )
+    reached = targets.table(quick)
+    tables = compare([name for name in QUICK if name in DATA] if quick else list(DATA))
     text = [
         "# Benchmarks",
         "",
-        f"Written by `make {'bench-quick' if quick else 'bench'}` on {datetime.date.today()}.",
-        "",
-        f"Machine: {machine()}.",
+        origin,
         "",
         "## Targets",
         "",
         "Ratios of medians of runs that alternate in one process, warm, with logging on.",
         "",
-        targets.table(quick),
+        reached,
         "",
         "## Comparison",
         "",
@@ -104,8 +117,9 @@ def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
         'room in all batches, "padding" the share of padding in what a model computes, "peak',
         'memory" what a call takes beyond its input. Seconds are medians.',
         "",
-        compare([name for name in QUICK if name in DATA] if quick else list(DATA)),
+        *tables.values(),
     ]
+    output.mkdir(exist_ok=True)
     if not quick:
         text += [
             "## Growth",
@@ -119,7 +133,12 @@ def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
             "![Time by number of distinct sizes](growth-sizes.svg)",
             "",
         ]
-    output.mkdir(exist_ok=True)
+        plots = [
+            "![Time a sequence by number of sequences](docs/growth-sequences.svg)",
+            "![Time by number of distinct sizes](docs/growth-sizes.svg)",
+            "",
+        ]
+        show_in_readme("\n".join([origin, "", tables["proteins, 1 million"], reached, "", *plots]))
     path = output / ("benchmarks-quick.md" if quick else "benchmarks.md")
     path.write_text("\n".join(text))
     console.print(f"Written to {path}")

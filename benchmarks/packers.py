@@ -93,7 +93,7 @@ def first_fit_loop(tokens: Any, room: Any, batch_of: Any) -> int:
     return num_batches
 
 
-def tree_nodes(tokens: Tokens) -> int:
+def tree_nodes(tokens: Any) -> int:
     """Return the nodes of a tree with a leaf for as many batches as there are sequences."""
     return 2 << (len(tokens) - 1).bit_length()
 

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/records.hpp"
 #include "packing/assign.hpp"
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
@@ -340,4 +341,6 @@ PYBIND11_MODULE(_core, module) {
             });
         },
         py::arg("layout"), py::arg("lengths"), py::arg("ids"), py::arg("num_threads"));
+
+    add_records(module);
 }

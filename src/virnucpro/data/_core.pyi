@@ -1,4 +1,4 @@
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,6 +8,8 @@ __version__: str
 Lengths = NDArray[np.integer[Any]]
 Rows = NDArray[np.signedinteger[Any]]
 Ids = tuple[str, ...] | NDArray[np.int64] | NDArray[np.str_] | None
+
+Record = TypeVar("Record")
 
 class TokenCounts:
     @property
@@ -71,3 +73,8 @@ def make_layout(
     first_run: NDArray[np.int64],
     runs: NDArray[np.int64],
 ) -> Layout: ...
+def read_records(records: list[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]] | None: ...
+def count_record_tokens(records: list[Any], max_length: int, special_tokens: int) -> int | None: ...
+def gather(
+    records: list[Record], indices: Rows, offsets: NDArray[np.int64]
+) -> list[list[Record]]: ...

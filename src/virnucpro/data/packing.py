@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,25 +130,20 @@ class GreedyPacker:
         limit = self._parameters().limit
         records = list(sequences)
         ids, lengths = read_records(records, "sequences")
-        order = check_ids(ids, len(records), "sequences[{}]['id']".format)
         overlong = np.flatnonzero(lengths > limit)
         if len(overlong) > 0:
             if self.overlong == "error":
                 row = overlong[0]
                 raise ValueError(
-                    f"Sequence {ids[row]} exceeds max_length ({lengths[row]} > {limit}); "
+                    f"Sequence {records[row]['id']} exceeds max_length ({lengths[row]} > {limit}); "
                     f"{len(overlong):,} of {len(records):,} sequences do"
                 )
-            self._warn_of_truncation(ids, lengths, overlong, limit)
+            self._warn_of_truncation(records, lengths, overlong, limit)
             for row in overlong.tolist():
                 kept = records[row]["sequence"][:limit]
                 records[row] = {**records[row], "sequence": kept, "truncated": True}
-        plan = self._list_rows(self.lay_out(self._count(lengths)), lengths, order)
-        rows = plan.indices.tolist()
-        return [
-            [records[row] for row in rows[begin:end]]
-            for begin, end in itertools.pairwise(plan.offsets.tolist())
-        ]
+        plan = self._list_rows(self.lay_out(self._count(lengths)), lengths, ids)
+        return _core.gather(records, plan.indices, plan.offsets)
 
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
         """Return the sequences in a new list, longest first, ties by `id`, then by input order.
@@ -164,13 +158,13 @@ class GreedyPacker:
         """
         records = list(sequences)
         ids, lengths = read_records(records, "sequences")
-        order = check_ids(ids, len(records), "sequences[{}]['id']".format)
         # One batch without limits holds all sequences in this order.
         whole = GreedyPacker(
             MOST_TOKENS, MOST_TOKENS, special_tokens=0, num_threads=self.num_threads
         )
-        plan = whole._list_rows(whole.lay_out(whole._count(lengths)), lengths, order)
-        return [records[row] for row in plan.indices.tolist()]
+        plan = whole._list_rows(whole.lay_out(whole._count(lengths)), lengths, ids)
+        everything = np.array([0, len(records)])
+        return _core.gather(records, plan.indices, everything)[0]
 
     def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:
         """Return the tokens in all batches by the tokens they have room for, in [0, 1].
@@ -191,8 +185,7 @@ class GreedyPacker:
         total = 0
         num_batches = 0
         for num_batches, batch in enumerate(batches, start=1):
-            _, lengths = read_records(list(batch), f"batches[{num_batches - 1}]", with_ids=False)
-            tokens = sum(map(parameters.tokens, lengths.tolist()))
+            tokens = count_tokens(list(batch), f"batches[{num_batches - 1}]", parameters)
             if tokens > budget:
                 raise ValueError(
                     f"batches[{num_batches - 1}] has {tokens:,} tokens, more than the budget of "
@@ -337,7 +330,11 @@ class GreedyPacker:
         return PackingPlan(layout._core, indices, offsets, self.num_threads)
 
     def _warn_of_truncation(
-        self, ids: Sequence[Any], lengths: NDArray[Any], overlong: NDArray[Any], limit: int
+        self,
+        records: list[Record],
+        lengths: NDArray[np.int64],
+        overlong: NDArray[np.intp],
+        limit: int,
     ) -> None:
         named = max(0, MOST_WARNINGS - self._num_truncated)
         self._num_truncated += len(overlong)
@@ -348,7 +345,7 @@ class GreedyPacker:
             logger.log(
                 level,
                 "Sequence %s exceeds max_length (%d > %d), truncating to its first %d residues",
-                ids[row],
+                records[row]["id"],
                 lengths[row],
                 limit,
                 limit,
@@ -365,25 +362,38 @@ class GreedyPacker:
 
 
 def read_records(
-    records: Sequence[Any], name: str, *, with_ids: bool = True
-) -> tuple[list[Any], NDArray[np.int64]]:
-    """Return the IDs and lengths of records; messages call the records by name."""
-    ids = []
-    lengths = np.empty(len(records), np.int64)
-    for row, record in enumerate(records):
-        if not isinstance(record, dict):
-            raise TypeError(f"{name}[{row}] must be a dict (got {type(record).__name__})")
-        for key in ("id", "sequence") if with_ids else ("sequence",):
-            if key not in record:
-                raise ValueError(f"{name}[{row}] has no {key!r}")
-        sequence = record["sequence"]
-        if not isinstance(sequence, str):
-            raise TypeError(
-                f"{name}[{row}]['sequence'] must be a str (got {type(sequence).__name__})"
-            )
-        lengths[row] = len(sequence)
-        ids.append(record.get("id"))
-    return ids, lengths
+    records: list[Any], name: str
+) -> tuple[tuple[str, ...] | NDArray[np.int64] | NDArray[np.str_], NDArray[np.int64]]:
+    """Return IDs, in a form that the kernel orders, and lengths; messages use the name."""
+    plain = _core.read_records(records)
+    if plain is not None:
+        return plain
+    sequences = [check_record(record, f"{name}[{row}]", "id") for row, record in enumerate(records)]
+    ids = [record["id"] for record in records]
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    return check_ids(ids, len(ids), f"{name}[{{}}]['id']".format), lengths
+
+
+def count_tokens(records: list[Any], name: str, parameters: Parameters) -> int:
+    """Return the tokens of records; messages use the name."""
+    tokens = _core.count_record_tokens(records, parameters.limit, parameters.special_tokens)
+    if tokens is not None:
+        return tokens
+    sequences = [check_record(record, f"{name}[{row}]") for row, record in enumerate(records)]
+    return sum(parameters.tokens(len(sequence)) for sequence in sequences)
+
+
+def check_record(record: Any, name: str, *keys: str) -> str:
+    """Return the sequence of a record, a dict with a `sequence` and these keys."""
+    if not isinstance(record, dict):
+        raise TypeError(f"{name} must be a dict (got {type(record).__name__})")
+    for key in (*keys, "sequence"):
+        if key not in record:
+            raise ValueError(f"{name} has no {key!r}")
+    sequence = record["sequence"]
+    if not isinstance(sequence, str):
+        raise TypeError(f"{name}['sequence'] must be a str (got {type(sequence).__name__})")
+    return sequence
 
 
 def calculate_token_budget(

@@ -1,0 +1,170 @@
+#include "bindings/records.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <optional>
+#include <span>
+
+namespace py = pybind11;
+
+namespace {
+
+using Int64Array = py::array_t<std::int64_t, py::array::c_style>;
+
+// Holds the garbage collector back: it would walk the new lists again and again as they fill.
+class NoCollection {
+  public:
+    NoCollection() : was_enabled_(PyGC_Disable() != 0) {}
+    ~NoCollection() {
+        if (was_enabled_) {
+            PyGC_Enable();
+        }
+    }
+    NoCollection(const NoCollection&) = delete;
+    NoCollection& operator=(const NoCollection&) = delete;
+
+  private:
+    bool was_enabled_;
+};
+
+// Owns a new object, or throws the error that kept it from being made.
+template <class Object>
+Object owned(PyObject* object) {
+    if (object == nullptr) {
+        throw py::error_already_set();
+    }
+    return py::reinterpret_steal<Object>(object);
+}
+
+// The value of a key of a plain dict if it is a plain str, else nothing. Comparing keys may run
+// code of theirs, so the record and the value are owned.
+py::object get_text(const py::object& record, const py::str& key) {
+    if (!PyDict_CheckExact(record.ptr())) {
+        return {};
+    }
+    PyObject* const value = PyDict_GetItemWithError(record.ptr(), key.ptr());
+    if (value == nullptr && PyErr_Occurred() != nullptr) {
+        throw py::error_already_set();
+    }
+    if (value == nullptr || !PyUnicode_CheckExact(value)) {
+        return {};
+    }
+    return py::reinterpret_borrow<py::object>(value);
+}
+
+py::object get_record(const py::list& records, py::ssize_t row) {
+    if (row >= PyList_GET_SIZE(records.ptr())) {
+        throw py::index_error("records changed while they were read");
+    }
+    return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(records.ptr(), row));
+}
+
+// The residues of a record, nothing where it is no plain dict with a plain str.
+std::optional<std::int64_t> length_of(const py::object& record, const py::str& sequence_key) {
+    const py::object sequence = get_text(record, sequence_key);
+    if (!sequence) {
+        return std::nullopt;
+    }
+    return PyUnicode_GET_LENGTH(sequence.ptr());
+}
+
+// IDs and lengths of records; None where one of them is no plain dict with plain str.
+py::object read_records(const py::list& records) {
+    const auto id_key = owned<py::str>(PyUnicode_InternFromString("id"));
+    const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
+    const auto ids = owned<py::tuple>(PyTuple_New(PyList_GET_SIZE(records.ptr())));
+    Int64Array lengths(PyTuple_GET_SIZE(ids.ptr()));
+    std::int64_t* const out = lengths.mutable_data();
+    for (py::ssize_t row = 0; row < lengths.size(); ++row) {
+        const py::object record = get_record(records, row);
+        py::object id = get_text(record, id_key);
+        const std::optional<std::int64_t> length = length_of(record, sequence_key);
+        if (!id || !length) {
+            return py::none();
+        }
+        PyTuple_SET_ITEM(ids.ptr(), row, id.release().ptr());
+        out[row] = *length;
+    }
+    return owned<py::tuple>(PyTuple_Pack(2, ids.ptr(), lengths.ptr()));
+}
+
+// Tokens of records; None where one of them is no plain dict with a plain str.
+std::optional<std::int64_t> count_record_tokens(const py::list& records, std::int64_t max_length,
+                                                std::int64_t special_tokens) {
+    const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
+    std::int64_t tokens = 0;
+    for (py::ssize_t row = 0; row < PyList_GET_SIZE(records.ptr()); ++row) {
+        const std::optional<std::int64_t> length =
+            length_of(get_record(records, row), sequence_key);
+        if (!length) {
+            return std::nullopt;
+        }
+        const std::int64_t added = std::min(*length, max_length) + special_tokens;
+        if (added > std::numeric_limits<std::int64_t>::max() - tokens) {
+            throw std::overflow_error("the number of tokens does not fit in 64 bits");
+        }
+        tokens += added;
+    }
+    return tokens;
+}
+
+// Lists of records: batch i holds the records whose rows are indices[offsets[i]:offsets[i + 1]].
+template <class Row>
+py::list gather_rows(const py::list& records, std::span<const Row> indices,
+                     std::span<const std::int64_t> offsets) {
+    const NoCollection paused;
+    const auto num_batches = static_cast<py::ssize_t>(offsets.size()) - 1;
+    auto batches = owned<py::list>(PyList_New(num_batches));
+    for (py::ssize_t batch = 0; batch < num_batches; ++batch) {
+        const std::int64_t begin = offsets[static_cast<std::size_t>(batch)];
+        const std::int64_t end = offsets[static_cast<std::size_t>(batch) + 1];
+        if (begin < 0 || begin > end || end > static_cast<std::int64_t>(indices.size())) {
+            throw py::index_error("offsets are out of range");
+        }
+        auto rows = owned<py::list>(PyList_New(end - begin));
+        for (std::int64_t i = begin; i < end; ++i) {
+            const Row row = indices[static_cast<std::size_t>(i)];
+            if (row < 0) {
+                throw py::index_error("indices are out of range");
+            }
+            PyList_SET_ITEM(rows.ptr(), i - begin, get_record(records, row).release().ptr());
+        }
+        PyList_SET_ITEM(batches.ptr(), batch, rows.release().ptr());
+    }
+    return batches;
+}
+
+py::list gather(const py::list& records, const py::array& indices, const Int64Array& offsets) {
+    const auto is_plain = [](const py::array& array) {
+        return array.ndim() == 1 && (array.flags() & py::array::c_style) != 0;
+    };
+    if (!is_plain(indices) || !is_plain(offsets) || offsets.size() == 0) {
+        throw py::type_error("indices and offsets must be plain one-dimensional arrays");
+    }
+    const std::span<const std::int64_t> ends(offsets.data(),
+                                             static_cast<std::size_t>(offsets.size()));
+    const auto num = static_cast<std::size_t>(indices.size());
+    if (py::isinstance<py::array_t<std::int32_t>>(indices)) {
+        return gather_rows(records,
+                           std::span(static_cast<const std::int32_t*>(indices.data()), num), ends);
+    }
+    if (py::isinstance<py::array_t<std::int64_t>>(indices)) {
+        return gather_rows(records,
+                           std::span(static_cast<const std::int64_t*>(indices.data()), num), ends);
+    }
+    throw py::type_error("indices must be int32 or int64");
+}
+
+}  // namespace
+
+void add_records(py::module_& module) {
+    module.def("read_records", &read_records, py::arg("records"));
+    module.def("count_record_tokens", &count_record_tokens, py::arg("records"),
+               py::arg("max_length"), py::arg("special_tokens"));
+    module.def("gather", &gather, py::arg("records"), py::arg("indices"),
+               py::arg("offsets").noconvert());
+}

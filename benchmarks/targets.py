@@ -84,12 +84,24 @@ def pack_in_python(records: list[dict[str, str]]) -> list[list[dict[str, str]]]:
     return batches
 
 
-def records_rows(rows: Table, names: list[str], lengths: list[int]) -> None:
-    """Add the rows for lists of dicts."""
-    records = [
+def make_records(names: list[str], lengths: list[int]) -> list[dict[str, str]]:
+    """Return dicts of sequences that need no truncation."""
+    return [
         {"id": name, "sequence": "M" * min(length, 1022)}
         for name, length in zip(names, lengths, strict=True)
     ]
+
+
+def in_a_process(what: str) -> list[float]:
+    """Return the figures that this file prints when it is told to measure one thing."""
+    command = [sys.executable, str(Path(__file__)), what]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return list(map(float, done.stdout.split()))
+
+
+def records_rows(rows: Table, names: list[str], lengths: list[int]) -> None:
+    """Add the rows for lists of dicts."""
+    records = make_records(names, lengths)
     packer = GreedyPacker(4096)
     mine, bare = alternate(
         lambda: packer.pack_sequences(records),
@@ -138,10 +150,7 @@ def records_rows(rows: Table, names: list[str], lengths: list[int]) -> None:
         f"{mine * 1e3:.2f} ms",
         mine <= 0.8e-3,
     )
-    before = memory("VmRSS")
-    packed, peak = peak_of(lambda: packer.pack_sequences(records))
-    extra = (peak - (memory("VmRSS") - before)) / len(records)
-    del packed
+    (extra,) = in_a_process("dicts")
     rows.add(
         "`pack_sequences`, 1 M dicts: extra memory beyond the result",
         "80 bytes a record",
@@ -240,9 +249,7 @@ def table(quick: bool) -> str:
     )
     if not quick:
         del lengths, clipped, words, ids
-        command = [sys.executable, str(Path(__file__)), "billion"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        seconds, gibibytes = map(float, done.stdout.split())
+        seconds, gibibytes = in_a_process("billion")
         rows.add(
             "1 billion uint16 lengths, `pack_lengths`, second call",
             "15 s, 13 GiB",
@@ -263,5 +270,16 @@ def billion() -> tuple[float, float]:
     return time.perf_counter() - begin, (peak + lengths.nbytes) / 2**30
 
 
-if __name__ == "__main__" and sys.argv[1:] == ["billion"]:
-    print(*billion())
+def dicts() -> tuple[float]:
+    """Return the bytes a record that packing dicts needs at most beyond its result."""
+    records = make_records(accessions(1_000_000), log_normal(1_000_000).tolist())
+    packer = GreedyPacker(4096)
+    before = memory("VmRSS")
+    packed, peak = peak_of(lambda: packer.pack_sequences(records))
+    kept = memory("VmRSS") - before
+    del packed
+    return ((peak - kept) / len(records),)
+
+
+if __name__ == "__main__" and sys.argv[1:]:
+    print(*{"billion": billion, "dicts": dicts}[sys.argv[1]]())

@@ -78,4 +78,4 @@ if REAL_DATA:
         "viral proteins, 4,450": Data(lambda: real("uniprot_viruses.faa.gz")),
         "E. coli proteins, 4,363": Data(lambda: real("ecoli_k12.faa.gz")),
     } | DATA
-QUICK = ["viral proteins, 4,450", "proteins, 100 thousand", "proteins, 1 million"]
+QUICK = ["viral proteins, 4,450", "proteins, 100 thousand"]

@@ -163,7 +163,7 @@ class GreedyPacker:
             MOST_TOKENS, MOST_TOKENS, special_tokens=0, num_threads=self.num_threads
         )
         plan = whole._list_rows(whole.lay_out(whole._count(lengths)), lengths, ids)
-        everything = np.array([0, len(records)])
+        everything = np.array([0, len(records)], np.int64)
         return _core.gather(records, plan.indices, everything)[0]
 
     def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:

@@ -69,16 +69,16 @@ auto with_lengths(const py::array& lengths, const Use& use) {
     throw py::type_error("lengths must be integers");
 }
 
-// Calls use(number) with a number of the type that the array `out` holds.
+// Calls use(number) with a number of the type that the array holds.
 template <class Use>
-void with_number(const py::array& out, const Use& use) {
-    require_plain(out, "out");
-    if (out.dtype().kind() == 'i' && out.itemsize() == 4) {
+void with_number(const py::array& array, const char* name, const Use& use) {
+    require_plain(array, name);
+    if (array.dtype().kind() == 'i' && array.itemsize() == 4) {
         use(std::int32_t{});
-    } else if (out.dtype().kind() == 'i' && out.itemsize() == 8) {
+    } else if (array.dtype().kind() == 'i' && array.itemsize() == 8) {
         use(std::int64_t{});
     } else {
-        throw py::type_error("out must be int32 or int64");
+        throw py::type_error(std::string(name) + " must be int32 or int64");
     }
 }
 
@@ -236,6 +236,18 @@ py::tuple list_rows_of(const Layout& layout, std::span<const Length> lengths, co
     return py::make_tuple(rows, offsets);
 }
 
+template <class Row>
+py::array shuffle_rows_of(const Layout& layout, const py::array& rows, std::uint64_t seed,
+                          int num_threads) {
+    py::array_t<Row> shuffled(rows.size());
+    py::array_t<Row> scratch(rows.size());
+    const std::span to = mutable_view<Row>(shuffled);
+    const std::span room = mutable_view<Row>(scratch);
+    const py::gil_scoped_release release;
+    shuffle_rows(layout, view<Row>(rows), seed, room, to, num_threads);
+    return shuffled;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_core, module) {
@@ -317,7 +329,7 @@ PYBIND11_MODULE(_core, module) {
         return [place](const Layout& layout, const py::array& lengths, const TokenCounts& before,
                        py::array& out, int num_threads) {
             with_lengths(lengths, [&](auto span) {
-                with_number(out, [&]<class Number>(Number) {
+                with_number(out, "out", [&]<class Number>(Number) {
                     const std::span numbers = mutable_view<Number>(out);
                     const py::gil_scoped_release release;
                     assign(layout, span, before, place, numbers, num_threads);
@@ -341,6 +353,17 @@ PYBIND11_MODULE(_core, module) {
             });
         },
         py::arg("layout"), py::arg("lengths"), py::arg("ids"), py::arg("num_threads"));
+
+    module.def(
+        "shuffle_rows",
+        [](const Layout& layout, const py::array& rows, std::uint64_t seed, int num_threads) {
+            py::array shuffled;
+            with_number(rows, "rows", [&]<class Row>(Row) {
+                shuffled = shuffle_rows_of<Row>(layout, rows, seed, num_threads);
+            });
+            return shuffled;
+        },
+        py::arg("layout"), py::arg("rows"), py::arg("seed"), py::arg("num_threads"));
 
     add_records(module);
 }

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <functional>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -230,42 +231,89 @@ void group_by_size(std::span<const Length> lengths, const Bins& bins, const Hist
     }
 }
 
-// Writes rows that are grouped by size to the slots of the layout.
-template <class Item, class Row, class RowOf>
-void fill_batches(const Layout& layout, std::span<const std::int64_t> starts,
-                  std::span<const Item> grouped, const RowOf& row_of,
-                  std::span<const std::int64_t> offsets, std::span<Row> out, int num_threads) {
+// Where the rows of each size start when all rows stand in order of size, and the end.
+std::vector<std::int64_t> starts_of_sizes(const TokenCounts& counts) {
+    std::vector<std::int64_t> starts(counts.tokens.size() + 1);
+    std::inclusive_scan(counts.sequences.begin(), counts.sequences.end(), starts.begin() + 1);
+    return starts;
+}
+
+// Calls move(grouped, slot, n) for every n neighbouring slots of one size in a batch, where the
+// slots of all batches are numbered through, and `grouped` is the first one's place when slots
+// stand in order of size.
+template <class Move>
+void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
+               std::span<const std::int64_t> offsets, int num_threads, const Move& move) {
     const Stretches stretches(layout);
-    const int parts = num_parts(out.size(), num_threads);
+    const auto num_rows = static_cast<std::size_t>(offsets.back());
+    const int parts = num_parts(num_rows, num_threads);
     std::vector<std::vector<Part>> rooms(static_cast<std::size_t>(parts));
     for (std::vector<Part>& room : rooms) {
         room.reserve(layout.counts.tokens.size());
     }
     parallel_for(parts, [&](int part) noexcept {
         // Batches whose first row is in this part.
-        const auto [begin, end] = part_of(out.size(), parts, part);
+        const auto [begin, end] = part_of(num_rows, parts, part);
         const auto batch_at = [&](std::size_t row) {
             return std::ranges::lower_bound(offsets, static_cast<std::int64_t>(row)) -
                    offsets.begin();
         };
         const std::int64_t first_batch = batch_at(begin);
         const std::int64_t last_batch = batch_at(end);
-        Row* next = out.data() + offsets[static_cast<std::size_t>(first_batch)];
+        std::int64_t slot = offsets[static_cast<std::size_t>(first_batch)];
         stretches.walk(first_batch, last_batch, rooms[static_cast<std::size_t>(part)],
                        [&](std::int64_t first, std::int64_t last, std::span<const Part> filled) {
                            for (std::int64_t batch = first; batch < last; ++batch) {
                                for (const Part& from : filled) {
                                    const Run& run = *from.run;
-                                   const Item* const source =
-                                       grouped.data() + starts[from.size] + run.first_sequence +
-                                       (batch - run.first_batch) * run.per_batch;
-                                   next =
-                                       std::transform(source, source + run.per_batch, next, row_of);
+                                   move(starts[from.size] + run.first_sequence +
+                                            (batch - run.first_batch) * run.per_batch,
+                                        slot, run.per_batch);
+                                   slot += run.per_batch;
                                }
                            }
                        });
     });
 }
+
+// Writes rows that are grouped by size to the slots of the layout.
+template <class Item, class Row, class RowOf>
+void fill_batches(const Layout& layout, std::span<const std::int64_t> starts,
+                  std::span<const Item> grouped, const RowOf& row_of,
+                  std::span<const std::int64_t> offsets, std::span<Row> out, int num_threads) {
+    move_rows(layout, starts, offsets, num_threads,
+              [&](std::int64_t from, std::int64_t slot, std::int64_t n) noexcept {
+                  std::transform(grouped.data() + from, grouped.data() + from + n,
+                                 out.data() + slot, row_of);
+              });
+}
+
+// The generator SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators,
+// 2014).
+class SplitMix64 {
+  public:
+    explicit SplitMix64(std::uint64_t seed) : state_(seed) {}
+
+    std::uint64_t operator()() {
+        std::uint64_t z = state_ += 0x9e3779b97f4a7c15;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
+        return z ^ (z >> 31);
+    }
+
+    // A number below `end`: the upper half of the product of the two. Of 2^64 draws, each number
+    // gets as many as any other, or one more.
+    std::uint64_t below(std::uint64_t end) {
+        const std::uint64_t x = (*this)();
+        const std::uint64_t low = (x & 0xffffffff) * (end & 0xffffffff);
+        const std::uint64_t middle = (x >> 32) * (end & 0xffffffff) + (low >> 32);
+        const std::uint64_t other = (x & 0xffffffff) * (end >> 32) + (middle & 0xffffffff);
+        return (x >> 32) * (end >> 32) + (middle >> 32) + (other >> 32);
+    }
+
+  private:
+    std::uint64_t state_;
+};
 
 }  // namespace
 
@@ -287,11 +335,7 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
     Histogram begins(num_rows, bins.size(), num_threads);
     bins.visit([&](auto bin_of) { begins.add_all(lengths, bin_of); });
 
-    // Where the rows of each size start when all rows stand in order of size.
-    std::vector<std::int64_t> starts(num_sizes + 1);
-    for (std::size_t size = 0; size < num_sizes; ++size) {
-        starts[size + 1] = starts[size] + layout.counts.sequences[size];
-    }
+    const std::vector<std::int64_t> starts = starts_of_sizes(layout.counts);
     std::vector<std::int64_t> ends(starts.begin(), starts.end() - 1);
     accumulate(begins, bins, ends);
     for (std::size_t size = 0; size < num_sizes; ++size) {
@@ -325,6 +369,39 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
         [](const KeyedRow& keyed_row) { return static_cast<Row>(keyed_row.row); }, offsets, out,
         num_threads);
 }
+
+template <class Row>
+void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t seed,
+                  std::span<Row> scratch, std::span<Row> out, int num_threads) {
+    const auto num_rows = static_cast<std::size_t>(layout.counts.num_sequences());
+    if (rows.size() != num_rows || scratch.size() != num_rows || out.size() != num_rows) {
+        throw std::invalid_argument("a buffer has the wrong size");
+    }
+    const std::vector<std::int64_t> starts = starts_of_sizes(layout.counts);
+    std::vector<std::int64_t> offsets(static_cast<std::size_t>(layout.num_batches) + 1);
+    batch_offsets(layout, offsets);
+    move_rows(layout, starts, offsets, num_threads,
+              [&](std::int64_t to, std::int64_t slot, std::int64_t n) noexcept {
+                  std::copy_n(rows.data() + slot, n, scratch.data() + to);
+              });
+    // Each size has numbers of its own, whichever thread draws them.
+    std::atomic<std::size_t> next_size = 0;
+    parallel_for(num_parts(num_rows, num_threads), [&](int) noexcept {
+        for (std::size_t size = next_size++; size + 1 < starts.size(); size = next_size++) {
+            SplitMix64 random(SplitMix64(seed + size)());
+            Row* const first = scratch.data() + starts[size];
+            for (std::int64_t left = starts[size + 1] - starts[size]; left > 1; --left) {
+                std::swap(first[left - 1], first[random.below(static_cast<std::uint64_t>(left))]);
+            }
+        }
+    });
+    fill_batches(layout, starts, std::span<const Row>(scratch), std::identity{}, offsets, out,
+                 num_threads);
+}
+template void shuffle_rows(const Layout&, std::span<const std::int32_t>, std::uint64_t,
+                           std::span<std::int32_t>, std::span<std::int32_t>, int);
+template void shuffle_rows(const Layout&, std::span<const std::int64_t>, std::uint64_t,
+                           std::span<std::int64_t>, std::span<std::int64_t>, int);
 
 #define INSTANTIATE_NUMBER(Length, Number)                                                         \
     template void assign(const Layout&, std::span<const Length>, const TokenCounts&, Place,        \

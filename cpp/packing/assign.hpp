@@ -30,4 +30,11 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
                std::span<Row> scratch, std::span<Row> out, std::span<std::int64_t> offsets,
                int num_threads);
 
+// Draws anew which of the rows of equal size stands in which of their slots, every way equally
+// likely; `rows` are those of list_rows, `scratch` has room for as many. The same seed draws the
+// same on any platform.
+template <class Row>
+void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t seed,
+                  std::span<Row> scratch, std::span<Row> out, int num_threads);
+
 }  // namespace packing

@@ -166,6 +166,39 @@ void check_places(const Case& at, const Layout& layout, const std::vector<Rows>&
     }
 }
 
+// Rows of equal size change places among themselves, in the same way on any number of threads.
+void check_shuffled(const Case& at, const Layout& layout, std::mt19937_64& random) {
+    const Ids by_row;
+    const std::vector<Rows> listed = list(at, layout, by_row);
+    Rows rows;
+    for (const Rows& batch : listed) {
+        rows.insert(rows.end(), batch.begin(), batch.end());
+    }
+    const std::uint64_t seed = random();
+    Rows scratch(rows.size());
+    Rows shuffled(rows.size());
+    Rows alone(rows.size());
+    const std::span<const std::int64_t> from(rows);
+    shuffle_rows(layout, from, seed, std::span(scratch), std::span(shuffled), at.num_threads);
+    shuffle_rows(layout, from, seed, std::span(scratch), std::span(alone), 1);
+    if (shuffled != alone) {
+        fail(at, "threads change how rows are shuffled");
+    }
+    for (std::size_t slot = 0; slot < rows.size(); ++slot) {
+        const auto tokens = [&](std::int64_t row) {
+            return at.tokens(at.lengths[static_cast<std::size_t>(row)]);
+        };
+        if (tokens(rows[slot]) != tokens(shuffled[slot])) {
+            fail(at, "shuffling changes the tokens of a slot");
+        }
+    }
+    std::ranges::sort(rows);
+    std::ranges::sort(shuffled);
+    if (rows != shuffled) {
+        fail(at, "shuffling loses rows");
+    }
+}
+
 void check_ids(const Case& at, const Layout& layout, std::mt19937_64& random) {
     const std::size_t num_rows = at.lengths.size();
     Rows numbers(num_rows);
@@ -246,6 +279,7 @@ void check(const Case& at, std::mt19937_64& random) {
         }
     }
     check_places(at, layout, expected, random);
+    check_shuffled(at, layout, random);
     check_ids(at, layout, random);
 }
 

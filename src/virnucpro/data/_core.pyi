@@ -57,6 +57,7 @@ def assign_slots(
 def list_rows(
     layout: Layout, lengths: Lengths, ids: Ids, num_threads: int
 ) -> tuple[Rows, NDArray[np.int64]]: ...
+def shuffle_rows(layout: Layout, rows: Rows, seed: int, num_threads: int) -> Rows: ...
 def make_counts(
     max_length: int,
     special_tokens: int,

@@ -1,4 +1,4 @@
-"""IDs and lengths of the records of FASTA files."""
+"""The records of FASTA files, and their IDs and lengths."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pysam
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 
 
-def read_lengths(path: str | PathLike[str]) -> Iterator[tuple[str, int]]:
-    r"""Yield the ID (the header up to the first blank) and the residues of each record.
+def read_fasta(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
+    r"""Yield the ID (the header up to the first blank) and the sequence of each record.
 
     Args:
         path: A FASTA file, plain, gzip or bgzip.
@@ -31,8 +31,8 @@ def read_lengths(path: str | PathLike[str]) -> Iterator[tuple[str, int]]:
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "proteins.fasta")
         ...     _ = path.write_text(">a first\nMKTAY\nIAK\n>b\nMK\n")
-        ...     list(read_lengths(path))
-        [('a', 8), ('b', 2)]
+        ...     list(read_fasta(path))
+        [('a', 'MKTAYIAK'), ('b', 'MK')]
     """
     path = Path(path)
     check_complete(path)
@@ -42,7 +42,7 @@ def read_lengths(path: str | PathLike[str]) -> Iterator[tuple[str, int]]:
     try:
         with pysam.FastxFile(str(path), persist=False) as records:
             for record in records:
-                yield record.name or "", len(record.sequence or "")
+                yield record.name or "", record.sequence or ""
                 num_records += 1
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: record {num_records + 1:,} is not text in UTF-8") from error
@@ -52,6 +52,12 @@ def read_lengths(path: str | PathLike[str]) -> Iterator[tuple[str, int]]:
         pysam.set_verbosity(verbosity)
     if num_records == 0:
         raise ValueError(f"{path}: no FASTA record")
+
+
+def read_lengths(path: str | PathLike[str]) -> Iterator[tuple[str, int]]:
+    """Yield the ID and the number of residues of each record, with the errors of `read_fasta`."""
+    for identifier, sequence in read_fasta(path):
+        yield identifier, len(sequence)
 
 
 def check_complete(path: Path) -> None:

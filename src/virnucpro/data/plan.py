@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from virnucpro.data import _core
-from virnucpro.data.arguments import check_integer, check_lengths, check_out, check_threads
+from virnucpro.data.arguments import check_integer, check_lengths, check_out, check_threads, plain
 
 
 class TokenCounts:
@@ -302,6 +302,28 @@ class PackingPlan(Layout):
         world_size = check_integer(world_size, "world_size", 1)
         rank = check_integer(rank, "rank", 0, world_size - 1)
         return BatchRows(self, range(rank, len(self), world_size))
+
+    def reshuffle(self, seed: int) -> PackingPlan:
+        """Return a plan of the same batches in which other sequences keep each other company.
+
+        Sequences of equally many tokens change places at random, every way equally likely, so
+        batches, their tokens and the efficiency stay as they are. The same plan and seed, from 0
+        to 2**64 - 1, give the same rows on any platform and for any number of threads.
+
+        Cost: O(n), and memory for two more arrays of `indices`' size, one of them only meanwhile.
+
+        Example:
+            >>> import numpy as np
+            >>> from virnucpro.data import GreedyPacker
+            >>> plan = GreedyPacker(100).pack_lengths([60, 60, 30, 30])
+            >>> new = plan.reshuffle(seed=2)
+            >>> [rows.tolist() for rows in plan], [rows.tolist() for rows in new]
+            ([[0, 2], [1, 3]], [[1, 2], [0, 3]])
+        """
+        seed = check_integer(seed, "seed", 0, 2**64 - 1)
+        num_threads = check_threads(self._num_threads)
+        indices = _core.shuffle_rows(self._core, plain(self.indices), seed, num_threads)
+        return PackingPlan(self._core, indices, self.offsets, self._num_threads)
 
     def __eq__(self, other: object) -> bool:
         return (

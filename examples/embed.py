@@ -1,0 +1,105 @@
+"""Embed the proteins of FASTA files: one vector each, into a Parquet file.
+
+    python examples/embed.py proteins.fasta -o embeddings.parquet --model esm2_folder
+
+The model is the folder of any ESM-2 checkpoint of Hugging Face transformers. Without it, a tiny
+one of random weights shows how things go together. Needs transformers and pyarrow besides
+virnucpro[torch].
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from transformers import AutoModel, AutoTokenizer, EsmConfig, EsmModel, EsmTokenizer
+
+import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
+from virnucpro.data import (
+    SequenceDataset,
+    VarlenCollator,
+    create_async_dataloader,
+    model_inputs,
+    unpack,
+)
+
+VOCABULARY = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X B U Z O . - <mask>"
+
+
+def load(folder: Path | None) -> tuple[Any, Any]:
+    """Return the tokenizer and the model of a folder, or tiny ones."""
+    if folder is not None:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        return tokenizer, AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    tokens = VOCABULARY.split()
+    with TemporaryDirectory() as temporary:
+        path = Path(temporary, "vocab.txt")
+        path.write_text("\n".join(tokens))
+        tokenizer = EsmTokenizer(str(path))
+    config = EsmConfig(
+        vocab_size=len(tokens),
+        pad_token_id=tokens.index("<pad>"),
+        mask_token_id=tokens.index("<mask>"),
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=128,
+        position_embedding_type="rotary",
+    )
+    torch.manual_seed(0)
+    return tokenizer, EsmModel(config, add_pooling_layer=False)
+
+
+def main() -> None:
+    """Read the options, embed, write."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("fasta", nargs="+")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="folder of a checkpoint")
+    parser.add_argument("--max-tokens", type=int, help="tokens a batch")
+    parser.add_argument("--workers", type=int, default=2)
+    options = parser.parse_args()
+
+    tokenizer, model = load(options.model)
+    if model.config.position_embedding_type != "rotary":
+        parser.error("the model must have rotary positions, as ESM-2 has")
+    model.set_attn_implementation("packed_sdpa")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Varlen kernels take half precision.
+    model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+
+    loader = create_async_dataloader(
+        SequenceDataset(options.fasta),
+        VarlenCollator(tokenizer),
+        num_workers=options.workers,
+        token_budget=options.max_tokens,
+    )
+    width = model.config.hidden_size
+    schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
+    with torch.inference_mode(), pq.ParquetWriter(options.output, schema) as writer:
+        for batch in loader:
+            inputs = {
+                name: value.to(device) if isinstance(value, torch.Tensor) else value
+                for name, value in model_inputs(batch).items()
+            }
+            states = model(**inputs).last_hidden_state
+            embedded = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])
+            vectors = embedded.embeddings.cpu().numpy().ravel()
+            writer.write(
+                pa.record_batch(
+                    [
+                        pa.array(embedded.sequence_ids, pa.string()),
+                        pa.FixedSizeListArray.from_arrays(pa.array(vectors), width),
+                    ],
+                    schema=schema,
+                )
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""Small models of random weights, tokenizers from vocabularies written here, a data set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import esm
+import torch
+from torch.utils.data import IterableDataset
+from transformers import EsmConfig, EsmModel, EsmTokenizer
+
+AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
+ESM2 = [
+    *("<cls>", "<pad>", "<eos>", "<unk>"),
+    *AMINO_ACIDS,
+    *("X", "B", "U", "Z", "O", ".", "-", "<null_1>", "<mask>"),
+]
+
+
+def huggingface_tokenizer(folder: Path) -> Any:
+    """ESM-2's tokenizer, as transformers has it."""
+    (folder / "vocab.txt").write_text("\n".join(ESM2))
+    return EsmTokenizer(str(folder / "vocab.txt"))
+
+
+def fair_esm_converter() -> Any:
+    """ESM-2's batch converter, as fair-esm has it."""
+    return esm.data.Alphabet.from_architecture("ESM-1b").get_batch_converter()
+
+
+def tiny_esm2(**parameters: Any) -> Any:
+    """ESM-2 with three layers."""
+    torch.manual_seed(0)
+    config = EsmConfig(
+        vocab_size=len(ESM2),
+        pad_token_id=1,
+        mask_token_id=ESM2.index("<mask>"),
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        position_embedding_type="rotary",
+        emb_layer_norm_before=False,
+        token_dropout=True,
+        # Larger than what is trained, so that neighbours would be seen.
+        initializer_range=0.2,
+        **parameters,
+    )
+    return EsmModel(config, add_pooling_layer=False).eval()
+
+
+class ShowsEnvironment(IterableDataset[dict[str, Any]]):
+    """A record whose ID is what the process that reads it sees as CUDA devices."""
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield {"id": repr(os.environ.get("CUDA_VISIBLE_DEVICES")), "sequence": "M"}

@@ -1,0 +1,386 @@
+"""Records and batches of FASTA files, shared by workers and ranks, in packed DataLoaders."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pysam
+import pytest
+import torch
+from models import AMINO_ACIDS, ShowsEnvironment, fair_esm_converter
+from torch.utils.data import DataLoader
+
+import virnucpro.data
+from virnucpro.data import (
+    GreedyPacker,
+    PackedFastaDataset,
+    SequenceDataset,
+    VarlenCollator,
+    create_async_dataloader,
+)
+
+Record = dict[str, Any]
+TESTS = Path(__file__).parents[1]
+REAL = [
+    Path(os.environ.get("VIRNUCPRO_REAL_DATA", ""), f"{name}.faa.gz")
+    for name in ("uniprot_viruses", "ecoli_k12")
+]
+needs_real_data = pytest.mark.skipif(
+    "VIRNUCPRO_REAL_DATA" not in os.environ, reason="VIRNUCPRO_REAL_DATA names no folder"
+)
+
+
+def write_fasta(path: Path, records: list[tuple[str, str]]) -> Path:
+    lines = []
+    for name, sequence in records:
+        lines.append(f">{name} some protein")
+        lines += [sequence[i : i + 60] for i in range(0, len(sequence), 60)]
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def proteins(number: int, prefix: str = "s", longest: int = 1300) -> list[tuple[str, str]]:
+    draw = random.Random(number)
+    return [
+        (f"{prefix}{i}", "".join(draw.choices(AMINO_ACIDS, k=draw.randrange(1, longest))))
+        for i in range(number)
+    ]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """One large file and a small one."""
+    small = tmp_path / "small.fa.gz"
+    write_fasta(tmp_path / "large.fa", proteins(90, "l"))
+    small.write_bytes(gzip.compress(write_fasta(tmp_path / "s.fa", proteins(7)).read_bytes()))
+    return [tmp_path / "large.fa", small]
+
+
+def test_records(files: list[Path]) -> None:
+    expected = [
+        {"id": name, "sequence": sequence, "file": str(file)}
+        for file, part in zip(files, (proteins(90, "l"), proteins(7)), strict=True)
+        for name, sequence in part
+    ]
+    dataset = SequenceDataset(files)
+    assert list(dataset) == expected
+    assert list(dataset) == expected
+    assert list(SequenceDataset(str(files[0]))) == expected[:90]
+
+
+def test_max_length(files: list[Path], caplog: pytest.LogCaptureFixture) -> None:
+    whole = list(SequenceDataset(files))
+    cut = list(SequenceDataset(files, max_length=500))
+    too_long = [record for record in whole if len(record["sequence"]) > 500]
+    assert 0 < len(too_long) < len(whole)
+    for record, expected in zip(cut, whole, strict=True):
+        if expected in too_long:
+            expected = {**expected, "sequence": expected["sequence"][:500], "truncated": True}
+        assert record == expected
+    lost = sum(len(record["sequence"]) - 500 for record in too_long)
+    assert caplog.messages == [
+        f"{len(too_long)} sequences exceed max_length (500), truncated: {lost:,} residues lost"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("paths", "error", "message"),
+    [
+        ([], ValueError, "fasta_files must name at least one file"),
+        (["no.fa"], FileNotFoundError, "no.fa: no such file"),
+        ([1.5], TypeError, "float"),
+    ],
+)
+def test_bad_files(paths: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        SequenceDataset(paths)
+
+
+def test_bad_max_length(files: list[Path]) -> None:
+    with pytest.raises(ValueError, match=r"max_length must be at least 1 \(got 0\)"):
+        SequenceDataset(files, 0)
+
+
+def share_out(
+    tmp_path: Path, world_size: int, numbers: list[str], files: list[Path]
+) -> dict[str, list[list[str]]]:
+    """Run the ranks of a gloo group; return the IDs of each rank by number of workers."""
+    store = tmp_path / f"store{world_size}"
+    ranks = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-W", "ignore", str(TESTS / "shares.py")),
+                *(str(rank), str(world_size), str(store), *numbers, "--", *map(str, files)),
+            ],
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(world_size)
+    ]
+    outputs = [rank.communicate()[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0] * world_size
+    found = [json.loads(output) for output in outputs]
+    return {number: [rank[number] for rank in found] for number in numbers}
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_workers_and_ranks_share_records(
+    tmp_path: Path, files: list[Path], world_size: int
+) -> None:
+    if "VIRNUCPRO_REAL_DATA" in os.environ:
+        files = REAL
+    expected = sorted(record["id"] for record in SequenceDataset(files))
+    numbers = ["0", "1", "2", "3", "5", "2s"]
+    for found in share_out(tmp_path, world_size, numbers, files).values():
+        assert sorted(name for rank in found for name in rank) == expected
+        shares = [len(rank) for rank in found]
+        # One record more or less for each worker.
+        assert max(shares) - min(shares) <= 5
+
+
+def test_pickled_with_its_rank(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = SequenceDataset(files)
+    whole = list(dataset)
+    assert list(pickle.loads(pickle.dumps(dataset))) == whole
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.distributed, "is_initialized", lambda: True)
+        patch.setattr(torch.distributed, "get_rank", lambda: 1)
+        patch.setattr(torch.distributed, "get_world_size", lambda: 4)
+        pickled = pickle.dumps(dataset)
+        assert list(dataset) == whole[1::4]
+    assert list(pickle.loads(pickled)) == whole[1::4]
+
+
+def loader(files: list[Path], **arguments: Any) -> DataLoader[Any]:
+    collate = VarlenCollator(fair_esm_converter(), max_tokens_per_batch=2048)
+    return create_async_dataloader(SequenceDataset(files), collate, **arguments)
+
+
+def test_loader_yields_every_record_in_full_batches(files: list[Path]) -> None:
+    lengths = {record["id"]: len(record["sequence"]) for record in SequenceDataset(files)}
+    batches = list(loader(files, num_workers=0, buffer_size=40))
+    names = [name for batch in batches for name in batch["sequence_ids"]]
+    assert sorted(names) == sorted(lengths)
+    for batch in batches:
+        tokens = [min(lengths[name], 1022) + 2 for name in batch["sequence_ids"]]
+        assert batch["cu_seqlens"].diff().tolist() == tokens
+        assert sum(tokens) <= batch["token_budget"] == 2048
+    # Buffers of 40, 40 and 17 records, each packed by itself.
+    records = list(SequenceDataset(files))
+    packed = [
+        [record["id"] for record in batch]
+        for start in (0, 40, 80)
+        for batch in GreedyPacker(2048).pack_sequences(records[start : start + 40])
+    ]
+    assert [batch["sequence_ids"] for batch in batches] == packed
+
+
+def test_loader_with_workers_yields_the_same_records_each_epoch(files: list[Path]) -> None:
+    lengths = [record["id"] for record in SequenceDataset(files)]
+    spawned = loader(files, num_workers=2, timeout=100)
+    for _ in range(2):
+        names = [name for batch in spawned for name in batch["sequence_ids"]]
+        assert sorted(names) == sorted(lengths)
+
+
+def test_workers_send_what_would_be_made_here(files: list[Path]) -> None:
+    here = loader(files, num_workers=0, buffer_size=40)
+    for made, sent in zip(here, loader(files, num_workers=1, buffer_size=40), strict=True):
+        assert list(made) == list(sent)
+        for name, value in made.items():
+            if isinstance(value, torch.Tensor):
+                assert (value.dtype, value.tolist()) == (sent[name].dtype, sent[name].tolist())
+                sent[name][0] += 1
+            else:
+                assert value == sent[name]
+
+
+def test_budget_is_one_for_packer_and_collator(
+    files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    collate = VarlenCollator(fair_esm_converter(), max_tokens_per_batch=2048)
+    dataset = SequenceDataset(files)
+
+    def budgets(**arguments: Any) -> set[int]:
+        batches = list(create_async_dataloader(dataset, collate, num_workers=0, **arguments))
+        longest = max(len(batch["input_ids"]) for batch in batches)
+        (budget,) = {batch["token_budget"] for batch in batches}
+        assert 0.9 * budget < longest <= budget
+        return {budget}
+
+    assert budgets() == {2048}
+    assert budgets(token_budget=5000) == {5000}
+    assert collate.max_tokens_per_batch == 2048
+    properties = type("Properties", (), {"total_memory": 16 * 2**30})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setattr("virnucpro.data.dataloader_utils.DataLoader", lambda d, **_: d)
+    packed: Any = create_async_dataloader(dataset, collate)
+    assert packed.packer.max_tokens_per_batch == 16384
+    packed = create_async_dataloader(dataset, collate, token_budget=3000)
+    assert packed.packer.max_tokens_per_batch == 3000
+
+
+def test_batch_size_caps_the_sequences(files: list[Path]) -> None:
+    batches = list(loader(files, num_workers=0, batch_size=2))
+    assert max(batch["num_sequences"] for batch in batches) == 2
+    assert sum(batch["num_sequences"] for batch in batches) == 97
+
+
+def test_workers_see_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    collate = VarlenCollator(fair_esm_converter())
+    (batch,) = create_async_dataloader(ShowsEnvironment(), collate, num_workers=1)
+    assert batch["sequence_ids"] == ["''"]
+    (batch,) = create_async_dataloader(ShowsEnvironment(), collate, num_workers=0)
+    assert batch["sequence_ids"] == ["'0'"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dataset": [{"id": "a"}]}, TypeError, "dataset must be an IterableDataset"),
+        ({"collate_fn": list}, TypeError, "collate_fn must be a VarlenCollator"),
+        ({"num_workers": -1}, ValueError, "num_workers must be at least 0"),
+        ({"prefetch_factor": 0}, ValueError, "prefetch_factor must be at least 1"),
+        ({"buffer_size": 0}, ValueError, "buffer_size must be at least 1"),
+        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
+        ({"timeout": -1.0}, ValueError, "timeout must be at least 0"),
+        ({"token_budget": 2}, ValueError, "room for one residue"),
+    ],
+)
+def test_bad_parameters(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    given = {
+        "dataset": ShowsEnvironment(),
+        "collate_fn": VarlenCollator(fair_esm_converter()),
+        "num_workers": 0,
+    }
+    with pytest.raises(error, match=message):
+        create_async_dataloader(**{**given, **arguments})
+
+
+@needs_real_data
+@pytest.mark.parametrize("num_workers", [0, 1, 2])
+def test_efficiency_on_real_proteins(num_workers: int) -> None:
+    collate = VarlenCollator(fair_esm_converter())
+    packed = create_async_dataloader(
+        SequenceDataset(REAL[0]), collate, num_workers=num_workers, timeout=100
+    )
+    tokens = [len(batch["input_ids"]) for batch in packed]
+    print(num_workers, len(tokens), sum(tokens) / (4096 * len(tokens)))
+    assert sum(tokens) / (4096 * len(tokens)) >= 0.99
+
+
+def packed_files(tmp_path: Path) -> tuple[list[Path], list[Record]]:
+    """A plain file and one in bgzip, with records without residues in all places."""
+    first = [("e0", ""), *proteins(30, "a"), ("e1", ""), ("e2", ""), ("x", "MK")]
+    second = [*proteins(20, "b"), ("e3", ""), ("x", "MKT" * 700)]
+    write_fasta(tmp_path / "first.fa", first)
+    write_fasta(tmp_path / "second", second)
+    pysam.tabix_compress(str(tmp_path / "second"), str(tmp_path / "second.fa.gz"), force=True)
+    files = [tmp_path / "first.fa", tmp_path / "second.fa.gz"]
+    return files, list(SequenceDataset(files))
+
+
+def test_batches_by_random_access(tmp_path: Path) -> None:
+    files, records = packed_files(tmp_path)
+    packer = GreedyPacker(2048)
+    plan = packer.pack_lengths([len(record["sequence"]) for record in records])
+    dataset = PackedFastaDataset(files, plan)
+    expected = [
+        [packer.pack_sequences([records[row]])[0][0] for row in rows.tolist()] for rows in plan
+    ]
+    assert len(dataset) == len(plan) > 5
+    assert [dataset[i] for i in reversed(range(len(plan)))] == expected[::-1]
+    assert dataset[-1] == expected[-1]
+    with pytest.raises(IndexError):
+        dataset[len(plan)]
+    assert pickle.loads(pickle.dumps(dataset))[3] == expected[3]
+    for context in ("fork", "spawn"):
+        loaded: DataLoader[Any] = DataLoader(
+            dataset, batch_size=None, num_workers=2, multiprocessing_context=context
+        )
+        assert list(loaded) == expected
+    collate = VarlenCollator(fair_esm_converter(), 2048)
+    batches: DataLoader[Any] = DataLoader(dataset, batch_size=None, collate_fn=collate)
+    assert [len(b["input_ids"]) for b in batches] == plan.batch_tokens.tolist()
+
+
+def plan_for(lengths: list[int]) -> Any:
+    return GreedyPacker(4096).pack_lengths(lengths)
+
+
+def test_repeated_ids_are_refused(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT"), ("a", "MKTA")])
+    with pytest.raises(ValueError, match=r"a.fa: more than one record has the ID 'a'"):
+        PackedFastaDataset(path, plan_for([2, 3, 4]))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "message"),
+    [
+        ([2, 3], r"the plan has 2 sequences, the files have 3"),
+        ([2, 3, 4, 5], r"the plan has 4 sequences, the files have 3"),
+        ([2, 3, 5], r"those of its batch 0 have other lengths"),
+        ([], r"the plan has 0 sequences, the files have 3"),
+    ],
+)
+def test_plans_of_other_files_are_refused(tmp_path: Path, lengths: list[int], message: str) -> None:
+    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT"), ("c", "MKTA")])
+    assert len(PackedFastaDataset(path, plan_for([2, 3, 4]))) == 1
+    with pytest.raises(ValueError, match=message):
+        PackedFastaDataset(path, plan_for(lengths))
+
+
+def test_files_without_a_fit_index_are_refused(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT")])
+    plan = plan_for([2, 3])
+    (tmp_path / "a.fa.gz").write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(OSError, match=r"a.fa.gz: cannot be indexed"):
+        PackedFastaDataset(tmp_path / "a.fa.gz", plan)
+    PackedFastaDataset(path, plan)
+    later = (tmp_path / "a.fa.fai").stat().st_mtime + 10
+    os.utime(path, (later, later))
+    with pytest.raises(ValueError, match=r"a.fa.fai: older than .*a.fa; remove it"):
+        PackedFastaDataset(path, plan)
+    with pytest.raises(TypeError, match="plan must be a PackingPlan"):
+        PackedFastaDataset(path, [[0, 1]])  # type: ignore[arg-type]
+
+
+def test_real_proteins_by_random_access(tmp_path: Path) -> None:
+    if "VIRNUCPRO_REAL_DATA" not in os.environ:
+        pytest.skip("VIRNUCPRO_REAL_DATA names no folder")
+    path = tmp_path / "ecoli.fa"
+    path.write_bytes(gzip.decompress(REAL[1].read_bytes()))
+    records = list(SequenceDataset(path))
+    plan = GreedyPacker(4096).pack_lengths([len(record["sequence"]) for record in records])
+    dataset = PackedFastaDataset(path, plan)
+    for batch in np.random.default_rng(0).integers(0, len(plan), 30).tolist():
+        for row, record in zip(plan[batch].tolist(), dataset[batch], strict=True):
+            assert record["id"] == records[row]["id"]
+            assert record["sequence"] == records[row]["sequence"][:1022]
+
+
+@pytest.mark.parametrize("name", sorted(virnucpro.data.OPTIONAL))
+def test_names_that_need_torch_say_so(name: str) -> None:
+    code = (
+        f"import sys; sys.modules['torch'] = None\nimport virnucpro.data as data\n"
+        f"assert {name!r} in data.__all__ and {name!r} in dir(data)\n"
+        f"try: data.{name}\nexcept ModuleNotFoundError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == f"{name} needs torch: pip install 'virnucpro[torch]'\n"
+
+
+def test_other_names_are_no_attributes() -> None:
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        virnucpro.data.nothing  # noqa: B018
+    assert virnucpro.data.SequenceDataset is SequenceDataset

@@ -1,0 +1,239 @@
+"""Samplers of a plan's batches: every row once, equally many batches a rank, resuming."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from strategies import Case, cases
+from torch.utils.data import DataLoader, Dataset
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+from virnucpro.data import GreedyPacker, PackedBatchSampler, PackingPlan
+
+
+def plan_of(case: Case) -> PackingPlan:
+    return GreedyPacker(**case.parameters).pack_lengths(case.lengths)
+
+
+def proteins(number: int = 3000) -> PackingPlan:
+    lengths = np.random.default_rng(0).integers(30, 300, number)
+    return GreedyPacker(1024).pack_lengths(lengths)
+
+
+@given(cases(), st.integers(0, 2**64 - 1))
+def test_reshuffle_exchanges_equal_sizes(case: Case, seed: int) -> None:
+    plan = plan_of(case)
+    new = plan.reshuffle(seed)
+    tokens = np.minimum(case.lengths, plan.max_sequence_length) if case.lengths else np.empty(0)
+    assert tokens[new.indices].tolist() == tokens[plan.indices].tolist()
+    assert sorted(new.indices.tolist()) == list(range(plan.num_sequences))
+    assert new.offsets is plan.offsets
+    assert new.batch_tokens.tolist() == plan.batch_tokens.tolist()
+    assert new == plan.reshuffle(seed)
+    assert new.indices.dtype == plan.indices.dtype
+
+
+def test_reshuffle_draws_every_order_equally_often() -> None:
+    plan = GreedyPacker(10, special_tokens=0).pack_lengths([5, 5, 5, 3])
+    draws = Counter(tuple(plan.reshuffle(seed).indices.tolist()) for seed in range(6000))
+    assert len(draws) == 6
+    # The chance to stray further is below 1e-8.
+    assert all(abs(count - 1000) < 175 for count in draws.values())
+
+
+def test_reshuffle_is_the_same_on_any_number_of_threads() -> None:
+    lengths = np.random.default_rng(1).integers(0, 200, 300_000)
+    plans = [GreedyPacker(512, num_threads=n).pack_lengths(lengths) for n in (1, 2, 5)]
+    first, *others = [plan.reshuffle(7) for plan in plans]
+    assert not np.array_equal(first.indices, plans[0].indices)
+    assert all(np.array_equal(first.indices, other.indices) for other in others)
+    assert not np.array_equal(first.indices, plans[0].reshuffle(8).indices)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, None, True])
+def test_reshuffle_refuses(seed: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="seed must be"):
+        proteins(10).reshuffle(seed)
+
+
+@given(
+    cases(),
+    st.integers(1, 7),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 3),
+)
+def test_ranks_share_all_rows(
+    case: Case, world_size: int, shuffle: bool, even: bool, epoch: int
+) -> None:
+    plan = plan_of(case)
+    needed = -(-len(plan) // world_size) * world_size if even else 0
+    assume(needed <= plan.num_sequences)
+    samplers = [
+        PackedBatchSampler(plan, rank, world_size, shuffle, seed=3, even=even)
+        for rank in range(world_size)
+    ]
+    for sampler in samplers:
+        sampler.set_epoch(epoch)
+    shares = [list(sampler) for sampler in samplers]
+    assert [len(share) for share in shares] == [len(sampler) for sampler in samplers]
+    sizes = {len(share) for share in shares}
+    assert max(sizes) - min(sizes) <= (0 if even else 1)
+    batches = list(chain(*shares))
+    assert all(batches)
+    assert sorted(chain(*batches)) == list(range(plan.num_sequences))
+    for rows in batches:
+        lengths = np.minimum([case.lengths[row] for row in rows], plan.max_sequence_length)
+        assert sum(lengths.tolist()) + plan.special_tokens * len(rows) <= plan.max_tokens_per_batch
+    if even:
+        assert len(batches) == needed
+
+
+def test_batches_of_the_plan_in_its_order() -> None:
+    plan = proteins()
+    rows = [batch.tolist() for batch in plan]
+    assert list(PackedBatchSampler(plan)) == rows
+    assert list(PackedBatchSampler(plan, 1, 3, even=False)) == rows[1::3]
+    shuffled = PackedBatchSampler(plan, shuffle=True)
+    first = list(shuffled)
+    assert first == list(shuffled)
+    shuffled.set_epoch(1)
+    second = list(shuffled)
+    assert list(PackedBatchSampler(plan, shuffle=True, seed=1)) not in (first, second)
+    groups = [{frozenset(batch) for batch in batches} for batches in (rows, first, second)]
+    assert len(groups[0] & groups[1]) < 10
+    assert len(groups[1] & groups[2]) < 10
+
+
+def test_only_the_largest_batches_are_halved() -> None:
+    plan = GreedyPacker(100, special_tokens=0).pack_lengths([90, 80, 70] + [10] * 10)
+    rows = [batch.tolist() for batch in plan]
+    assert [len(batch) for batch in rows] == [2, 3, 4, 4]
+    samplers = [PackedBatchSampler(plan, rank, 6) for rank in range(6)]
+    batches = [next(iter(sampler)) for sampler in samplers]
+    assert [len(batch) for batch in batches] == [2, 3, 2, 2, 2, 2]
+    assert list(chain(*batches)) == list(chain(*rows))
+    one = GreedyPacker(1000).pack_lengths([10] * 9)
+    halves = [len(next(iter(PackedBatchSampler(one, rank, 4)))) for rank in range(4)]
+    assert halves == [3, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("lengths", "world_size"), [([5, 5], 3), ([90, 80, 70], 2)])
+def test_too_few_sequences_are_refused(lengths: list[int], world_size: int) -> None:
+    plan = GreedyPacker(100).pack_lengths(lengths)
+    with pytest.raises(ValueError, match=r"cannot be split into .* even=False"):
+        PackedBatchSampler(plan, 0, world_size)
+    assert PackedBatchSampler(plan, 0, world_size, even=False) is not None
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_resumed_from_twenty_places(shuffle: bool) -> None:
+    plan = proteins()
+    draw = random.Random(0)
+
+    def make() -> PackedBatchSampler:
+        return PackedBatchSampler(plan, rank=1, world_size=3, shuffle=shuffle, seed=5)
+
+    for _ in range(20):
+        sampler = make()
+        sampler.set_epoch(2)
+        whole = list(sampler)
+        stop = draw.randrange(len(sampler) + 1)
+        batches = iter(sampler)
+        before = [next(batches) for _ in range(stop)]
+        state = sampler.state_dict()
+        assert (state["epoch"], state["step"]) == (2, stop)
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        resumed.set_epoch(2)
+        assert before + list(resumed) == whole
+        assert list(resumed) == whole
+        resumed.set_epoch(3)
+        assert len(list(resumed)) == len(whole)
+
+
+def test_state_of_batches_that_training_had() -> None:
+    sampler = PackedBatchSampler(proteins())
+    whole = list(sampler)
+    sampler.load_state_dict(sampler.state_dict(step=4))
+    assert list(sampler) == whole[4:]
+    with pytest.raises(ValueError, match="step must be at most"):
+        sampler.state_dict(step=len(sampler) + 1)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"seed": 1},
+        {"shuffle": True},
+        {"rank": 1},
+        {"world_size": 3},
+        {"even": False},
+        {"plan": proteins(2999)},
+    ],
+)
+def test_states_of_other_samplers_are_refused(other: dict[str, Any]) -> None:
+    given_: dict[str, Any] = {"plan": proteins(), "world_size": 2}
+    state = PackedBatchSampler(**given_).state_dict()
+    with pytest.raises(ValueError, match="the state is of a sampler with"):
+        PackedBatchSampler(**{**given_, **other}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"plan": [[0]]}, TypeError, "plan must be a PackingPlan"),
+        ({"rank": 2, "world_size": 2}, ValueError, "rank must be at most 1"),
+        ({"world_size": 0}, ValueError, "world_size must be at least 1"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+    ],
+)
+def test_bad_parameters(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        PackedBatchSampler(**{"plan": proteins(10), **arguments})
+
+
+class Rows(Dataset[int]):
+    def __len__(self) -> int:
+        return 3000
+
+    def __getitem__(self, row: int) -> int:
+        return row
+
+
+def rows_of(rows: list[int]) -> torch.Tensor:
+    return torch.tensor(rows)
+
+
+def test_in_data_loaders() -> None:
+    plan = proteins()
+    sampler = PackedBatchSampler(plan, shuffle=True)
+    loader = DataLoader(Rows(), batch_sampler=sampler, collate_fn=rows_of)
+    assert len(loader) == len(sampler)
+    assert [batch.tolist() for batch in loader] == list(sampler)
+
+
+@pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
+def test_stateful_data_loader_resumes() -> None:
+    plan = proteins()
+
+    def make() -> Any:
+        sampler = PackedBatchSampler(plan, shuffle=True)
+        return StatefulDataLoader(Rows(), batch_sampler=sampler, collate_fn=rows_of)
+
+    whole = [batch.tolist() for batch in make()]
+    loader = make()
+    batches = iter(loader)
+    before = [next(batches).tolist() for _ in range(17)]
+    resumed = make()
+    resumed.load_state_dict(loader.state_dict())
+    assert before + [batch.tolist() for batch in resumed] == whole

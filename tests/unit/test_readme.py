@@ -7,14 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from models import huggingface_tokenizer, tiny_esm2
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def test_python_examples_run() -> None:
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
-    names: dict[str, Any] = {}
+    huggingface_tokenizer(tmp_path)
+    names: dict[str, Any] = {"vocabulary": tmp_path / "vocab.txt", "model": tiny_esm2()}
+    monkeypatch.chdir(ROOT)
     exec("\n".join(blocks), names)
     whole = names["packer"].assign_batches(names["lengths"])
     np.testing.assert_array_equal(np.concatenate(names["batches"]), whole)
+    assert len(names["embeddings"]) == len(names["sequence_ids"]) > 0

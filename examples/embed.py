@@ -1,4 +1,4 @@
-"""Embed the proteins of FASTA files: one vector each, into a Parquet file.
+"""Embed the proteins of FASTA files: one vector each, into a Parquet file, in order of batches.
 
     python examples/embed.py proteins.fasta -o embeddings.parquet --model esm2_folder
 
@@ -34,6 +34,8 @@ VOCABULARY = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X 
 def load(folder: Path | None) -> tuple[Any, Any]:
     """Return the tokenizer and the model of a folder, or tiny ones."""
     if folder is not None:
+        if not folder.is_dir():
+            raise SystemExit(f"{folder}: no such folder")
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return tokenizer, AutoModel.from_pretrained(folder, add_pooling_layer=False)
     tokens = VOCABULARY.split()
@@ -81,7 +83,8 @@ def main() -> None:
     )
     width = model.config.hidden_size
     schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
-    with torch.inference_mode(), pq.ParquetWriter(options.output, schema) as writer:
+    batches = []
+    with torch.inference_mode():
         for batch in loader:
             inputs = {
                 name: value.to(device) if isinstance(value, torch.Tensor) else value
@@ -90,15 +93,12 @@ def main() -> None:
             states = model(**inputs).last_hidden_state
             embedded = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])
             vectors = embedded.embeddings.cpu().numpy().ravel()
-            writer.write(
-                pa.record_batch(
-                    [
-                        pa.array(embedded.sequence_ids, pa.string()),
-                        pa.FixedSizeListArray.from_arrays(pa.array(vectors), width),
-                    ],
-                    schema=schema,
-                )
-            )
+            columns = [
+                pa.array(embedded.sequence_ids, pa.string()),
+                pa.FixedSizeListArray.from_arrays(pa.array(vectors), width),
+            ]
+            batches.append(pa.record_batch(columns, schema=schema))
+    pq.write_table(pa.Table.from_batches(batches, schema), options.output)
 
 
 if __name__ == "__main__":

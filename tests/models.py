@@ -9,8 +9,9 @@ from typing import Any
 
 import esm
 import torch
+from tokenizers import Tokenizer, models, processors
 from torch.utils.data import IterableDataset
-from transformers import EsmConfig, EsmModel, EsmTokenizer
+from transformers import EsmConfig, EsmModel, EsmTokenizer, PreTrainedTokenizerFast
 
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
 ESM2 = [
@@ -29,6 +30,20 @@ def huggingface_tokenizer(folder: Path) -> Any:
 def fair_esm_converter() -> Any:
     """ESM-2's batch converter, as fair-esm has it."""
     return esm.data.Alphabet.from_architecture("ESM-1b").get_batch_converter()
+
+
+def byte_pairs() -> Any:
+    """A tokenizer whose tokens have more than one letter."""
+    letters = {letter: i for i, letter in enumerate(["<s>", "</s>", "<unk>", *AMINO_ACIDS])}
+    vocabulary = {**letters, "MK": len(letters), "TA": len(letters) + 1}
+    model = models.BPE(vocab=vocabulary, merges=[("M", "K"), ("T", "A")], unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
 
 
 def tiny_esm2(**parameters: Any) -> Any:

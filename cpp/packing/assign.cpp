@@ -388,7 +388,7 @@ void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t
     std::atomic<std::size_t> next_size = 0;
     parallel_for(num_parts(num_rows, num_threads), [&](int) noexcept {
         for (std::size_t size = next_size++; size + 1 < starts.size(); size = next_size++) {
-            SplitMix64 random(SplitMix64(seed + size)());
+            SplitMix64 random(SplitMix64(SplitMix64(seed)() + size)());
             Row* const first = scratch.data() + starts[size];
             for (std::int64_t left = starts[size + 1] - starts[size]; left > 1; --left) {
                 std::swap(first[left - 1], first[random.below(static_cast<std::uint64_t>(left))]);

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
-from types import SimpleNamespace
 from typing import Any
 
 import esm
@@ -14,7 +13,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import AMINO_ACIDS, ESM2, fair_esm_converter, huggingface_tokenizer
+from models import AMINO_ACIDS, ESM2, byte_pairs, fair_esm_converter, huggingface_tokenizer
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from virnucpro.data import GreedyPacker, VarlenCollator, model_inputs, unpack
@@ -117,7 +116,9 @@ def test_truncated_sequences_keep_their_eos(
     collate = VarlenCollator(batch_converter, max_sequence_length=3)
     sequences = records_of(["MKTAY", "MKT", "MK<mask>TAY"])
     batch = collate(sequences)
-    expected = [converted(batch_converter, s) for s in ("MKT", "MKT", "MK<mask>")]
+    # Residues are letters, as the packer counts them.
+    expected = [converted(batch_converter, s) for s in ("MKT", "MKT")]
+    expected.append([*expected[0][:3], UNKNOWN, expected[0][-1]])
     assert tokens_of(batch) == expected
     assert sequences == records_of(["MKTAY", "MKT", "MK<mask>TAY"])
     assert "2 of 3 sequences exceed max_length (3), truncating" in caplog.text
@@ -170,22 +171,6 @@ def test_single_letters_of_another_tokenizer() -> None:
     assert tokens_of(collate(records_of(["MKJA"]))) == [bert.encode("M K J A")]
 
 
-def byte_pairs() -> Any:
-    """A tokenizer whose tokens have more than one letter."""
-    from tokenizers import Tokenizer, models, processors
-
-    letters = {letter: i for i, letter in enumerate(["<s>", "</s>", "<unk>", *AMINO_ACIDS])}
-    vocabulary = {**letters, "MK": len(letters), "TA": len(letters) + 1}
-    model = models.BPE(vocab=vocabulary, merges=[("M", "K"), ("T", "A")], unk_token="<unk>")
-    tokenizer = Tokenizer(model)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
-    )
-
-
 def test_other_vocabularies_go_through_the_tokenizer() -> None:
     tokenizer = byte_pairs()
     collate = VarlenCollator(tokenizer, max_sequence_length=6)
@@ -194,9 +179,77 @@ def test_other_vocabularies_go_through_the_tokenizer() -> None:
     assert tokens_of(batch)[0] == [0, 23, 24, tokenizer.get_vocab()["Y"], 1]
 
 
+@pytest.mark.parametrize("split", [True, False])
+def test_tokenizers_that_prepend_a_blank(split: bool) -> None:
+    """A letter by itself is not what it is within a sequence."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    vocabulary = {t: i for i, t in enumerate(["<s>", "</s>", "<unk>", "▁", *AMINO_ACIDS])}
+    if not split:
+        vocabulary |= {f"▁{letter}": len(vocabulary) + i for i, letter in enumerate(AMINO_ACIDS)}
+    merges = [] if split else [("▁", letter) for letter in AMINO_ACIDS]
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    collate = VarlenCollator(fast)
+    assert not collate.has_table
+    assert tokens_of(collate(records_of(["MKTAY"]))) == [fast.encode("MKTAY")]
+
+
+def test_vocabularies_without_bare_letters() -> None:
+    """ProtT5 has each letter as a word of its own."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = {token: i for i, token in enumerate(["</s>", "<unk>", *(f"▁{a}" for a in AMINO_ACIDS)])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 0)]
+    )
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    collate = VarlenCollator(fast)
+    assert collate.special_tokens == 1
+    assert tokens_of(collate(records_of(["M K T", "A"]))) == [
+        fast.encode("M K T"),
+        fast.encode("A"),
+    ]
+
+
+def test_special_tokens_are_found_in_any_order_of_the_vocabulary() -> None:
+    """Some letters have no token, and vocabularies have no order."""
+    from tokenizers import Tokenizer, models, normalizers, processors
+
+    found = set()
+    for order in ("MKmk", "kmKM", "mMkK"):
+        vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", *"MKmk"])}
+        tokens = {token: vocabulary[token] for token in ["</s>", *order, "<s>"]}
+        tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=[]))
+        tokenizer.normalizer = normalizers.Lowercase()
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        )
+        collate = VarlenCollator(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+        found.add(tuple(tokens_of(collate(records_of(["MK"])))[0]))
+    assert found == {(0, 4, 5, 1)}
+
+
 def test_collators_are_picklable(batch_converter: Any) -> None:
     collate = pickle.loads(pickle.dumps(VarlenCollator(batch_converter)))
     assert tokens_of(collate(records_of(["MK"])))[0] == converted(batch_converter, "MK")
+
+
+class Letterless:
+    def get_vocab(self) -> dict[str, int]:
+        return {"<unk>": 0}
+
+    def encode(self, *_: Any, **__: Any) -> list[int]:
+        return []
+
+    def __call__(self, *_: Any, **__: Any) -> dict[str, list[int]]:
+        return {"input_ids": [], "special_tokens_mask": []}
 
 
 @pytest.mark.parametrize(
@@ -208,7 +261,7 @@ def test_collators_are_picklable(batch_converter: Any) -> None:
         ((fair_esm_converter(), 2**31), ValueError, "must be at most 2,147,483,647"),
         ((fair_esm_converter(), "4096"), TypeError, "must be an integer"),
         (
-            (SimpleNamespace(get_vocab=lambda: {"<unk>": 0}, encode=list),),
+            (Letterless(),),
             ValueError,
             "no letter",
         ),
@@ -243,6 +296,13 @@ def test_unpack_leaves_out_special_tokens() -> None:
     assert (half.states[0].dtype, half.embeddings.dtype) == (torch.float16, torch.float32)
 
 
+def test_unpack_without_an_eos() -> None:
+    states = torch.arange(7.0)[:, None]
+    unpacked = unpack(states, torch.tensor([0, 4, 7]), ["a", "b"], num_after=0)
+    assert [part[:, 0].tolist() for part in unpacked.states] == [[1, 2, 3], [5, 6]]
+    assert unpacked.embeddings[:, 0].tolist() == [2.0, 5.5]
+
+
 def test_unpack_has_gradients() -> None:
     states = torch.randn(9, 3, requires_grad=True)
     unpack(states, torch.tensor([0, 4, 9]), ["a", "b"]).embeddings.sum().backward()  # type: ignore[no-untyped-call]
@@ -257,8 +317,9 @@ def test_unpack_has_gradients() -> None:
         ((2, 9, 3), [0, 9], "a", "hidden_states must be"),
         ((9, 3), [0, 4, 9], "a", r"one a sequence \(got 1 for 2\)"),
         ((9, 3), [0, 8], "a", "lead from 0 to the 9 tokens"),
+        ((0, 3), [0], "", "at least one sequence"),
         ((9, 3), [1, 9], "a", "lead from 0 to the 9 tokens"),
-        ((9, 3), [0, 1, 9], "ab", "a BOS and an EOS"),
+        ((9, 3), [0, 1, 9], "ab", "with 2 special tokens in each"),
     ],
 )
 def test_unpack_refuses(shape: tuple[int, ...], bounds: list[int], ids: str, message: str) -> None:

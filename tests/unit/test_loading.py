@@ -9,6 +9,7 @@ import pickle
 import random
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import pysam
 import pytest
 import torch
-from models import AMINO_ACIDS, ShowsEnvironment, fair_esm_converter
+from models import AMINO_ACIDS, ShowsEnvironment, byte_pairs, fair_esm_converter
 from torch.utils.data import DataLoader
 
 import virnucpro.data
@@ -198,9 +199,9 @@ def test_workers_send_what_would_be_made_here(files: list[Path]) -> None:
         for name, value in made.items():
             if isinstance(value, torch.Tensor):
                 assert (value.dtype, value.tolist()) == (sent[name].dtype, sent[name].tolist())
-                sent[name][0] += 1
             else:
                 assert value == sent[name]
+        sent["input_ids"] += 1
 
 
 def test_budget_is_one_for_packer_and_collator(
@@ -248,12 +249,14 @@ def test_workers_see_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "error", "message"),
     [
         ({"dataset": [{"id": "a"}]}, TypeError, "dataset must be an IterableDataset"),
+        ({"collate_fn": VarlenCollator(byte_pairs())}, ValueError, "tokens of more than a letter"),
         ({"collate_fn": list}, TypeError, "collate_fn must be a VarlenCollator"),
         ({"num_workers": -1}, ValueError, "num_workers must be at least 0"),
         ({"prefetch_factor": 0}, ValueError, "prefetch_factor must be at least 1"),
         ({"buffer_size": 0}, ValueError, "buffer_size must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"timeout": -1.0}, ValueError, "timeout must be at least 0"),
+        ({"timeout": None}, ValueError, r"timeout must be at least 0 \(got None\)"),
         ({"token_budget": 2}, ValueError, "room for one residue"),
     ],
 )
@@ -320,8 +323,9 @@ def plan_for(lengths: list[int]) -> Any:
 
 def test_repeated_ids_are_refused(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT"), ("a", "MKTA")])
-    with pytest.raises(ValueError, match=r"a.fa: more than one record has the ID 'a'"):
-        PackedFastaDataset(path, plan_for([2, 3, 4]))
+    for lengths in ([2, 3, 4], [2, 3]):
+        with pytest.raises(ValueError, match=r"a.fa: more than one record has the ID 'a'"):
+            PackedFastaDataset(path, plan_for(lengths))
 
 
 @pytest.mark.parametrize(
@@ -353,6 +357,29 @@ def test_files_without_a_fit_index_are_refused(tmp_path: Path) -> None:
         PackedFastaDataset(path, plan)
     with pytest.raises(TypeError, match="plan must be a PackingPlan"):
         PackedFastaDataset(path, [[0, 1]])  # type: ignore[arg-type]
+
+
+def test_batches_from_threads(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "a.fa", proteins(2000))
+    records = {record["id"]: record["sequence"][:1022] for record in SequenceDataset(path)}
+    plan = plan_for([len(record["sequence"]) for record in SequenceDataset(path)])
+    dataset = PackedFastaDataset(path, plan)
+    with ThreadPoolExecutor(4) as threads:
+        for batch in threads.map(dataset.__getitem__, range(len(dataset))):
+            for record in batch:
+                assert record["sequence"] == records[record["id"]]
+
+
+def test_indexes_of_other_files_are_refused(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT")])
+    PackedFastaDataset(path, plan_for([2, 3]))
+    index = tmp_path / "a.fa.fai"
+    index.write_text(index.read_text().splitlines()[0] + "\n")
+    with pytest.raises(ValueError, match=r"a.fa.fai: not the index of .*a.fa"):
+        PackedFastaDataset(path, plan_for([2]))
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: no regular file"):
+        SequenceDataset(tmp_path / "pipe")
 
 
 def test_real_proteins_by_random_access(tmp_path: Path) -> None:

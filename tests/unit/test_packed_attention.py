@@ -92,7 +92,7 @@ def test_a_planted_fault_is_seen(model: Any, tmp_path: Path, fault: str) -> None
         wrong = wrong[[0, -1]]
     else:
         wrong[4] += 1
-    found = differences(model, {**batch, "cu_seq_lens_q": wrong}, alone)
+    found = differences(model, {**batch, "cu_seq_lens_q": wrong, "cu_seq_lens_k": wrong}, alone)
     assert max(found) > 1e-2
     if fault == "a boundary moved by one":
         assert [difference > 1e-5 for difference in found] == [i in (3, 4) for i in range(12)]
@@ -186,6 +186,8 @@ def attend(**arguments: Any) -> torch.Tensor:
         ({"query": torch.randn(2, 2, 7, 4)}, "one row of sequences"),
         ({"key": torch.randn(1, 2, 8, 4)}, "one row of sequences"),
         ({"attention_mask": torch.ones(1, 1, 7, 7)}, "no attention_mask"),
+        ({"cu_seq_lens_k": torch.tensor([0, 4, 7])}, "same cu_seq_lens_k"),
+        ({"sinks": torch.zeros(2)}, "does not support sinks"),
         ({"softcap": 30.0}, "does not support softcap"),
         ({"sliding_window": 4}, "does not support sliding_window"),
     ],
@@ -194,6 +196,24 @@ def test_refused(arguments: dict[str, Any], message: str) -> None:
     assert attend().shape == (1, 7, 2, 4)
     with pytest.raises(ValueError, match=message):
         attend(**arguments)
+
+
+def test_masks_of_models_are_refused(model: Any) -> None:
+    batch = VarlenCollator(fair_esm_converter())(proteins(4))
+    inputs = model_inputs(batch)
+    with pytest.raises(ValueError, match="packed_sdpa takes no attention_mask"):
+        model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
+    with pytest.raises(ValueError, match="does not support local attention"):
+        packed_attention.refuse_masks(local_size=8)
+
+
+def test_dropout_is_done() -> None:
+    torch.manual_seed(0)
+    given = {"query": torch.randn(1, 2, 7, 4), "key": torch.randn(1, 2, 7, 4)}
+    value = torch.ones(1, 2, 7, 4)
+    assert torch.allclose(attend(**given, value=value), value.transpose(1, 2))
+    dropped = attend(**given, value=value, dropout=0.5)
+    assert not torch.allclose(dropped, value.transpose(1, 2))
 
 
 @pytest.fixture

@@ -179,6 +179,7 @@ def test_state_of_batches_that_training_had() -> None:
         {"world_size": 3},
         {"even": False},
         {"plan": proteins(2999)},
+        {"plan": proteins().reshuffle(1)},
     ],
 )
 def test_states_of_other_samplers_are_refused(other: dict[str, Any]) -> None:
@@ -186,6 +187,43 @@ def test_states_of_other_samplers_are_refused(other: dict[str, Any]) -> None:
     state = PackedBatchSampler(**given_).state_dict()
     with pytest.raises(ValueError, match="the state is of a sampler with"):
         PackedBatchSampler(**{**given_, **other}).load_state_dict(state)
+
+
+@pytest.mark.parametrize("state", [None, {}, {"epoch": 0}])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(TypeError, match="state must be what state_dict returned"):
+        PackedBatchSampler(proteins(10)).load_state_dict(state)
+
+
+def test_seeds_and_sizes_do_not_share_draws() -> None:
+    plan = GreedyPacker(100, special_tokens=0).pack_lengths([10] * 20 + [9] * 20 + [8] * 20)
+    orders = set()
+    for seed in range(5):
+        rows = plan.reshuffle(seed).indices
+        for size in range(3):
+            of_size = rows[(rows >= 20 * size) & (rows < 20 * size + 20)]
+            orders.add(tuple((of_size - 20 * size).tolist()))
+    assert len(orders) == 15
+    samplers = []
+    for seed, epoch in ((5, 7), (5 + 7 * 2**32, 0), (0, 1), (2**32, 0)):
+        sampler = PackedBatchSampler(plan, shuffle=True, seed=seed)
+        sampler.set_epoch(epoch)
+        samplers.append(str(list(sampler)))
+    assert len(set(samplers)) == 4
+
+
+def test_a_new_iterator_begins_anew() -> None:
+    sampler = PackedBatchSampler(proteins())
+    whole = list(sampler)
+    sampler.load_state_dict(sampler.state_dict(step=4))
+    resumed = iter(sampler)
+    assert list(sampler) == whole
+    assert list(resumed) == whole[4:]
+    batches = iter(sampler)
+    next(batches)
+    assert sampler.state_dict()["step"] == 1
+    sampler.set_epoch(0)
+    assert sampler.state_dict()["step"] == 0
 
 
 @pytest.mark.parametrize(

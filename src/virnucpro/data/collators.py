@@ -89,6 +89,11 @@ class VarlenCollator:
         """Tokens that each sequence has beside its residues."""
         return len(self._vocabulary.before) + len(self._vocabulary.after)
 
+    @property
+    def has_table(self) -> bool:
+        """Whether each residue is a token."""
+        return self._vocabulary.of_letter is not None
+
     def __call__(self, records: Sequence[Record] | Record) -> dict[str, Any]:
         """Return the tensors of a batch."""
         limit = self._limit()
@@ -96,8 +101,8 @@ class VarlenCollator:
         if not records:
             return {}
         _, residues = read_records(records, "records")
-        vocabulary = self._vocabulary
-        tokens, lengths = vocabulary.tokenize([record["sequence"] for record in records], limit)
+        before, after = self._vocabulary.before, self._vocabulary.after
+        tokens, lengths = self._vocabulary.tokenize([r["sequence"][:limit] for r in records], limit)
         ends = np.cumsum(lengths + self.special_tokens)
         total = int(ends[-1])
         if total > self.max_tokens_per_batch:
@@ -115,29 +120,16 @@ class VarlenCollator:
         starts = ends - lengths - self.special_tokens
         input_ids = np.empty(total, np.int64)
         is_residue = np.ones(total, np.bool_)
-        for place, token in enumerate(vocabulary.before):
+        for place, token in enumerate(before):
             input_ids[starts + place] = token
             is_residue[starts + place] = False
-        for place, token in enumerate(vocabulary.after[::-1], start=1):
+        for place, token in enumerate(after[::-1], start=1):
             input_ids[ends - place] = token
             is_residue[ends - place] = False
         input_ids[is_residue] = tokens
-        position_ids = np.arange(total) - np.repeat(starts, np.diff(ends, prepend=0))
-        cu_seqlens = torch.from_numpy(np.append(0, ends).astype(np.int32))
-        max_seqlen = int(lengths.max()) + self.special_tokens
-        return {
-            "input_ids": torch.from_numpy(input_ids),
-            "position_ids": torch.from_numpy(position_ids),
-            "cu_seqlens": cu_seqlens,
-            "max_seqlen": max_seqlen,
-            "sequence_ids": [record["id"] for record in records],
-            "num_sequences": len(records),
-            "token_budget": self.max_tokens_per_batch,
-            "cu_seq_lens_q": cu_seqlens,
-            "cu_seq_lens_k": cu_seqlens,
-            "max_length_q": max_seqlen,
-            "max_length_k": max_seqlen,
-        }
+        cu_seqlens = np.append(0, ends).astype(np.int32)
+        ids = [record["id"] for record in records]
+        return make_batch(input_ids, cu_seqlens, ids, self.max_tokens_per_batch)
 
     def _limit(self) -> int:
         """Check the parameters, which may have been changed, and return the residues kept."""
@@ -149,6 +141,32 @@ class VarlenCollator:
                 f"special tokens (got {budget})"
             )
         return min(longest, budget - self.special_tokens)
+
+
+def make_batch(
+    input_ids: NDArray[np.int64],
+    cu_seqlens: NDArray[np.int32],
+    sequence_ids: list[Any],
+    token_budget: int,
+) -> dict[str, Any]:
+    """Return a batch as `VarlenCollator` gives it; all else follows from these."""
+    lengths = np.diff(cu_seqlens)
+    position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], lengths)
+    boundaries = torch.from_numpy(cu_seqlens)
+    longest = int(lengths.max())
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "position_ids": torch.from_numpy(position_ids),
+        "cu_seqlens": boundaries,
+        "max_seqlen": longest,
+        "sequence_ids": sequence_ids,
+        "num_sequences": len(sequence_ids),
+        "token_budget": token_budget,
+        "cu_seq_lens_q": boundaries,
+        "cu_seq_lens_k": boundaries,
+        "max_length_q": longest,
+        "max_length_k": longest,
+    }
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
@@ -183,15 +201,21 @@ class Unpacked(NamedTuple):
 
 
 def unpack(
-    hidden_states: torch.Tensor, cu_seqlens: torch.Tensor, sequence_ids: Sequence[Any]
+    hidden_states: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    sequence_ids: Sequence[Any],
+    num_before: int = 1,
+    num_after: int = 1,
 ) -> Unpacked:
     """Return the states of each sequence's residues, and their mean, without BOS and EOS.
 
     Args:
         hidden_states: What a model gives for a packed batch, [tokens, hidden] or
             [1, tokens, hidden].
-        cu_seqlens: Boundaries of sequences, int [n + 1], each with one BOS and one EOS.
+        cu_seqlens: Boundaries of sequences, int [n + 1].
         sequence_ids: The ID of each sequence.
+        num_before: Special tokens before the residues of a sequence (BOS).
+        num_after: Special tokens after them (EOS); none with ESM-1.
 
     Raises:
         ValueError: The shapes do not fit each other.
@@ -213,25 +237,27 @@ def unpack(
             f"(got {list(hidden_states.shape)})"
         )
     boundaries = cu_seqlens.to(hidden_states.device, torch.int64)
-    lengths = boundaries.diff()
+    lengths = boundaries.diff() - num_before - num_after
     if len(lengths) != len(sequence_ids):
         raise ValueError(
             f"sequence_ids must be one a sequence (got {len(sequence_ids)} for {len(lengths)})"
         )
-    if boundaries[0] != 0 or boundaries[-1] != len(hidden_states) or (lengths < 2).any():
+    if len(lengths) == 0:
+        raise ValueError("cu_seqlens must have at least one sequence")
+    if boundaries[0] != 0 or boundaries[-1] != len(hidden_states) or (lengths < 0).any():
         raise ValueError(
             f"cu_seqlens must lead from 0 to the {len(hidden_states):,} tokens of hidden_states, "
-            "with a BOS and an EOS in each sequence"
+            f"with {num_before + num_after} special tokens in each sequence"
         )
     is_residue = torch.ones(len(hidden_states), dtype=torch.bool, device=hidden_states.device)
-    is_residue[boundaries[:-1]] = False
-    is_residue[boundaries[1:] - 1] = False
+    for place in range(num_before):
+        is_residue[boundaries[:-1] + place] = False
+    for place in range(num_after):
+        is_residue[boundaries[1:] - 1 - place] = False
     residues = hidden_states[is_residue]
     wide = residues.to(torch.promote_types(residues.dtype, torch.float32))
-    embeddings = torch.segment_reduce(wide, "mean", lengths=lengths - 2, axis=0)
-    return Unpacked(
-        list(sequence_ids), residues.split_with_sizes((lengths - 2).tolist()), embeddings
-    )
+    embeddings = torch.segment_reduce(wide, "mean", lengths=lengths, axis=0)
+    return Unpacked(list(sequence_ids), residues.split_with_sizes(lengths.tolist()), embeddings)
 
 
 @dataclass(frozen=True)
@@ -260,13 +286,12 @@ class Vocabulary:
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the tokens of all sequences, at most `limit` of each, and how many of each."""
         if self.of_letter is None:
-            encoded = [self.encode(sequence[:limit])[:limit] for sequence in sequences]
+            encoded = [self.encode(sequence)[:limit] for sequence in sequences]
             return np.array(list(chain.from_iterable(encoded)), np.int64), lengths_of(encoded)
         if any(map(self.words.search, sequences)):
-            parts = [self._look_up_words(sequence)[:limit] for sequence in sequences]
+            parts = [self._look_up_words(sequence) for sequence in sequences]
             return np.concatenate(parts), lengths_of(parts)
-        letters = [sequence[:limit] for sequence in sequences]
-        return self._look_up("".join(letters)), lengths_of(letters)
+        return self._look_up("".join(sequences)), lengths_of(sequences)
 
     def _look_up(self, text: str) -> NDArray[np.int64]:
         assert self.of_letter is not None
@@ -298,35 +323,33 @@ def read_vocabulary(batch_converter: Any) -> Vocabulary:
             raise ValueError("batch_converter is for alignments, which cannot be packed")
         before = [alphabet.cls_idx] if alphabet.prepend_bos else []
         after = [alphabet.eos_idx] if alphabet.append_eos else []
-        return make_vocabulary(
-            before,
-            after,
-            alphabet.encode,
-            alphabet.tok_to_idx,
-            lambda letter: [alphabet.tok_to_idx.get(letter, alphabet.unk_idx)],
-            alphabet.unk_idx,
-        )
+        tokens = alphabet.tok_to_idx
+        return make_vocabulary(before, after, alphabet.encode, tokens, tokens, alphabet.unk_idx)
     if hasattr(batch_converter, "get_vocab"):
         encode = partial(batch_converter.encode, add_special_tokens=False)
-        # Where the tokens of a letter stand among those of the whole tells what is around them.
-        letters = [token for token in batch_converter.get_vocab() if len(token) == 1]
-        letter = next(filter(str.isalpha, letters), None)
-        if letter is None:
-            raise ValueError("batch_converter's vocabulary has no letter")
-        inner, whole = encode(letter), batch_converter.encode(letter)
-        place = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
-        return make_vocabulary(
-            whole[:place],
-            whole[place + len(inner) :],
-            encode,
-            batch_converter.get_vocab(),
-            encode,
-            batch_converter.unk_token_id,
-        )
+        tokens = batch_converter.get_vocab()
+        before, after = find_special_tokens(batch_converter, tokens)
+        # Letters that the vocabulary lacks may be tokens too, lower case for example.
+        candidates = {*map(chr, range(128)), *(token for token in tokens if len(token) == 1)}
+        encoded = {letter: encode(letter) for letter in candidates}
+        letters = {letter: ids[0] for letter, ids in encoded.items() if len(ids) == 1}
+        unknown = batch_converter.unk_token_id
+        return make_vocabulary(before, after, encode, tokens, letters, unknown)
     raise TypeError(
         "batch_converter must be a batch converter of fair-esm or a Hugging Face tokenizer "
         f"(got {type(batch_converter).__name__})"
     )
+
+
+def find_special_tokens(tokenizer: Any, tokens: dict[str, int]) -> tuple[list[int], list[int]]:
+    """Return what a tokenizer puts before and after a sequence."""
+    letters = sorted(token for token in tokens if len(token) == 1 and token.isalpha())
+    for letter in ["A", *letters]:
+        encoded = tokenizer(letter, return_special_tokens_mask=True)
+        ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
+        if 0 in mask:
+            return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
+    raise ValueError("batch_converter's vocabulary has no letter")
 
 
 def make_vocabulary(
@@ -334,19 +357,22 @@ def make_vocabulary(
     after: list[int],
     encode: Callable[[str], list[int]],
     tokens: dict[str, int],
-    encode_letter: Callable[[str], list[int]],
+    letters: dict[str, int],
     unknown: int | None,
 ) -> Vocabulary:
     """Return a vocabulary, with a table where all tokens are letters or written in brackets."""
     words = {token: number for token, number in tokens.items() if len(token) > 1}
     # The longest first, as the first that fits is taken; no text fits nothing.
     pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)"
+    known = [token for token in tokens if len(token) == 1 and token.isalpha()]
+    has_letters = known and all(token in letters for token in known)
     table = None
-    if unknown is not None and all(re.fullmatch(r"<.*>|\[.*\]", word) for word in words):
-        last = max((ord(token) for token in tokens if len(token) == 1), default=0)
-        table = np.full(max(128, last + 1) + 1, unknown, np.int64)
-        for point in range(len(table) - 1):
-            ids = encode_letter(chr(point))
-            if len(ids) == 1:
-                table[point] = ids[0]
+    if (
+        unknown is not None
+        and has_letters
+        and all(re.fullmatch(r"<.*>|\[.*\]", word) for word in words)
+    ):
+        points = {ord(letter): number for letter, number in letters.items() if len(letter) == 1}
+        table = np.full(max(128, *(point + 1 for point in points)) + 1, unknown, np.int64)
+        table[list(points)] = list(points.values())
     return Vocabulary(before, after, encode, table, words, re.compile(pattern))

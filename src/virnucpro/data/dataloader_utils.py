@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from virnucpro.data.arguments import check_integer
-from virnucpro.data.collators import VarlenCollator
+from virnucpro.data.collators import VarlenCollator, make_batch
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
 
 Record = dict[str, Any]
@@ -62,8 +62,10 @@ def create_async_dataloader(
     collator: `token_budget`; else, where CUDA is available, what `calculate_token_budget` says of
     the device; else that of the collator. The collator itself is not changed, but copied.
 
-    Workers are spawned and see no CUDA device. They live as long as the DataLoader, so the next
-    epoch starts at once. A script that starts workers needs ``if __name__ == "__main__":``.
+    Workers are spawned and see no CUDA device when they read. They live as long as the DataLoader,
+    so the next epoch starts at once. A script that starts workers needs
+    ``if __name__ == "__main__":``. Sending a batch takes longer than making it where tokens come
+    from a table, so workers pay where this process has no time to spare.
 
     Args:
         dataset: Records, dicts with `id` and `sequence`, shared out among workers as
@@ -80,7 +82,8 @@ def create_async_dataloader(
         buffer_size: Records packed together. More give fuller batches.
 
     Raises:
-        ValueError: A parameter is out of range, or the budget has no room for one residue.
+        ValueError: A parameter is out of range, the budget has no room for one residue, or the
+            tokenizer has tokens of more than a letter.
         TypeError: A parameter has the wrong type.
 
     Example:
@@ -101,9 +104,14 @@ def create_async_dataloader(
         raise TypeError(f"dataset must be an IterableDataset (got {type(dataset).__name__})")
     if not isinstance(collate_fn, VarlenCollator):
         raise TypeError(f"collate_fn must be a VarlenCollator (got {type(collate_fn).__name__})")
+    if not collate_fn.has_table:
+        raise ValueError(
+            "collate_fn's tokenizer has tokens of more than a letter, which residues do not count; "
+            "tokenize first, and pack with pack_lengths and PackedBatchSampler"
+        )
     if batch_size is not None:
         batch_size = check_integer(batch_size, "batch_size", 1)
-    if not timeout >= 0:
+    if not isinstance(timeout, (int, float)) or not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 (got {timeout})")
     num_workers = check_integer(num_workers, "num_workers", 0)
     prefetch_factor = check_integer(prefetch_factor, "prefetch_factor", 1)
@@ -150,14 +158,8 @@ class SentBatch:
         self.batch = batch
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        names = [name for name, value in self.batch.items() if isinstance(value, torch.Tensor)]
-        arrays = {name: self.batch[name].numpy() for name in names}
-        return receive_batch, ({**self.batch, **arrays}, names)
-
-
-def receive_batch(batch: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return a batch in which what has these names is tensors in place of arrays."""
-    return {**batch, **{name: torch.from_numpy(batch[name]) for name in names}}
+        arrays = (self.batch["input_ids"].numpy(), self.batch["cu_seqlens"].numpy())
+        return make_batch, (*arrays, self.batch["sequence_ids"], self.batch["token_budget"])
 
 
 def collate_to_send(collator: VarlenCollator, records: list[Record]) -> SentBatch:

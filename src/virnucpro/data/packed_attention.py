@@ -6,20 +6,36 @@ Importing this module registers ``"packed_sdpa"`` with transformers:
     model.set_attn_implementation("packed_sdpa")
     model(**model_inputs(batch))
 
-It serves models with rotary or relative positions, such as ESM-2. Where a model scales embeddings
+It serves models with rotary or relative positions in which every token attends to all others of
+its sequence, or to all before it, such as ESM-2 and Llama. Where a model scales embeddings
 by the share of mask tokens (``token_dropout`` of ESM-2), that share is the batch's and no longer
 the sequence's, so sequences with ``<mask>`` come out as if unpacked only where it is off.
 """
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import torch
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 # What would change the result and is not done here.
-UNSUPPORTED = ("cache", "position_bias", "s_aux", "sliding_window", "softcap")
+UNSUPPORTED = (
+    "alibi",
+    "attention_bias",
+    "block_mask",
+    "cache",
+    "head_mask",
+    "indices",
+    "position_bias",
+    "s_aux",
+    "sinks",
+    "sliding_window",
+    "softcap",
+    "softmax_cap",
+    "window_size",
+)
 
 
 def packed_sdpa(
@@ -72,6 +88,11 @@ def packed_sdpa(
     for name in UNSUPPORTED:
         if kwargs.get(name) is not None:
             raise ValueError(f"packed_sdpa does not support {name}")
+    boundaries_k = kwargs.get("cu_seq_lens_k")
+    if boundaries_k is not None and not torch.equal(boundaries_k, cu_seq_lens_q):
+        raise ValueError("packed_sdpa needs the same cu_seq_lens_k as cu_seq_lens_q")
+    if num_tokens == 0:
+        raise ValueError("packed_sdpa needs at least one token")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
@@ -91,7 +112,7 @@ def packed_sdpa(
     boundaries = cu_seq_lens_q.tolist()
     if boundaries[0] != 0 or boundaries[-1] != num_tokens or sorted(boundaries) != boundaries:
         raise ValueError(f"cu_seq_lens_q must rise from 0 to {num_tokens:,} (got {boundaries})")
-    lengths = cu_seq_lens_q.diff().tolist()
+    lengths = [end - begin for begin, end in pairwise(boundaries)]
     outputs = [
         torch.nn.functional.scaled_dot_product_attention(
             one_query,
@@ -166,4 +187,15 @@ def attend_varlen(
     return attended
 
 
+def refuse_masks(
+    attention_mask: torch.Tensor | None = None, local_size: int | None = None, **_: Any
+) -> None:
+    """Make no mask, as boundaries are enough; refuse those that they do not replace."""
+    if attention_mask is not None:
+        raise ValueError("packed_sdpa takes no attention_mask")
+    if local_size is not None:
+        raise ValueError(f"packed_sdpa does not support local attention (of {local_size} tokens)")
+
+
 AttentionInterface.register("packed_sdpa", packed_sdpa)
+AttentionMaskInterface.register("packed_sdpa", refuse_masks)

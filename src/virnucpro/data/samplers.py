@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -76,24 +78,31 @@ class PackedBatchSampler(Sampler[list[int]]):
         return len(range(self.rank, len(self._offsets) - 1, self.world_size))
 
     def __iter__(self) -> Iterator[list[int]]:
-        first, self._first_step = self._first_step, 0
-        self._step = first
+        self._step, self._first_step = self._first_step, 0
+        return self._batches(self._step)
+
+    def _batches(self, first: int) -> Iterator[list[int]]:
         indices = self.plan.indices
         order: NDArray[np.int64] | range = range(len(self._offsets) - 1)
         if self.shuffle:
-            random = np.random.default_rng([self.seed, self.epoch])
+            random = np.random.default_rng(
+                np.random.SeedSequence(self.seed, spawn_key=(self.epoch,))
+            )
             indices = self.plan.reshuffle(int(random.integers(2**64, dtype=np.uint64))).indices
             order = random.permutation(len(order))
-        for batch in order[self.rank :: self.world_size][first:]:
-            self._step += 1
+        share = order[self.rank :: self.world_size]
+        for step in range(first, len(share)):
+            batch = share[step]
+            self._step = step + 1
             yield indices[self._offsets[batch] : self._offsets[batch + 1]].tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; the one that a loaded state is in goes on where it was."""
         epoch = check_integer(epoch, "epoch", 0)
         if epoch != self.epoch:
-            self.epoch = epoch
-            self._step = self._first_step = 0
+            self._first_step = 0
+        self.epoch = epoch
+        self._step = self._first_step
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
         """Return where this epoch is.
@@ -115,7 +124,10 @@ class PackedBatchSampler(Sampler[list[int]]):
 
         Raises:
             ValueError: The state is of another plan, or of a sampler with other parameters.
+        TypeError: It is no state.
         """
+        if not isinstance(state, dict) or not {"epoch", "step"} <= state.keys():
+            raise TypeError(f"state must be what state_dict returned (got {state!r})")
         for name, value in self._identity().items():
             if state.get(name) != value:
                 raise ValueError(
@@ -124,12 +136,18 @@ class PackedBatchSampler(Sampler[list[int]]):
         self.epoch = check_integer(state["epoch"], "epoch", 0)
         self._step = self._first_step = check_integer(state["step"], "step", 0, len(self))
 
+    @functools.cached_property
+    def _rows_crc32(self) -> int:
+        """Tells plans apart."""
+        rows = zlib.crc32(np.ascontiguousarray(self.plan.indices).data)
+        return zlib.crc32(np.ascontiguousarray(self.plan.offsets).data, rows)
+
     def _identity(self) -> dict[str, Any]:
         """What decides which batches come when, beside the epoch."""
         return {
             "num_sequences": self.plan.num_sequences,
             "num_batches": self.plan.num_batches,
-            "total_tokens": self.plan.total_tokens,
+            "rows_crc32": self._rows_crc32,
             "rank": self.rank,
             "world_size": self.world_size,
             "shuffle": self.shuffle,

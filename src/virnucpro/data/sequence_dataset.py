@@ -6,6 +6,7 @@ import bisect
 import itertools
 import logging
 import os
+import threading
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -15,6 +16,7 @@ import numpy as np
 import pysam
 import torch.distributed
 from numpy.typing import NDArray
+from pysam.utils import SamtoolsError
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from virnucpro.data.arguments import check_integer
@@ -88,7 +90,7 @@ class SequenceDataset(IterableDataset[Record]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker that is spawned is in no process group: it gets the rank of the process whose
-        # worker it is.
+        # worker it is, as does any other copy that is used outside of a group.
         return {**self.__dict__, "_rank": self._find_rank()}
 
     def _find_rank(self) -> tuple[int, int]:
@@ -121,8 +123,8 @@ class PackedFastaDataset(Dataset[list[Record]]):
         ValueError: An ID is there twice in a file, which leaves open what it names; the plan is for
             other sequences, or an index older than its file.
 
-    Cost: a read of the index; one seek a record. Files with empty records, which indexes lack, are
-    read once through.
+    Cost: each file is read once through, to see that its index has all of it; then one seek a
+    record. Batches may be read from several threads and processes.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -141,16 +143,18 @@ class PackedFastaDataset(Dataset[list[Record]]):
         if not isinstance(plan, PackingPlan):
             raise TypeError(f"plan must be a PackingPlan (got {type(plan).__name__})")
         self.plan = plan
-        self._open_in = 0
-        self._files: list[pysam.FastaFile] = []
+        self._handles = threading.local()
+        for path in self.fasta_files:
+            make_index(path)
         files = self._open_files()
-        num_indexed = [len(file.references) for file in files]
         # Where each file's records begin, among those that have residues.
+        num_indexed = [len(file.references) for file in files]
         self._starts = list(itertools.accumulate(num_indexed, initial=0))
-        # The IDs of records without residues, which indexes lack, by row.
-        self._empty: dict[int, str] = {}
-        if self._starts[-1] != plan.num_sequences:
-            self._empty = find_empty(self.fasta_files)
+        # The path and ID of records without residues, which indexes lack, by row.
+        self._empty: dict[int, tuple[str, str]] = {}
+        row = 0
+        for path, file in zip(self.fasta_files, files, strict=True):
+            row = self._find_empty(path, len(file.references), row)
         self._empty_rows = list(self._empty)
         lengths = np.concatenate([np.array(file.lengths, np.int64) for file in files])
         places = np.array(self._empty_rows, np.int64) - np.arange(len(self._empty))
@@ -165,14 +169,33 @@ class PackedFastaDataset(Dataset[list[Record]]):
         return [self._read(files, row) for row in self.plan[batch].tolist()]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open_in": 0, "_files": []}
+        return {name: value for name, value in self.__dict__.items() if name != "_handles"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._handles = threading.local()
+
+    def _find_empty(self, path: str, num_indexed: int, row: int) -> int:
+        """Add the records of a file that its index lacks; return the row after its last."""
+        first = row
+        empty = {}
+        for identifier, sequence in read_fasta(path):
+            if not sequence:
+                empty[row] = (path, identifier)
+            row += 1
+        if row - first != num_indexed + len(empty):
+            check_unique(path)
+            raise ValueError(f"{path}.fai: not the index of {path}; remove it")
+        self._empty.update(empty)
+        return row
 
     def _read(self, files: list[pysam.FastaFile], row: int) -> Record:
-        indexed = row - bisect.bisect_left(self._empty_rows, row)
-        number = min(bisect.bisect_right(self._starts, indexed), len(files)) - 1
-        path, file = self.fasta_files[number], files[number]
         if row in self._empty:
-            return {"id": self._empty[row], "sequence": "", "file": path}
+            path, identifier = self._empty[row]
+            return {"id": identifier, "sequence": "", "file": path}
+        indexed = row - bisect.bisect_left(self._empty_rows, row)
+        number = bisect.bisect_right(self._starts, indexed) - 1
+        path, file = self.fasta_files[number], files[number]
         limit = self.plan.max_sequence_length
         identifier = file.references[indexed - self._starts[number]]
         sequence = file.fetch(identifier, 0, min(limit, 2**31 - 1))
@@ -182,11 +205,14 @@ class PackedFastaDataset(Dataset[list[Record]]):
         return record
 
     def _open_files(self) -> list[pysam.FastaFile]:
-        # A file is not shared with a process that was forked: both would move its position.
-        if self._open_in != os.getpid():
-            self._files = [open_indexed(path) for path in self.fasta_files]
-            self._open_in = os.getpid()
-        return self._files
+        # A file is shared neither with threads nor with a process that was forked: all would move
+        # its position.
+        handles = self._handles
+        if getattr(handles, "process", None) != os.getpid():
+            handles.files = [pysam.FastaFile(path) for path in self.fasta_files]
+            handles.process = os.getpid()
+        files: list[pysam.FastaFile] = handles.files
+        return files
 
 
 def check_paths(paths: Paths, name: str) -> list[str]:
@@ -198,41 +224,45 @@ def check_paths(paths: Paths, name: str) -> list[str]:
         raise ValueError(f"{name} must name at least one file")
     for path in result:
         check_complete(Path(path))
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no regular file, so it cannot be read more than once")
     return result
 
 
-def open_indexed(path: str) -> pysam.FastaFile:
-    """Open a FASTA file for access by ID, and make its index where there is none."""
+def make_index(path: str) -> None:
+    """Make the index of a FASTA file where there is none, all of it at once."""
     index = Path(f"{path}.fai")
-    if index.exists() and index.stat().st_mtime < Path(path).stat().st_mtime:
-        raise ValueError(f"{index}: older than {path}; remove it, and a new one is made")
+    if index.exists():
+        if index.stat().st_mtime < Path(path).stat().st_mtime:
+            raise ValueError(f"{index}: older than {path}; remove it, and a new one is made")
+        return
+    unfinished = [f"{path}.{os.getpid()}.{kind}" for kind in ("fai", "gzi")]
     # The library's own warnings do not name the file.
     verbosity = pysam.set_verbosity(0)
     try:
-        return pysam.FastaFile(path)
-    except (OSError, ValueError) as error:
+        pysam.faidx(path, "--fai-idx", unfinished[0], "--gzi-idx", unfinished[1])
+        # The other one first: with the `.fai`, the index is there.
+        for made, kind in zip(reversed(unfinished), ("gzi", "fai"), strict=True):
+            if Path(made).exists():
+                Path(made).replace(f"{path}.{kind}")
+    except (OSError, SamtoolsError) as error:
         raise OSError(
             f"{path}: cannot be indexed; there must be room for the index beside it, and no gzip "
             "(bgzip will do), blank lines, lines of uneven length or empty last record in it"
         ) from error
     finally:
         pysam.set_verbosity(verbosity)
+        for made in unfinished:
+            Path(made).unlink(missing_ok=True)
 
 
-def find_empty(fasta_files: list[str]) -> dict[int, str]:
-    """Return the IDs of all records without residues by row, if no file has an ID twice."""
-    empty: dict[int, str] = {}
-    row = 0
-    for path in fasta_files:
-        seen: set[str] = set()
-        for identifier, sequence in read_fasta(path):
-            if identifier in seen:
-                raise ValueError(f"{path}: more than one record has the ID {identifier!r}")
-            seen.add(identifier)
-            if not sequence:
-                empty[row] = identifier
-            row += 1
-    return empty
+def check_unique(path: str) -> None:
+    """Require that a file has no ID twice."""
+    seen: set[str] = set()
+    for identifier, _ in read_fasta(path):
+        if identifier in seen:
+            raise ValueError(f"{path}: more than one record has the ID {identifier!r}")
+        seen.add(identifier)
 
 
 def check_plan(plan: PackingPlan, lengths: NDArray[np.int64]) -> None:

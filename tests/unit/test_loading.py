@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import pickle
@@ -226,6 +227,7 @@ def test_budget_is_one_for_packer_and_collator(
     monkeypatch.setattr("virnucpro.data.dataloader_utils.DataLoader", lambda d, **_: d)
     packed: Any = create_async_dataloader(dataset, collate)
     assert packed.packer.max_tokens_per_batch == 16384
+    assert packed.packer.special_tokens == collate.special_tokens == 2
     packed = create_async_dataloader(dataset, collate, token_budget=3000)
     assert packed.packer.max_tokens_per_batch == 3000
 
@@ -359,15 +361,19 @@ def test_files_without_a_fit_index_are_refused(tmp_path: Path) -> None:
         PackedFastaDataset(path, [[0, 1]])  # type: ignore[arg-type]
 
 
-def test_batches_from_threads(tmp_path: Path) -> None:
+def test_batches_from_threads_and_forks(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "a.fa", proteins(2000))
     records = {record["id"]: record["sequence"][:1022] for record in SequenceDataset(path)}
     plan = plan_for([len(record["sequence"]) for record in SequenceDataset(path)])
     dataset = PackedFastaDataset(path, plan)
     with ThreadPoolExecutor(4) as threads:
-        for batch in threads.map(dataset.__getitem__, range(len(dataset))):
-            for record in batch:
-                assert record["sequence"] == records[record["id"]]
+        batches = list(threads.map(dataset.__getitem__, range(len(dataset))))
+    batches.append(dataset[0])
+    forked: DataLoader[Any] = DataLoader(
+        dataset, batch_size=None, num_workers=2, multiprocessing_context="fork"
+    )
+    for record in itertools.chain(*batches, *forked):
+        assert record["sequence"] == records[record["id"]]
 
 
 def test_indexes_of_other_files_are_refused(tmp_path: Path) -> None:

@@ -362,8 +362,8 @@ def make_vocabulary(
 ) -> Vocabulary:
     """Return a vocabulary, with a table where all tokens are letters or written in brackets."""
     words = {token: number for token, number in tokens.items() if len(token) > 1}
-    # The longest first, as the first that fits is taken; no text fits nothing.
-    pattern = "|".join(map(re.escape, sorted(words, key=len, reverse=True))) or "(?!)"
+    # Without words, a pattern that is found nowhere.
+    pattern = "|".join(map(re.escape, words)) or "(?!)"
     known = [token for token in tokens if len(token) == 1 and token.isalpha()]
     has_letters = known and all(token in letters for token in known)
     table = None

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.data.fasta import read_lengths
+from virnucpro.data.fasta import read_fasta
 
 REAL_DATA = os.environ.get("VIRNUCPRO_REAL_DATA")
 
@@ -44,7 +44,8 @@ def log_normal(num: int, mu: float = 5.6, sigma: float = 0.75, dtype: str = "i4"
 
 def real(name: str) -> NDArray[np.int32]:
     """Return the lengths of one of the real sets."""
-    lengths = [length for _, length in read_lengths(Path(REAL_DATA or "", name))]
+    path = Path(REAL_DATA or "", name)
+    lengths = [len(sequence) for _, sequence in read_fasta(path)]
     return np.array(lengths, np.int32)
 
 

@@ -118,11 +118,44 @@ std::vector<Text> texts_of(const py::array& ids) {
     return texts;
 }
 
-// Calls use(ids) with None, a tuple of str, or an array of int64 or fixed-width strings.
+// The texts that lie end to end in UTF-8, whose order by bytes is that by code points; text i
+// is between offsets[i] and offsets[i + 1].
+std::vector<Text> texts_of(const py::array& offsets, const py::array& bytes) {
+    require_plain(offsets, "offsets of ids");
+    require_plain(bytes, "bytes of ids");
+    if (offsets.dtype().kind() != 'i' || offsets.itemsize() != 8 || offsets.size() == 0 ||
+        bytes.itemsize() != 1) {
+        throw py::type_error("ids must be int64 offsets and bytes");
+    }
+    const std::span ends = view<std::int64_t>(offsets);
+    const auto* const first = static_cast<const std::uint8_t*>(bytes.data());
+    std::vector<Text> texts;
+    texts.reserve(ends.size() - 1);
+    for (std::size_t i = 0; i + 1 < ends.size(); ++i) {
+        const std::int64_t begin = ends[i];
+        const std::int64_t end = ends[i + 1];
+        if (begin < 0 || begin > end || end > bytes.size()) {
+            throw py::value_error("an offset of ids is out of range");
+        }
+        texts.emplace_back(first + begin, static_cast<std::uint64_t>(end - begin), 1U);
+    }
+    return texts;
+}
+
+// Calls use(ids) with None, a tuple of str, a pair of offsets and UTF-8, or an array of int64 or
+// fixed-width strings.
 template <class Use>
 void with_ids(const py::object& ids, const Use& use) {
     if (ids.is_none()) {
         use(Ids{});
+        return;
+    }
+    const auto* const pair = ids.ptr();
+    if (PyTuple_Check(pair) && PyTuple_GET_SIZE(pair) == 2 &&
+        py::isinstance<py::array>(PyTuple_GET_ITEM(pair, 0))) {
+        const auto [offsets, bytes] = py::cast<std::pair<py::array, py::array>>(ids);
+        const std::vector<Text> texts = texts_of(offsets, bytes);
+        use(Ids{std::span<const Text>(texts)});
         return;
     }
     if (py::isinstance<py::tuple>(ids)) {

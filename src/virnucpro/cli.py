@@ -1,24 +1,33 @@
-"""The command line: messages on stderr, plans only where `-o` says."""
+"""The command line: messages on stderr, tables on stdout, plans only where `-o` says."""
 
 from __future__ import annotations
 
+import enum
+import json
 import logging
-from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import typer
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import virnucpro
-from virnucpro.data import GreedyPacker, PackingPlan
-from virnucpro.data.fasta import read_lengths
-from virnucpro.data.plan_file import write_plan
+from virnucpro.data import GreedyPacker
+from virnucpro.data.inputs import Reading, Sequences
+from virnucpro.data.plan_file import (
+    Summary,
+    Totals,
+    read_summary,
+    sum_up,
+    verify_plan,
+    write_plan,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -27,6 +36,34 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(stderr=True)
+
+
+class Overlong(str, enum.Enum):
+    """What becomes of sequences above the limit."""
+
+    truncate = "truncate"
+    error = "error"
+    drop = "drop"
+
+
+class Duplicates(str, enum.Enum):
+    """What becomes of sequences with the ID of another."""
+
+    report = "report"
+    error = "error"
+
+
+Inputs = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="INPUT...",
+        help="FASTA files, plain, gzip or bgzip, or - for standard input; or tables of lengths: "
+        ".fai, .parquet, .arrow, .tsv.",
+        show_default=False,
+    ),
+]
+Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan that `pack` wrote.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
 
 
 def print_version(wanted: bool) -> None:
@@ -50,40 +87,153 @@ def describe(
 
 @app.command()
 def pack(
-    inputs: Annotated[
-        list[Path],
-        typer.Argument(metavar="INPUT", help="FASTA files, plain, gzip or bgzip."),
-    ],
+    inputs: Inputs,
     output: Annotated[
         Path, typer.Option("-o", "--output", metavar="PLAN", help="The Parquet file to write.")
     ],
     max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 4096,
     max_length: Annotated[int, typer.Option(help="Residues kept of a sequence.")] = 1022,
+    max_sequences: Annotated[
+        int | None, typer.Option(help="Sequences a batch; any number without.")
+    ] = None,
+    special_tokens: Annotated[int, typer.Option(help="Tokens added to each sequence.")] = 2,
+    overlong: Annotated[
+        Overlong, typer.Option(help="What becomes of longer sequences.")
+    ] = Overlong.truncate,
+    duplicates: Annotated[
+        Duplicates, typer.Option(help="What becomes of IDs that are there more than once.")
+    ] = Duplicates.report,
+    strip_stop: Annotated[
+        bool, typer.Option("--strip-stop", help="Leave out a * at the end of a sequence.")
+    ] = False,
+    id_column: Annotated[str, typer.Option(help="The column of tables with the IDs.")] = "id",
+    length_column: Annotated[
+        str, typer.Option(help="The column of tables with the residues of each sequence.")
+    ] = "length",
+    threads: Annotated[int | None, typer.Option(help="Threads; as many as cores without.")] = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Pack FASTA files and write the plan, one row a sequence in order of batches.
+    """Pack sequences and write the plan, one row a sequence in order of batches.
 
-    Each sequence has two special tokens. Equally long ones are in order of their IDs.
+    Equally long sequences are in order of their IDs. The plan has every sequence that was read,
+    those that were dropped without a batch.
     """
     try:
-        packer = GreedyPacker(max_tokens, max_length)
+        packer = GreedyPacker(
+            max_tokens,
+            max_length,
+            special_tokens=special_tokens,
+            max_sequences_per_batch=max_sequences,
+            num_threads=threads,
+        )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    reading = Reading(id_column, length_column, strip_stop)
     with failing_in_one_line():
         check_output(output, inputs)
-        ids: list[str] = []
-        lengths = array("q")
-        with reading() as progress:
-            task = progress.add_task("Reading")
-            for path in inputs:
-                for identifier, length in read_lengths(path):
-                    ids.append(identifier)
-                    lengths.append(length)
-                    if len(ids) % 10_000 == 0:
-                        progress.update(task, completed=len(ids))
-        residues = np.frombuffer(lengths, np.int64)
-        plan = packer.pack_lengths(residues, ids)
-        write_plan(output, plan, ids, residues)
-    print_summary(plan, int(residues.sum()), output)
+        with showing_progress(quiet) as show:
+            sequences = reading.read(inputs, show("Reading"))
+            repeated, some = sequences.find_duplicates()
+            if repeated and duplicates is Duplicates.error:
+                raise ValueError(f"{repeated:,} duplicate IDs, such as {', '.join(some)}")
+            limit = packer._parameters().limit
+            rows = choose(sequences, limit, overlong)
+            lengths, ids = sequences.lengths, sequences.ids
+            if rows is not None:
+                lengths, ids = lengths[rows], ids.take(rows)
+            plan = packer.pack_lengths(lengths, ids)
+            summary = Summary(
+                {
+                    "max_tokens_per_batch": max_tokens,
+                    "max_sequence_length": max_length,
+                    "special_tokens": special_tokens,
+                    "max_sequences_per_batch": max_sequences,
+                    "overlong": overlong.value,
+                    "strip_stop": strip_stop,
+                    "id_column": id_column,
+                    "length_column": length_column,
+                },
+                sum_up(plan, sequences, rows, repeated),
+                sequences.sources,
+            )
+            write_plan(output, plan, sequences, summary, rows, show("Writing"))
+    if quiet:
+        return
+    console.print(as_table(summary.totals))
+    if repeated:
+        print_line(f"Duplicate IDs, such as {', '.join(some)}")
+    print_line(f"Plan written to {output}")
+
+
+@app.command()
+def stats(
+    plan: Plan,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON, parameters included.")] = False,
+    as_tsv: Annotated[bool, typer.Option("--tsv", help="As lines of name, tab, value.")] = False,
+) -> None:
+    """Print the summary of a plan, which stands in the file itself."""
+    if as_json and as_tsv:
+        raise typer.BadParameter("--json and --tsv exclude each other")
+    with failing_in_one_line():
+        summary = read_summary(plan)
+    found = summary.as_dict()
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    elif as_tsv:
+        values = {**found["parameters"], **found["totals"]}
+        typer.echo("\n".join(f"{name}\t{text_of(value)}" for name, value in values.items()))
+    else:
+        Console().print(as_table(summary.totals))
+
+
+@app.command()
+def verify(plan: Plan, inputs: Inputs, quiet: Quiet = False) -> None:
+    """Check a plan against its input, read anew; exit with 1 where anything is wrong.
+
+    Each sequence has to be there once, as it is in the input; batches have to keep their limits and
+    to be what First-Fit Decreasing gives; and the totals in the file have to be right.
+    """
+    with failing_in_one_line():
+        parameters = read_summary(plan).parameters
+        reading = Reading(*(parameters[n] for n in ("id_column", "length_column", "strip_stop")))
+        with showing_progress(quiet) as show:
+            sequences = reading.read(inputs, show("Reading"))
+        findings = verify_plan(plan, sequences)
+    for finding in findings:
+        typer.echo(f"virnucpro: {plan}: {finding}", err=True)
+    if findings:
+        raise typer.Exit(1)
+    if not quiet:
+        print_line(f"{plan}: right, {len(sequences.lengths):,} sequences")
+
+
+@app.command()
+def report(
+    plan: Plan,
+    output: Annotated[
+        Path, typer.Option("-o", "--output", metavar="HTML", help="The page to write.")
+    ],
+) -> None:
+    """Write a page about a plan: its numbers, and plots of lengths and batches."""
+    from virnucpro.report import write_report
+
+    with failing_in_one_line():
+        check_output(output, [str(plan)])
+        write_report(plan, output)
+    print_line(f"Report written to {output}")
+
+
+def choose(sequences: Sequences, limit: int, overlong: Overlong) -> NDArray[np.int64] | None:
+    """Return which sequences to pack, None for all."""
+    is_overlong = sequences.lengths > limit
+    if overlong is Overlong.error and is_overlong.any():
+        row = int(np.argmax(is_overlong))
+        name = sequences.sources[int(sequences.file_of(np.array([row]))[0])].name
+        raise ValueError(
+            f"{name}: sequence {sequences.ids[row].as_py()} has {sequences.lengths[row]:,} "
+            f"residues, more than {limit:,}; {is_overlong.sum():,} sequences have"
+        )
+    return np.flatnonzero(~is_overlong) if overlong is Overlong.drop else None
 
 
 @contextmanager
@@ -91,47 +241,75 @@ def failing_in_one_line() -> Iterator[None]:
     """Turn errors in the input into one line and exit status 1."""
     try:
         yield
-    except (OSError, ValueError, OverflowError) as error:
-        typer.echo(f"virnucpro: {error}", err=True)
+    except (OSError, ValueError, OverflowError, MemoryError) as error:
+        typer.echo(f"virnucpro: {str(error) or 'out of memory'}", err=True)
         raise typer.Exit(1) from error
 
 
-def check_output(output: Path, inputs: list[Path]) -> None:
+def check_output(output: Path, inputs: list[str]) -> None:
     """Refuse before any work what could not be written after it."""
     if output.is_dir():
         raise IsADirectoryError(f"{output}: is a directory")
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output}: no such directory")
-    if output.exists() and any(path.exists() and path.samefile(output) for path in inputs):
+    paths = [Path(name) for name in inputs if name != "-"]
+    if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
         raise ValueError(f"{output}: is an input too")
 
 
-def reading() -> Progress:
-    """Show on a terminal how many sequences were read."""
-    return Progress(
+@contextmanager
+def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
+    """Give what begins a stage of work, and returns what shows its progress on a terminal."""
+    progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description} {task.completed:,.0f} sequences"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        disable=quiet or not console.is_terminal,
     )
+    with progress:
+
+        def begin(stage: str) -> Callable[[int], None]:
+            task = progress.add_task(stage)
+            return lambda done: progress.update(task, completed=done)
+
+        yield begin
 
 
-def print_summary(plan: PackingPlan, num_residues: int, output: Path) -> None:
-    """Print what was packed."""
+def print_line(text: str) -> None:
+    """Print a line on stderr as it is."""
+    console.print(text, highlight=False, soft_wrap=True, markup=False)
+
+
+def text_of(value: object) -> str:
+    """Return a value as scripts read it."""
+    return "" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
+
+
+def as_table(totals: Totals) -> Table:
+    """Return a table for readers, without what did not occur."""
     table = Table(box=None, show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, value in {
-        "Sequences": f"{plan.num_sequences:,}",
-        "Residues": f"{num_residues:,}",
-        "Truncated": f"{plan.num_truncated:,}",
-        "Residues lost": f"{plan.truncated_tokens:,}",
-        "Batches": f"{plan.num_batches:,}",
-        "Efficiency": f"{plan.efficiency:.6f}",
-        "Lower bound": f"{plan.lower_bound:,}",
-    }.items():
-        table.add_row(name, value)
-    console.print(table)
-    console.print(f"Plan written to {output}", highlight=False, soft_wrap=True, markup=False)
+    rows = {
+        "Sequences": totals.read,
+        "Packed": totals.packed,
+        "Dropped": totals.dropped,
+        "Empty": totals.empty,
+        "With a stop (*)": totals.stops,
+        "Duplicate IDs": totals.duplicate_ids,
+        "Residues": totals.residues,
+        "Residues kept": totals.residues_kept,
+        "Residues dropped": totals.residues_dropped,
+        "Truncated": totals.truncated,
+        "Residues lost": totals.residues_cut,
+        "Batches": totals.batches,
+    }
+    rare = ("Dropped", "Empty", "With a stop (*)", "Duplicate IDs", "Residues dropped")
+    for name, value in rows.items():
+        if value or name not in rare:
+            table.add_row(name, f"{value:,}")
+    table.add_row("Efficiency", f"{totals.efficiency:.6f}")
+    table.add_row("Lower bound", f"{totals.lower_bound:,}")
+    return table

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import gzip
+import json
+import os
+import pty
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-import pysam
 import pytest
 from command import run
+from fasta import bgzip, fasta
 
 import virnucpro
 from virnucpro.data import GreedyPacker
@@ -25,32 +31,23 @@ PROTEINS = [
 ]
 
 
-def fasta(proteins: list[tuple[str, str]]) -> bytes:
-    lines = []
-    for name, sequence in proteins:
-        lines.append(f">{name} some protein\n")
-        lines += [sequence[i : i + 60] + "\n" for i in range(0, len(sequence), 60)]
-    return "".join(lines).encode()
-
-
-def bgzip(path: Path, content: bytes) -> Path:
-    plain = path.with_suffix(".plain")
-    plain.write_bytes(content)
-    pysam.tabix_compress(str(plain), str(path), force=True)
-    return path
-
-
 def columns(path: Path) -> dict[str, list[Any]]:
     return dict(pq.read_table(path).to_pydict())
 
 
+def summary_of(stderr: str) -> dict[str, str]:
+    lines = [line.strip().rsplit("  ", 1) for line in stderr.splitlines()]
+    return {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
+
+
 def test_pack_writes_the_plan(tmp_path: Path) -> None:
-    (tmp_path / "first.fa").write_bytes(fasta(PROTEINS[:2]))
-    (tmp_path / "second.fa.gz").write_bytes(gzip.compress(fasta(PROTEINS[2:3])))
-    bgzip(tmp_path / "third.fa.gz", fasta(PROTEINS[3:]))
+    first = tmp_path / "first.fa"
+    first.write_bytes(fasta(PROTEINS[:2]))
+    second = tmp_path / "second.fa.gz"
+    second.write_bytes(gzip.compress(fasta(PROTEINS[2:3])))
+    third = bgzip(tmp_path / "third.fa.gz", fasta(PROTEINS[3:]))
     plan = tmp_path / "plan.parquet"
-    inputs = [tmp_path / name for name in ("first.fa", "second.fa.gz", "third.fa.gz")]
-    result = run("pack", *inputs, "-o", plan, "--max-tokens", 1100)
+    result = run("pack", first, second, third, "-o", plan, "--max-tokens", 1100)
     assert (result.returncode, result.stdout) == (0, "")
     assert columns(plan) == {
         "batch": [0, 0, 1, 1],
@@ -59,68 +56,98 @@ def test_pack_writes_the_plan(tmp_path: Path) -> None:
         "length": [1500, 2, 300, 300],
         "tokens": [1024, 4, 302, 302],
         "truncated": [True, False, False, False],
+        "file": [str(third), str(second), str(first), str(first)],
     }
-    summary = {
-        line.rsplit(maxsplit=1)[0].strip(): line.split()[-1]
-        for line in result.stderr.splitlines()[:7]
-    }
-    assert summary == {
+    assert summary_of(result.stderr) == {
         "Sequences": "4",
+        "Packed": "4",
         "Residues": "2,102",
+        "Residues kept": "1,624",
         "Truncated": "1",
         "Residues lost": "478",
         "Batches": "2",
         "Efficiency": f"{(1028 + 604) / 2200:.6f}",
         "Lower bound": "2",
     }
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix == ".tmp") == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "first.fa",
+        "plan.parquet",
+        "second.fa.gz",
+        "third.fa.gz",
+    ]
 
 
-def test_max_length(tmp_path: Path) -> None:
+def test_options_change_the_plan(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
     plan = tmp_path / "plan.parquet"
-    assert run("pack", tmp_path / "a.fa", "-o", plan, "--max-length", 100).returncode == 0
-    assert columns(plan)["tokens"] == [102, 102, 102, 4]
-    assert columns(plan)["id"] == ["a", "b", "long", "short"]
+
+    def pack(*options: object) -> dict[str, list[Any]]:
+        assert run("pack", tmp_path / "a.fa", "-o", plan, *options).returncode == 0
+        return columns(plan)
+
+    assert pack("--max-length", 100)["tokens"] == [102, 102, 102, 4]
+    assert pack("--max-length", 100)["id"] == ["a", "b", "long", "short"]
+    assert pack("--special-tokens", 0)["tokens"] == [1022, 300, 300, 2]
+    assert pack("--max-sequences", 1)["batch"] == [0, 1, 2, 3]
 
 
-CONTENT = fasta([(f"seq{i}", "MKTAYIAKQR" * 20) for i in range(5000)])
+def test_standard_input(tmp_path: Path) -> None:
+    for content in (fasta(PROTEINS), gzip.compress(fasta(PROTEINS))):
+        plan = tmp_path / "plan.parquet"
+        command = [sys.executable, "-m", "virnucpro", "pack", "-", "-q", "-o", str(plan)]
+        result = subprocess.run(command, input=content, capture_output=True, check=False)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+        assert columns(plan)["row"] == [3, 1, 0, 2]
+        assert columns(plan)["file"] == ["-"] * 4
 
 
-def cut_bgzip(path: Path) -> None:
-    """Leave the first block alone, as a stopped download may."""
-    content = bgzip(path, CONTENT).read_bytes()
-    path.write_bytes(content[: int.from_bytes(content[16:18], "little") + 1])
+def test_overlong(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    plan = tmp_path / "plan.parquet"
+    result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "error")
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"virnucpro: {tmp_path / 'a.fa'}: sequence long has 1,500 residues, more than 1,022; "
+        "1 sequences have\n"
+    )
+    assert not plan.exists()
+    result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "drop")
+    assert result.returncode == 0
+    written = columns(plan)
+    assert written["batch"] == [0, 0, 0, None]
+    assert written["row"] == [1, 0, 2, 3]
+    assert written["tokens"] == [302, 302, 4, None]
+    assert written["truncated"] == [False] * 4
+    found = summary_of(result.stderr)
+    names = ("Sequences", "Packed", "Dropped", "Residues", "Residues kept", "Residues dropped")
+    assert [found[name] for name in names] == ["4", "3", "1", "2,102", "602", "1,500"]
 
 
-@pytest.mark.parametrize(
-    ("name", "make", "message"),
-    [
-        ("missing.fa", lambda _: None, "no such file"),
-        ("empty.fa", lambda path: path.write_bytes(b""), "empty file"),
-        ("directory.fa", lambda path: path.mkdir(), "is a directory"),
-        ("text.fa", lambda path: path.write_text("hello\n"), "no FASTA record"),
-        ("empty.fa.gz", lambda path: path.write_bytes(gzip.compress(b"")), "no FASTA record"),
-        (
-            "truncated.fa.gz",
-            lambda path: path.write_bytes(gzip.compress(CONTENT)[:-100]),
-            "damaged or cut off after record",
-        ),
-        ("cut.fa.gz", cut_bgzip, "the bgzip end-of-file block is missing"),
-        ("latin.fa", lambda path: path.write_bytes(b">a\nMK\n>\xe9\nMK\n"), "record 2 is not text"),
-    ],
-)
-def test_bad_input_is_one_line(tmp_path: Path, name: str, make: Any, message: str) -> None:
-    good = tmp_path / "good.fa"
-    good.write_bytes(fasta(PROTEINS))
-    make(tmp_path / name)
-    before = sorted(tmp_path.iterdir())
-    result = run("pack", good, tmp_path / name, "-o", tmp_path / "plan.parquet")
-    assert (result.returncode, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / name}: ")
-    assert message in line
-    assert sorted(tmp_path.iterdir()) == before
+def test_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(fasta([("a", "MK"), ("b", "MKT"), ("a", "MKTA"), ("a", "MK"), ("b", "MK")]))
+    plan = tmp_path / "plan.parquet"
+    result = run("pack", path, "-o", plan)
+    assert result.returncode == 0
+    assert summary_of(result.stderr)["Duplicate IDs"] == "3"
+    assert "Duplicate IDs, such as a, b\n" in result.stderr
+    assert len(columns(plan)["id"]) == 5
+    plan.unlink()
+    result = run("pack", path, "-o", plan, "--duplicates", "error")
+    assert (result.returncode, result.stderr) == (1, "virnucpro: 3 duplicate IDs, such as a, b\n")
+    assert not plan.exists()
+
+
+def test_stops(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(fasta([("a", "MKT*"), ("b", "MK"), ("c", "*"), ("d", "M*K")]))
+    plan = tmp_path / "plan.parquet"
+    for option, lengths in ([], [4, 3, 2, 1]), (["--strip-stop"], [3, 3, 2, 0]):
+        result = run("pack", path, "-o", plan, *option)
+        assert columns(plan)["length"] == lengths
+        assert summary_of(result.stderr)["With a stop (*)"] == "2"
+        assert run("verify", plan, path).returncode == 0
+    assert summary_of(result.stderr)["Empty"] == "1"
 
 
 def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
@@ -157,6 +184,11 @@ def test_bad_output_is_one_line(tmp_path: Path, output: str, message: str) -> No
         ["pack", "a.fa", "-o", "b", "--max-tokens", "2"],
         ["pack", "a.fa", "-o", "b", "--max-tokens", "many"],
         ["pack", "a.fa", "-o", "b", "--max-length", "0"],
+        ["pack", "a.fa", "-o", "b", "--threads", "0"],
+        ["pack", "a.fa", "-o", "b", "--overlong", "cut"],
+        ["stats", "a.parquet", "--json", "--tsv"],
+        ["verify", "a.parquet"],
+        ["report", "a.parquet"],
         ["unpack"],
         ["--wrong"],
     ],
@@ -169,10 +201,11 @@ def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
 
 
 def test_help_and_version() -> None:
-    for arguments in (["-h"], ["pack", "-h"], ["pack", "--help"]):
-        result = run(*arguments)
-        assert (result.returncode, result.stderr) == (0, "")
-        assert "Usage: virnucpro" in result.stdout
+    for command in ("pack", "stats", "verify", "report"):
+        for arguments in (["-h"], [command, "-h"], [command, "--help"]):
+            result = run(*arguments)
+            assert (result.returncode, result.stderr) == (0, "")
+            assert "Usage: virnucpro" in result.stdout
     assert run("--version").stdout == f"virnucpro {virnucpro.__version__}\n"
 
 
@@ -185,16 +218,131 @@ def test_missing_extra_says_what_to_install() -> None:
     assert result.stderr == ("virnucpro: typer is not installed: pip install 'virnucpro[cli]'\n")
 
 
+def many(tmp_path: Path, number: int = 500, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 1500, number)
+    ids = [f"seq{place}" for place in rng.permutation(number)]
+    path = tmp_path / f"{seed}.fa"
+    path.write_bytes(fasta([(n, "M" * k) for n, k in zip(ids, lengths, strict=True)]))
+    return path
+
+
 def test_plan_equals_that_of_the_packer(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    lengths = rng.integers(1, 1500, 500)
-    ids = [f"seq{number}" for number in rng.permutation(500)]
-    (tmp_path / "a.fa").write_bytes(
-        fasta([(name, "M" * length) for name, length in zip(ids, lengths, strict=True)])
-    )
-    assert run("pack", tmp_path / "a.fa", "-o", tmp_path / "plan.parquet").returncode == 0
+    path = many(tmp_path)
+    assert run("pack", path, "-o", tmp_path / "plan.parquet").returncode == 0
     written = columns(tmp_path / "plan.parquet")
+    order = np.argsort(written["row"])
+    lengths = np.array(written["length"])[order]
+    ids = [written["id"][i] for i in order]
     plan = GreedyPacker(4096).pack_lengths(lengths, ids)
     assert written["row"] == plan.indices.tolist()
-    assert written["id"] == [ids[row] for row in plan.indices]
     assert written["batch"] == np.repeat(np.arange(len(plan)), np.diff(plan.offsets)).tolist()
+
+
+def test_threads_give_the_same_bytes(tmp_path: Path) -> None:
+    path = many(tmp_path, 3000)
+    plans = []
+    for threads in (1, 2, 7):
+        plan = tmp_path / f"{threads}.parquet"
+        assert run("pack", path, "-o", plan, "--threads", threads).returncode == 0
+        plans.append(plan.read_bytes())
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_order_of_input_changes_rows_alone(tmp_path: Path) -> None:
+    path = many(tmp_path, 3000)
+    records = path.read_bytes().split(b">")[1:]
+    plans = []
+    for shuffled in (False, True):
+        if shuffled:
+            np.random.default_rng(1).shuffle(records)
+        path.write_bytes(b"".join(b">" + record for record in records))
+        assert run("pack", path, "-o", tmp_path / "plan.parquet").returncode == 0
+        plans.append(columns(tmp_path / "plan.parquet"))
+    rows = [plan.pop("row") for plan in plans]
+    assert plans[0] == plans[1]
+    assert rows[0] != rows[1]
+
+
+def test_stats(tmp_path: Path) -> None:
+    path = many(tmp_path)
+    plan = tmp_path / "plan.parquet"
+    packed = run("pack", path, "-o", plan, "--max-tokens", 2000)
+    shown = run("stats", plan)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert summary_of(shown.stdout) == summary_of(packed.stderr)
+    found = json.loads(run("stats", plan, "--json").stdout)
+    assert found["version"] == 1
+    totals = found["totals"]
+    assert found["parameters"]["max_tokens_per_batch"] == 2000
+    assert found["inputs"][0]["bytes"] == path.stat().st_size
+    assert totals["read"] == totals["packed"] + totals["dropped"] == 500
+    parts = ("residues_kept", "residues_cut", "residues_dropped")
+    assert totals["residues"] == sum(totals[part] for part in parts)
+    lines = dict(line.split("\t") for line in run("stats", plan, "--tsv").stdout.splitlines())
+    for name, value in totals.items():
+        assert float(lines[name]) == value
+    assert lines["max_sequences_per_batch"] == ""
+    assert lines["strip_stop"] == "false"
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", None, b"parquet"])
+def test_what_is_no_plan_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    plan = tmp_path / "plan.parquet"
+    if content == b"parquet":
+        pq.write_table(pa.table({"a": [1]}), plan)
+    elif content is not None:
+        plan.write_bytes(content)
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    for arguments in (
+        ["stats", plan],
+        ["verify", plan, tmp_path / "a.fa"],
+        ["report", plan, "-o", tmp_path / "report.html"],
+    ):
+        result = run(*arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("virnucpro: ")
+        assert str(plan) in line
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_progress_is_for_terminals_alone(tmp_path: Path) -> None:
+    path = many(tmp_path, 3000)
+    command = [sys.executable, "-m", "virnucpro", "pack", str(path), "-o", str(tmp_path / "p")]
+    for quiet in ([], ["--quiet"]):
+        ours, theirs = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm"}
+        with subprocess.Popen([*command, *quiet], stderr=theirs, env=environment) as process:
+            os.close(theirs)
+            seen = b""
+            try:
+                while some := os.read(ours, 4096):
+                    seen += some
+            except OSError:
+                pass
+        os.close(ours)
+        assert process.returncode == 0
+        assert (b"Reading" in seen) == (not quiet)
+        assert (b"Batches" in seen) == (not quiet)
+    assert b"Reading" not in subprocess.run(command, capture_output=True, check=True).stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_runs_leave_the_old_plan(tmp_path: Path, stop: signal.Signals) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    plan = tmp_path / "plan.parquet"
+    plan.write_bytes(b"old")
+    command = [sys.executable, "-m", "virnucpro", "pack", str(fifo), "-o", str(plan)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with fifo.open("wb", buffering=0) as file:
+            file.write(fasta(PROTEINS))
+            time.sleep(0.3)
+            process.send_signal(stop)
+            process.wait(20)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode != 0
+    assert plan.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "plan.parquet"]

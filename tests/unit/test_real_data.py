@@ -14,7 +14,7 @@ from command import run
 from numpy.typing import NDArray
 
 from virnucpro.data import GreedyPacker
-from virnucpro.data.fasta import read_lengths
+from virnucpro.data.fasta import read_fasta
 
 FOLDER = os.environ.get("VIRNUCPRO_REAL_DATA")
 pytestmark = pytest.mark.skipif(FOLDER is None, reason="VIRNUCPRO_REAL_DATA is not set")
@@ -41,7 +41,7 @@ def path_of(name: str) -> Path:
 
 
 def lengths_of(name: str) -> NDArray[np.int64]:
-    return np.array([length for _, length in read_lengths(path_of(name))])
+    return np.array([len(sequence) for _, sequence in read_fasta(path_of(name))])
 
 
 def digest(numbers: Any) -> str:
@@ -81,8 +81,8 @@ def test_both_in_one_call(tmp_path: Path) -> None:
 def test_dicts_give_the_same_batches_as_the_command(tmp_path: Path) -> None:
     name = "uniprot_viruses.faa.gz"
     records = [
-        {"id": identifier, "sequence": "M" * length}
-        for identifier, length in read_lengths(path_of(name))
+        {"id": identifier, "sequence": sequence}
+        for identifier, sequence in read_fasta(path_of(name))
     ]
     assert run("pack", path_of(name), "-o", tmp_path / "plan.parquet").returncode == 0
     packer = GreedyPacker(4096)

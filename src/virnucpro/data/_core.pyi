@@ -7,7 +7,9 @@ __version__: str
 
 Lengths = NDArray[np.integer[Any]]
 Rows = NDArray[np.signedinteger[Any]]
-Ids = tuple[str, ...] | NDArray[np.int64] | NDArray[np.str_] | None
+# A pair is of offsets and the texts in UTF-8 between them.
+Utf8 = tuple[NDArray[np.int64], NDArray[np.uint8]]
+Ids = tuple[str, ...] | Utf8 | NDArray[np.int64] | NDArray[np.str_] | None
 
 Record = TypeVar("Record")
 
@@ -29,6 +31,7 @@ class TokenCounts:
     @property
     def total_tokens(self) -> int: ...
     def __add__(self, other: TokenCounts, /) -> TokenCounts: ...
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]: ...
 
 class Layout:
     @property
@@ -39,6 +42,7 @@ class Layout:
     def num_batches(self) -> int: ...
     @property
     def counts(self) -> TokenCounts: ...
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]: ...
 
 def count(
     lengths: Lengths, max_length: int, special_tokens: int, num_threads: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,6 +13,15 @@ from numpy.typing import ArrayLike, NDArray
 
 # The kernel counts tokens in 64 bits; this leaves room to add two of them.
 MOST_TOKENS = 2**62
+
+# IDs in a form that the kernel puts in Python's order: objects, numbers, fixed-width strings, or
+# offsets and the strings in UTF-8 between them.
+OrderedIds = (
+    tuple[str, ...]
+    | NDArray[np.int64]
+    | NDArray[np.str_]
+    | tuple[NDArray[np.int64], NDArray[np.uint8]]
+)
 
 
 def is_integer_type(kind: type) -> bool:
@@ -69,13 +79,17 @@ def check_length_objects(lengths: list[Any]) -> NDArray[np.int64]:
 
 def check_ids(
     ids: Iterable[Any], num_sequences: int, describe: Callable[[int], str] = "ids[{}]".format
-) -> tuple[str, ...] | NDArray[np.int64] | NDArray[np.str_]:
+) -> OrderedIds:
     """Return IDs, all str or all int, in a form that the kernel puts in Python's order.
 
     `describe` names the ID at a position in messages.
     """
     if isinstance(ids, (str, bytes)):
         raise TypeError(f"ids must be a list or an array of IDs (got {type(ids).__name__})")
+    arrow = sys.modules.get("pyarrow")
+    if arrow is not None and isinstance(ids, (arrow.Array, arrow.ChunkedArray)):
+        check_count(len(ids), num_sequences)
+        return check_arrow_ids(ids, arrow)
     array = check_dimension(ids, "ids") if hasattr(ids, "__array__") else None
     if array is None or array.dtype.kind in "OT":
         objects = tuple(ids if array is None else array.tolist())
@@ -90,6 +104,28 @@ def check_ids(
         # The same order in signed numbers.
         return (array.astype(np.uint64) ^ np.uint64(2**63)).view(np.int64)
     raise TypeError(f"ids must be str or int (got {array.dtype})")
+
+
+def check_arrow_ids(ids: Any, arrow: Any) -> OrderedIds:
+    """Return Arrow's IDs in a form that the kernel puts in Python's order."""
+    if ids.null_count:
+        raise ValueError(f"ids must not be null (got {ids.null_count:,} nulls)")
+    if len(ids) == 0:
+        return ()
+    types = arrow.types
+    if types.is_dictionary(ids.type):
+        ids = ids.cast(ids.type.value_type)
+    if types.is_integer(ids.type):
+        return check_ids(ids.to_numpy(), len(ids))
+    if not any(is_type(ids.type) for is_type in (types.is_string, types.is_large_string)):
+        raise TypeError(f"ids must be str or int (got {ids.type})")
+    # Chunks together may have more bytes than 32-bit offsets can tell.
+    ids = ids.cast(arrow.large_string())
+    if isinstance(ids, arrow.ChunkedArray):
+        ids = ids.combine_chunks()
+    _, offsets, texts = ids.buffers()
+    offsets = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    return offsets, np.frombuffer(texts or b"", np.uint8)
 
 
 def check_count(num_ids: int, num_sequences: int) -> None:

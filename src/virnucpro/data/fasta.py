@@ -1,29 +1,54 @@
-"""The records of FASTA files, and their IDs and lengths."""
+"""The records of FASTA files."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import gzip
+import io
+import os
+import sys
+import threading
+import zlib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
+from typing import Any, BinaryIO, Protocol
 
 import pysam
 
 # The empty block that ends every complete bgzip file (SAM specification, section 4.1.2).
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+CHUNK = 2**20
 
 
-def read_fasta(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
+class Digest(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: Any, /) -> None:
+        """Add bytes."""
+
+
+def read_fasta(
+    path: str | PathLike[str], digest: Digest | None = None
+) -> Iterator[tuple[str, str]]:
     r"""Yield the ID (the header up to the first blank) and the sequence of each record.
 
+    Line ends and blanks within a sequence are no part of it; all other characters are, as they
+    stand there.
+
     Args:
-        path: A FASTA file, plain, gzip or bgzip.
+        path: A FASTA file, plain, gzip or bgzip; "-" for standard input.
+        digest: A hash of `hashlib` to update with the bytes of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
         IsADirectoryError: It is a directory.
-        ValueError: The file is empty, has no record, or is damaged or cut off. Records before the
-            damage have been yielded by then.
+        ValueError: The file is empty, no FASTA, damaged or cut off, or has a NUL byte. Records
+            before the damage have been yielded by then.
         OSError: The file cannot be read.
+
+    Cost: one pass; decompression and checks run on a thread of their own.
 
     Example:
         >>> from pathlib import Path
@@ -34,45 +59,159 @@ def read_fasta(path: str | PathLike[str]) -> Iterator[tuple[str, str]]:
         ...     list(read_fasta(path))
         [('a', 'MKTAYIAK'), ('b', 'MK')]
     """
-    path = Path(path)
-    check_complete(path)
+    name = "standard input" if os.fspath(path) == "-" else str(path)
+    file = open_file(path)
+    reading_end, writing_end = os.pipe()
+    with contextlib.suppress(AttributeError, OSError):
+        # Larger where the system lets it be, so that both sides wait less for each other.
+        fcntl.fcntl(writing_end, fcntl.F_SETPIPE_SZ, CHUNK)
+    text = PlainText(file, writing_end, name, digest)
+    text.start()
     num_records = 0
     # The library's own messages do not name the file.
     verbosity = pysam.set_verbosity(0)
     try:
-        with pysam.FastxFile(str(path), persist=False) as records:
+        try:
+            records = pysam.FastxFile(f"/dev/fd/{reading_end}", persist=False)
+        finally:
+            os.close(reading_end)
+        with records:
             for record in records:
-                yield record.name or "", record.sequence or ""
+                sequence = record.sequence or ""
+                if " " in sequence or "\t" in sequence or "\r" in sequence:
+                    sequence = "".join(sequence.split())
+                yield record.name or "", sequence
                 num_records += 1
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: record {num_records + 1:,} is not text in UTF-8") from error
+        raise ValueError(f"{name}: record {num_records + 1:,} is not text in UTF-8") from error
     except ValueError as error:
-        raise ValueError(f"{path}: damaged or cut off after record {num_records:,}") from error
+        text.join()
+        raise text.error or ValueError(
+            f"{name}: damaged or cut off after record {num_records:,}"
+        ) from error
     finally:
         pysam.set_verbosity(verbosity)
-    if num_records == 0:
-        raise ValueError(f"{path}: no FASTA record")
+    text.join()
+    if text.error is not None:
+        raise text.error
 
 
-def read_lengths(path: str | PathLike[str]) -> Iterator[tuple[str, int]]:
-    """Yield the ID and the number of residues of each record, with the errors of `read_fasta`."""
-    for identifier, sequence in read_fasta(path):
-        yield identifier, len(sequence)
+def open_file(path: str | PathLike[str]) -> BinaryIO:
+    """Open a file, or standard input, for reading."""
+    if os.fspath(path) == "-":
+        return sys.stdin.buffer
+    check_exists(Path(path))
+    return Path(path).open("rb", buffering=0)
 
 
-def check_complete(path: Path) -> None:
-    """Raise for what the library reads without a word, or not at all."""
+def check_exists(path: Path) -> None:
+    """Raise where there is no file."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory")
-    if not path.is_file():
-        return
-    with path.open("rb") as file:
-        start = file.read(14)
-        if not start:
-            raise ValueError(f"{path}: empty file")
+
+
+class PlainText(threading.Thread):
+    """Sends the plain text of a FASTA file through a pipe to the library that takes it apart.
+
+    What the library would read without a word, or not at all, is found on the way and becomes the
+    `error`.
+    """
+
+    def __init__(self, file: BinaryIO, writing_end: int, name: str, digest: Digest | None) -> None:
+        # A daemon, since standard input may never end.
+        super().__init__(daemon=True)
+        self.error: Exception | None = None
+        self._file = Digested(file, digest)
+        self._writing_end = writing_end
+        self._name = name
+
+    def run(self) -> None:
+        """Send all, then close the pipe."""
+        try:
+            with self._file, os.fdopen(self._writing_end, "wb", buffering=0) as pipe:
+                for chunk in self._checked():
+                    pipe.write(chunk)
+        except BrokenPipeError:
+            # Nobody reads any more.
+            pass
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            self.error = ValueError(f"{self._name}: damaged or cut off ({error})")
+        except (OSError, ValueError) as error:
+            self.error = error
+
+    def _checked(self) -> Iterator[bytes]:
+        """The text in chunks."""
+        position = 0
+        last = b"\n"
+        for chunk in self._plain():
+            if position == 0:
+                self._check_start(chunk)
+            if 0 in chunk:
+                self._refuse(f"has a NUL byte at {position + chunk.index(0):,}")
+            for mark in (b"@", b"+"):
+                if mark in chunk and b"\n" + mark in last + chunk:
+                    self._refuse(f"has a line that begins with {mark.decode()!r}; is it FASTQ?")
+            yield chunk
+            position += len(chunk)
+            last = (last + chunk[-2:])[-2:]
+        if last == b"\n>":
+            self._refuse("cut off: it ends with '>'")
+        if position == 0:
+            self._refuse("empty file")
+
+    def _plain(self) -> Iterator[bytes]:
+        """The text in chunks, decompressed."""
+        file = io.BufferedReader(self._file, CHUNK)
+        start = file.peek(14)
+        if start[:2] != BGZIP_END[:2]:
+            while chunk := file.read(CHUNK):
+                yield chunk
+            return
+        with gzip.GzipFile(fileobj=file) as plain:
+            while chunk := plain.read(CHUNK):
+                yield chunk
         is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
-        file.seek(max(0, path.stat().st_size - len(BGZIP_END)))
-        if is_bgzip and file.read() != BGZIP_END:
-            raise ValueError(f"{path}: cut off: the bgzip end-of-file block is missing")
+        if is_bgzip and self._file.end != BGZIP_END:
+            self._refuse("cut off: the bgzip end-of-file block is missing")
+
+    def _check_start(self, chunk: bytes) -> None:
+        start = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
+        if not start.startswith(b">"):
+            kind = "FASTQ" if start.startswith(b"@") else "no FASTA"
+            self._refuse(f"{kind}: it begins with {start[:20]!r}, not with '>'")
+        if b"\r" in chunk and b"\n" not in chunk:
+            self._refuse("its lines end with CR alone")
+
+    def _refuse(self, why: str) -> None:
+        raise ValueError(f"{self._name}: {why}")
+
+
+class Digested(io.RawIOBase):
+    """A file whose bytes are hashed as they are read."""
+
+    def __init__(self, file: BinaryIO, digest: Digest | None) -> None:
+        self._file = file
+        self._digest = digest
+        # The last bytes read, as many as end a bgzip file.
+        self.end = b""
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read into a buffer."""
+        size = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        read = memoryview(buffer)[:size]
+        if self._digest is not None:
+            self._digest.update(read)
+        self.end = (self.end + bytes(read[-len(BGZIP_END) :]))[-len(BGZIP_END) :]
+        return int(size)
+
+    def close(self) -> None:
+        """Close the file, unless it is standard input."""
+        if self._file is not sys.stdin.buffer:
+            self._file.close()
+        super().close()

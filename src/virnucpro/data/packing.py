@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from virnucpro.data import _core
 from virnucpro.data.arguments import (
     MOST_TOKENS,
+    OrderedIds,
     check_ids,
     check_integer,
     check_lengths,
@@ -201,7 +202,8 @@ class GreedyPacker:
             lengths: Residues of each sequence, a 1-D array of any integer type and stride, or a
                 list of int. A contiguous array is not copied.
             ids: The ID of each sequence, by which equal ones are put in order: str or int, in a
-                list or an array (fixed width, variable width or object). Row order without them.
+                list, an array (fixed width, variable width or object) or an Arrow array. Row order
+                without them.
 
         Raises:
             ValueError: A length is negative, above the limit under overlong="error", or not in
@@ -323,7 +325,7 @@ class GreedyPacker:
         self,
         layout: Layout,
         lengths: NDArray[Any],
-        order: tuple[str, ...] | NDArray[Any] | None,
+        order: OrderedIds | None,
     ) -> PackingPlan:
         num_threads = self._parameters().num_threads
         indices, offsets = _core.list_rows(layout._core, lengths, order, num_threads)
@@ -361,9 +363,7 @@ class GreedyPacker:
             )
 
 
-def read_records(
-    records: list[Any], name: str
-) -> tuple[tuple[str, ...] | NDArray[np.int64] | NDArray[np.str_], NDArray[np.int64]]:
+def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.int64]]:
     """Return IDs, in a form that the kernel orders, and lengths; messages use the name."""
     plain = _core.read_records(records)
     if plain is not None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import operator
 from collections.abc import Iterator
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -303,6 +305,40 @@ class PackingPlan(Layout):
         rank = check_integer(rank, "rank", 0, world_size - 1)
         return BatchRows(self, range(rank, len(self), world_size))
 
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the plan as an Arrow IPC file, one row a batch: `rows` (list) and `tokens` (int64).
+
+        The file appears when it is complete. Needs pyarrow.
+
+        Raises:
+            OSError: The file cannot be written.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from virnucpro.data import GreedyPacker
+            >>> plan = GreedyPacker(100).pack_lengths([30, 60, 60])
+            >>> with TemporaryDirectory() as folder:
+            ...     plan.save(Path(folder, "plan.arrow"))
+            ...     PackingPlan.load(Path(folder, "plan.arrow")) == plan
+            True
+        """
+        plan_files().save_arrays(path, self)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> PackingPlan:
+        """Return the plan that `save` wrote.
+
+        Its arrays are read-only and lie in the file, mapped into memory: opening takes no time,
+        and only what is used is read. The file must stay as it is meanwhile. Needs pyarrow.
+
+        Raises:
+            ValueError: The file is no such plan.
+            OSError: It cannot be read.
+        """
+        plan: PackingPlan = plan_files().load_arrays(path)
+        return plan
+
     def reshuffle(self, seed: int) -> PackingPlan:
         """Return a plan of the same batches in which other sequences keep each other company.
 
@@ -333,6 +369,17 @@ class PackingPlan(Layout):
         )
 
     __hash__ = None
+
+
+def plan_files() -> Any:
+    """Return the module that keeps plans on disk, which needs more than NumPy."""
+    try:
+        return importlib.import_module("virnucpro.data.plan_file")
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"saving plans needs {package}: pip install 'virnucpro[cli]'", name=error.name
+        ) from error
 
 
 class BatchRows:

@@ -20,7 +20,7 @@ from pysam.utils import SamtoolsError
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from virnucpro.data.arguments import check_integer
-from virnucpro.data.fasta import check_complete, read_fasta
+from virnucpro.data.fasta import check_exists, read_fasta
 from virnucpro.data.plan import PackingPlan
 
 logger = logging.getLogger(__name__)
@@ -223,7 +223,7 @@ def check_paths(paths: Paths, name: str) -> list[str]:
     if not result:
         raise ValueError(f"{name} must name at least one file")
     for path in result:
-        check_complete(Path(path))
+        check_exists(Path(path))
         if not Path(path).is_file():
             raise ValueError(f"{path}: no regular file, so it cannot be read more than once")
     return result

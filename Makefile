@@ -3,6 +3,7 @@ FASTA ?= examples/proteins.fasta
 PLAN ?= build/demo.parquet
 CASES ?= 3000000
 SEED ?= 1
+RUNS ?= 50
 
 BIN := $(CURDIR)/.venv/bin
 CPP := $(shell find cpp benchmarks -name '*.[ch]pp')
@@ -13,7 +14,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-peers profile sanitize clean
+.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job kill-test bench-peers profile sanitize clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -59,6 +60,15 @@ bench-quick: bench-peers
 ## bench-loading: tokenizing and the DataLoader on 100,000 proteins, five minutes; docs/loading.md
 bench-loading: .venv/dev
 	python benchmarks/loading.py
+
+## bench-job: `virnucpro pack` on 1.5 million proteins and 50 million lengths, six minutes; docs/job.md
+bench-job: .venv/dev
+	pip install --quiet biopython==1.88
+	python benchmarks/job.py
+
+## kill-test: stop RUNS runs of `virnucpro pack` at random moments and look at what is left
+kill-test: .venv/dev
+	python tests/kill.py $(RUNS)
 
 # A peer that cannot be installed is left out.
 bench-peers: .venv/dev

@@ -162,7 +162,7 @@ def draw_lengths(axes: Axes, lengths: NDArray[Any], limit: int) -> None:
         beyond = int((lengths > limit).sum())
         label = f"cut at {limit:,}: {beyond:,} sequences are longer, up to {longest:,}"
         axes.axvline(limit, color=CUT, label=label)
-        axes.legend(loc="upper right", frameon=False)
+        axes.legend(loc="upper right", framealpha=1, edgecolor="none")
     axes.set_xlabel("residues")
     axes.set_ylabel("sequences")
 

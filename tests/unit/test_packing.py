@@ -18,6 +18,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import reference
 from hypothesis import given
@@ -606,6 +607,27 @@ def test_ids_of_variable_width() -> None:
     assert packer.pack_lengths([7] * 5, ids) == packer.pack_lengths([7] * 5, texts)
 
 
+@given(st.lists(st.tuples(st.integers(0, 9), st.text(max_size=4)), max_size=40), st.data())
+def test_arrow_ids(sequences: list[tuple[int, str]], data: st.DataObject) -> None:
+    lengths, ids = [n for n, _ in sequences], [name for _, name in sequences]
+    packer = GreedyPacker(20)
+    expected = packer.pack_lengths(lengths, ids)
+    plain = pa.array(ids, pa.string())
+    cut = data.draw(st.integers(0, len(ids)))
+    for arrow in (
+        plain,
+        plain.cast(pa.large_string()),
+        plain.dictionary_encode(),
+        pa.chunked_array([plain[:cut], plain[cut:]]),
+        pa.array(["x", *ids, "y"], pa.string()).slice(1, len(ids)),
+    ):
+        assert packer.pack_lengths(lengths, arrow) == expected
+    numbers = [len(name) for name in ids]
+    assert packer.pack_lengths(lengths, pa.array(numbers, pa.uint8())) == packer.pack_lengths(
+        lengths, numbers
+    )
+
+
 # Plans
 
 
@@ -748,6 +770,10 @@ def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
         ([1, True, 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got bool\)"),
         ([None, "b", "c"], TypeError, r"ids\[0\] must be str or int \(got NoneType\)"),
         ([1.5, 2.5, 3.5], TypeError, r"ids\[0\] must be str or int \(got float\)"),
+        (pa.array(["a", None, "c"]), ValueError, r"ids must not be null \(got 1 nulls\)"),
+        (pa.array(["a"]), ValueError, r"one ID a sequence \(got 1 for 3\)"),
+        (pa.array([1.5, 2.5, 3.5]), TypeError, r"ids must be str or int \(got double\)"),
+        (pa.array([b"a", b"b", b"c"]), TypeError, r"ids must be str or int \(got binary\)"),
         ("abc", TypeError, r"ids must be a list or an array of IDs \(got str\)"),
         (np.array([1.5, 2, 3]), TypeError, r"ids must be str or int \(got float64\)"),
         (np.array([True, False, True]), TypeError, r"ids must be str or int \(got bool\)"),
@@ -1025,3 +1051,17 @@ def test_one_version() -> None:
     from importlib.metadata import version
 
     assert virnucpro.__version__ == virnucpro.data._core.__version__ == version("virnucpro")
+
+
+@pytest.mark.parametrize(
+    ("offsets", "message"),
+    [([0, 5], "out of range"), ([2, 1], "out of range"), ([-1, 1], "out of range")],
+)
+def test_bad_offsets_do_not_crash(offsets: list[int], message: str) -> None:
+    core = virnucpro.data.packing._core
+    plan = GreedyPacker(20).pack_lengths([7])
+    lengths, texts = np.array([7]), np.zeros(4, np.uint8)
+    with pytest.raises(ValueError, match=message):
+        core.list_rows(plan._core, lengths, (np.array(offsets), texts), 1)
+    with pytest.raises(TypeError, match="offsets"):
+        core.list_rows(plan._core, lengths, (np.array([0.0, 1.0]), texts), 1)

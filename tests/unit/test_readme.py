@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from command import run
 from models import huggingface_tokenizer, tiny_esm2
 
 ROOT = Path(__file__).parents[2]
@@ -18,7 +19,13 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert blocks
     huggingface_tokenizer(tmp_path)
-    names: dict[str, Any] = {"vocabulary": tmp_path / "vocab.txt", "model": tiny_esm2()}
+    names: dict[str, Any] = {
+        "vocabulary": tmp_path / "vocab.txt",
+        "model": tiny_esm2(),
+        "plan_path": tmp_path / "plan.parquet",
+        "array_path": tmp_path / "plan.arrow",
+    }
+    assert run("pack", ROOT / "examples/proteins.fasta", "-o", names["plan_path"]).returncode == 0
     monkeypatch.chdir(ROOT)
     exec("\n".join(blocks), names)
     whole = names["packer"].assign_batches(names["lengths"])

@@ -1,0 +1,224 @@
+"""Measures the preprocessing job on 1.5 million proteins and 50 million lengths; docs/job.md."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from data import log_normal
+from rich.console import Console
+from run import ROOT, machine
+
+REPEATS = 5
+NUM_PROTEINS = 1_500_000
+NUM_ROWS = 50_000_000
+console = Console(stderr=True)
+
+BARE = """
+import sys, pysam
+residues = 0
+with pysam.FastxFile(sys.argv[1]) as records:
+    for record in records:
+        residues += len(record.sequence)
+"""
+BIOPYTHON = """
+import sys; sys.path.insert(0, sys.argv[2])
+from Bio import SeqIO
+from packers import first_fit_tree, tree_nodes
+ids, lengths = [], []
+for record in SeqIO.parse(sys.argv[1], "fasta"):
+    ids.append(record.id)
+    lengths.append(len(record.seq))
+tokens = [min(length, 1022) + 2 for length in lengths]
+order = sorted(range(len(ids)), key=lambda row: (-tokens[row], ids[row]))
+first_fit_tree([tokens[row] for row in order], [4096] * tree_nodes(tokens), [0] * len(tokens))
+"""
+STAGES = """
+import json, sys, time
+from virnucpro.data import GreedyPacker
+from virnucpro.data.inputs import Reading
+from virnucpro.data.plan_file import Summary, sum_up, verify_plan, write_plan
+import logging; logging.disable()
+times = [time.perf_counter()]
+sequences = Reading().read([sys.argv[1]])
+times.append(time.perf_counter())
+repeated, _ = sequences.find_duplicates()
+times.append(time.perf_counter())
+plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
+times.append(time.perf_counter())
+parameters = {"max_tokens_per_batch": 4096, "max_sequence_length": 1022, "special_tokens": 2,
+              "max_sequences_per_batch": None, "overlong": "truncate"}
+summary = Summary(parameters, sum_up(plan, sequences, None, repeated), sequences.sources)
+write_plan(sys.argv[2], plan, sequences, summary)
+times.append(time.perf_counter())
+assert verify_plan(sys.argv[2], sequences) == []
+times.append(time.perf_counter())
+print(json.dumps(times))
+"""
+
+
+def write_fasta(path: Path, number: int) -> None:
+    """Write proteins of random residues in lines of 60, the same for the same number."""
+    random = np.random.default_rng(0)
+    letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
+    pool = letters[random.integers(0, 20, 2**22)].tobytes().decode()
+    lengths = log_normal(number).clip(1, 30_000)
+    begins = random.integers(0, len(pool) - 30_000, number)
+    with path.open("w") as file:
+        for i, (begin, length) in enumerate(zip(begins.tolist(), lengths.tolist(), strict=True)):
+            sequence = pool[begin : begin + length]
+            lines = (sequence[k : k + 60] for k in range(0, length, 60))
+            file.write(f">UPI{i:010X} protein {i}\n" + "\n".join(lines) + "\n")
+
+
+def run(*command: object) -> tuple[float, int, str]:
+    """Return the seconds and the peak memory in bytes of a process, and what it printed."""
+    begin = time.perf_counter()
+    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        printed = process.stdout.read()
+        # Only the wait for this one tells its own memory.
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = status
+    assert status == 0, command
+    return time.perf_counter() - begin, usage.ru_maxrss * 1024, printed
+
+
+def pack(path: Path, plan: Path) -> tuple[float, int]:
+    """Run the command."""
+    seconds, memory, _ = run(sys.executable, "-m", "virnucpro", "pack", "-q", path, "-o", plan)
+    return seconds, memory
+
+
+def proteins(folder: Path) -> Iterator[str]:
+    """Yield lines on the FASTA file."""
+    path, plan = folder / "proteins.fasta", folder / "plan.parquet"
+    write_fasta(path, NUM_PROTEINS)
+    size = path.stat().st_size / 1e6
+    console.print("bare loop and pack")
+    bare, ours, stages = [], [], []
+    for _ in range(REPEATS):
+        bare.append(run(sys.executable, "-c", BARE, path)[0])
+        ours.append(pack(path, plan)[0])
+        stages.append(np.diff(json.loads(run(sys.executable, "-c", STAGES, path, plan)[2])))
+    console.print("Biopython")
+    slow = run(sys.executable, "-c", BIOPYTHON, path, Path(__file__).parent)[0]
+    loop, command = statistics.median(bare), statistics.median(ours)
+    yield f"{NUM_PROTEINS:,} proteins of random residues, a FASTA file of {size:,.0f} MB."
+    yield "Medians of processes that alternate, started anew each time; Biopython ran once."
+    yield ""
+    yield "| | seconds | times the bare loop |"
+    yield "| --- | ---: | ---: |"
+    yield f"| a bare loop of pysam that adds up lengths | {loop:.2f} | 1.0 |"
+    yield f"| `virnucpro pack` | {command:.2f} | {command / loop:.1f} |"
+    yield f"| Biopython's `SeqIO.parse` and FFD in Python | {slow:.1f} | {slow / loop:.1f} |"
+    yield ""
+    yield "| stage | seconds |"
+    yield "| --- | ---: |"
+    names = ("read, check and hash", "duplicate IDs", "pack", "write", "(verify)")
+    for name, taken in zip(names, np.median(stages, axis=0).tolist(), strict=True):
+        yield f"| {name} | {taken:.2f} |"
+    yield ""
+
+
+def memory(folder: Path) -> Iterator[str]:
+    """Yield a line on memory."""
+    path, plan = folder / "some.fasta", folder / "plan.parquet"
+    peaks = []
+    for number in (500_000, 2_000_000):
+        console.print(f"memory of {number:,}")
+        write_fasta(path, number)
+        peaks.append(pack(path, plan)[1])
+    growth = (peaks[1] - peaks[0]) / 1_500_000
+    yield (
+        f"Peak memory from 500,000 to 2,000,000 sequences: {peaks[0] / 2**20:,.0f} MiB to "
+        f"{peaks[1] / 2**20:,.0f} MiB, {growth:.0f} bytes a sequence."
+    )
+    yield ""
+
+
+def lengths(folder: Path) -> Iterator[str]:
+    """Yield a line on a table of lengths."""
+    console.print("table of lengths")
+    path, plan = folder / "lengths.parquet", folder / "plan.parquet"
+    schema = pa.schema([("id", pa.string()), ("length", pa.int32())])
+    every = log_normal(NUM_ROWS)
+    with pq.ParquetWriter(path, schema) as writer:
+        for begin in range(0, NUM_ROWS, 2**20):
+            some = every[begin : begin + 2**20]
+            ids = [f"UPI{i:010X}" for i in range(begin, begin + len(some))]
+            writer.write_table(pa.table([ids, some], schema=schema))
+    seconds, peak = pack(path, plan)
+    yield (
+        f"{NUM_ROWS:,} rows of a Parquet length table: {seconds:.0f} s, peak memory "
+        f"{peak / 2**30:.1f} GiB."
+    )
+    yield ""
+
+
+SAVED = """
+import json, sys, time, resource
+import numpy as np
+from virnucpro.data import PackingPlan
+import pyarrow
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+begin = time.perf_counter()
+plan = PackingPlan.load(sys.argv[1])
+opened = time.perf_counter() - begin
+memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+share = sum(int(rows[0]) for rows in plan.shard(0, 1000))
+print(json.dumps([opened, memory * 1024, len(plan)]))
+"""
+SAVE = """
+import sys
+import numpy as np
+from data import log_normal
+from virnucpro.data import GreedyPacker
+import logging; logging.disable()
+GreedyPacker(4096).pack_lengths(log_normal(100_000_000)).save(sys.argv[1])
+"""
+
+
+def saved(folder: Path) -> Iterator[str]:
+    """Yield a line on a saved plan."""
+    console.print("saved plan")
+    path = folder / "plan.arrow"
+    run("env", f"PYTHONPATH={Path(__file__).parent}", sys.executable, "-c", SAVE, path)
+    seconds, peak, batches = json.loads(run(sys.executable, "-c", SAVED, path)[2])
+    yield (
+        f"`PackingPlan.load` of 100,000,000 rows in {batches:,} batches "
+        f"({path.stat().st_size / 2**20:,.0f} MiB): {seconds:.3f} s, {peak / 2**20:.1f} MiB."
+    )
+
+
+def main() -> None:
+    """Measure and write."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        parts = [*proteins(folder), *memory(folder), *lengths(folder), *saved(folder)]
+    text = [
+        "# The preprocessing job",
+        "",
+        f"Made by `make bench-job` on {datetime.date.today()}: {machine()}.",
+        "",
+        *parts,
+        "",
+    ]
+    output = ROOT / "docs" / "job.md"
+    output.write_text("\n".join(text))
+    console.print(f"Written to {output}")
+
+
+if __name__ == "__main__":
+    main()

@@ -27,7 +27,7 @@ from strategies import Case, cases, texts
 
 import virnucpro.data
 import virnucpro.data.packing
-from virnucpro.data import GreedyPacker, Layout, PackingPlan, calculate_token_budget
+from virnucpro.data import GreedyPacker, Layout, PackingPlan, _core, calculate_token_budget
 from virnucpro.data.arguments import check_lengths, check_threads
 
 LOGGER = "virnucpro.data.packing"
@@ -359,7 +359,7 @@ def test_other_threads_run_meanwhile() -> None:
     thread = threading.Thread(target=tick)
     thread.start()
     begin = time.perf_counter()
-    core.list_rows(layout, lengths, None, 1)
+    _core.list_rows(layout, lengths, None, 1)
     end = time.perf_counter()
     stop.set()
     thread.join()
@@ -880,12 +880,12 @@ def test_kernel_refuses_what_the_api_never_sends() -> None:
         (ValueError, lambda: core.assign_batches(layout, five, counts, out, 1)),
         (ValueError, lambda: core.assign_slots(layout, five, counts, np.empty(2, np.int64), 1)),
         (TypeError, lambda: core.assign_slots(layout, five, counts, np.empty(1, np.int16), 1)),
-        (ValueError, lambda: core.list_rows(layout, np.array([5, 5]), None, 1)),
-        (ValueError, lambda: core.list_rows(layout, five, ("a", "b"), 1)),
-        (ValueError, lambda: core.list_rows(layout, five, np.array([1, 2]), 1)),
-        (TypeError, lambda: core.list_rows(layout, five, (1,), 1)),
-        (TypeError, lambda: core.list_rows(layout, five, np.array([1.0]), 1)),
-        (TypeError, lambda: core.list_rows(layout, five, None, 1.5)),
+        (ValueError, lambda: _core.list_rows(layout, np.array([5, 5]), None, 1)),
+        (ValueError, lambda: _core.list_rows(layout, five, ("a", "b"), 1)),
+        (ValueError, lambda: _core.list_rows(layout, five, np.array([1, 2]), 1)),
+        (TypeError, lambda: _core.list_rows(layout, five, (1,), 1)),
+        (TypeError, lambda: _core.list_rows(layout, five, np.array([1.0]), 1)),
+        (TypeError, lambda: _core.list_rows(layout, five, None, 1.5)),
         (TypeError, lambda: core.Layout.__new__(core.Layout)),
         (TypeError, lambda: core.TokenCounts.__new__(core.TokenCounts)),
         (TypeError, lambda: object.__new__(core.Layout)),
@@ -1058,10 +1058,9 @@ def test_one_version() -> None:
     [([0, 5], "out of range"), ([2, 1], "out of range"), ([-1, 1], "out of range")],
 )
 def test_bad_offsets_do_not_crash(offsets: list[int], message: str) -> None:
-    core = virnucpro.data.packing._core
     plan = GreedyPacker(20).pack_lengths([7])
     lengths, texts = np.array([7]), np.zeros(4, np.uint8)
     with pytest.raises(ValueError, match=message):
-        core.list_rows(plan._core, lengths, (np.array(offsets), texts), 1)
+        _core.list_rows(plan._core, lengths, (np.array(offsets), texts), 1)
     with pytest.raises(TypeError, match="offsets"):
-        core.list_rows(plan._core, lengths, (np.array([0.0, 1.0]), texts), 1)
+        _core.list_rows(plan._core, lengths, (np.array([0.0, 1.0]), texts), 1)

@@ -27,7 +27,7 @@ from strategies import Case, cases, texts
 
 import virnucpro.data
 import virnucpro.data.packing
-from virnucpro.data import GreedyPacker, Layout, PackingPlan, _core, calculate_token_budget
+from virnucpro.data import GreedyPacker, Layout, PackingPlan, calculate_token_budget
 from virnucpro.data.arguments import check_lengths, check_threads
 
 LOGGER = "virnucpro.data.packing"
@@ -359,7 +359,7 @@ def test_other_threads_run_meanwhile() -> None:
     thread = threading.Thread(target=tick)
     thread.start()
     begin = time.perf_counter()
-    _core.list_rows(layout, lengths, None, 1)
+    core.list_rows(layout, lengths, None, 1)
     end = time.perf_counter()
     stop.set()
     thread.join()
@@ -866,7 +866,7 @@ def test_kernel_refuses_what_the_api_never_sends() -> None:
     core: Any = virnucpro.data._core
     counts = core.count(np.array([5]), 10, 0, 1)
     layout = core.first_fit_decreasing(counts, 10, None)
-    five, out = np.array([5]), np.empty(1, np.int64)
+    five, out, texts = np.array([5]), np.empty(1, np.int64), np.zeros(4, np.uint8)
     calls: list[tuple[type[Exception], Any]] = [
         (TypeError, lambda: core.count(np.array([[5]]), 10, 0, 1)),
         (TypeError, lambda: core.count(np.array([5.0]), 10, 0, 1)),
@@ -880,12 +880,21 @@ def test_kernel_refuses_what_the_api_never_sends() -> None:
         (ValueError, lambda: core.assign_batches(layout, five, counts, out, 1)),
         (ValueError, lambda: core.assign_slots(layout, five, counts, np.empty(2, np.int64), 1)),
         (TypeError, lambda: core.assign_slots(layout, five, counts, np.empty(1, np.int16), 1)),
-        (ValueError, lambda: _core.list_rows(layout, np.array([5, 5]), None, 1)),
-        (ValueError, lambda: _core.list_rows(layout, five, ("a", "b"), 1)),
-        (ValueError, lambda: _core.list_rows(layout, five, np.array([1, 2]), 1)),
-        (TypeError, lambda: _core.list_rows(layout, five, (1,), 1)),
-        (TypeError, lambda: _core.list_rows(layout, five, np.array([1.0]), 1)),
-        (TypeError, lambda: _core.list_rows(layout, five, None, 1.5)),
+        (ValueError, lambda: core.list_rows(layout, np.array([5, 5]), None, 1)),
+        (ValueError, lambda: core.list_rows(layout, five, ("a", "b"), 1)),
+        (ValueError, lambda: core.list_rows(layout, five, np.array([1, 2]), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, (1,), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, np.array([1.0]), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, None, 1.5)),
+        (ValueError, lambda: core.list_rows(layout, five, (np.array([0, 5]), texts), 1)),
+        (ValueError, lambda: core.list_rows(layout, five, (np.array([2, 1]), texts), 1)),
+        (ValueError, lambda: core.list_rows(layout, five, (np.array([-1, 1]), texts), 1)),
+        (ValueError, lambda: core.list_rows(layout, five, (np.array([0]), texts), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, (np.array([0.0, 1.0]), texts), 1)),
+        (TypeError, lambda: core.list_rows(layout, five, (np.array([0, 1]), five), 1)),
+        (ValueError, lambda: core.shuffle_rows(layout, np.array([0, 1]), 0, 1)),
+        (TypeError, lambda: core.shuffle_rows(layout, np.array([0.0]), 0, 1)),
+        (TypeError, lambda: core.shuffle_rows(layout, np.array([0]), -1, 1)),
         (TypeError, lambda: core.Layout.__new__(core.Layout)),
         (TypeError, lambda: core.TokenCounts.__new__(core.TokenCounts)),
         (TypeError, lambda: object.__new__(core.Layout)),
@@ -1051,16 +1060,3 @@ def test_one_version() -> None:
     from importlib.metadata import version
 
     assert virnucpro.__version__ == virnucpro.data._core.__version__ == version("virnucpro")
-
-
-@pytest.mark.parametrize(
-    ("offsets", "message"),
-    [([0, 5], "out of range"), ([2, 1], "out of range"), ([-1, 1], "out of range")],
-)
-def test_bad_offsets_do_not_crash(offsets: list[int], message: str) -> None:
-    plan = GreedyPacker(20).pack_lengths([7])
-    lengths, texts = np.array([7]), np.zeros(4, np.uint8)
-    with pytest.raises(ValueError, match=message):
-        _core.list_rows(plan._core, lengths, (np.array(offsets), texts), 1)
-    with pytest.raises(TypeError, match="offsets"):
-        _core.list_rows(plan._core, lengths, (np.array([0.0, 1.0]), texts), 1)

@@ -7,13 +7,16 @@ import fcntl
 import gzip
 import io
 import os
-import sys
+import select
+import signal
+import socket
+import stat
 import threading
 import zlib
 from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
 import pysam
 
@@ -65,12 +68,14 @@ def read_fasta(
     with contextlib.suppress(AttributeError, OSError):
         # Larger where the system lets it be, so that both sides wait less for each other.
         fcntl.fcntl(writing_end, fcntl.F_SETPIPE_SZ, CHUNK)
-    text = PlainText(file, writing_end, name, digest)
-    text.start()
     num_records = 0
+    # Only what is no regular file may make a reader wait for long.
+    signals = None if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else SignalWatch()
+    text = PlainText(Digested(file, digest, signals), writing_end, name)
     # The library's own messages do not name the file.
     verbosity = pysam.set_verbosity(0)
     try:
+        text.start()
         try:
             records = pysam.FastxFile(f"/dev/fd/{reading_end}", persist=False)
         finally:
@@ -91,17 +96,19 @@ def read_fasta(
         ) from error
     finally:
         pysam.set_verbosity(verbosity)
+        if signals is not None:
+            signals.end()
     text.join()
     if text.error is not None:
         raise text.error
 
 
-def open_file(path: str | PathLike[str]) -> BinaryIO:
+def open_file(path: str | PathLike[str]) -> io.FileIO:
     """Open a file, or standard input, for reading."""
     if os.fspath(path) == "-":
-        return sys.stdin.buffer
+        return io.FileIO(0, closefd=False)
     check_exists(Path(path))
-    return Path(path).open("rb", buffering=0)
+    return io.FileIO(path)
 
 
 def check_exists(path: Path) -> None:
@@ -119,11 +126,10 @@ class PlainText(threading.Thread):
     `error`.
     """
 
-    def __init__(self, file: BinaryIO, writing_end: int, name: str, digest: Digest | None) -> None:
-        # A daemon, since standard input may never end.
+    def __init__(self, file: Digested, writing_end: int, name: str) -> None:
         super().__init__(daemon=True)
         self.error: Exception | None = None
-        self._file = Digested(file, digest)
+        self._file = file
         self._writing_end = writing_end
         self._name = name
 
@@ -188,12 +194,37 @@ class PlainText(threading.Thread):
         raise ValueError(f"{self._name}: {why}")
 
 
+class SignalWatch:
+    """Tells a thread that waits for input of a signal, such as that of Ctrl-C.
+
+    Python acts on a signal once the main thread is back from the library, which waits for the
+    thread.
+    """
+
+    def __init__(self) -> None:
+        self.came, self._woken = socket.socketpair()
+        self._woken.setblocking(False)
+        self._before: int | None = None
+        # Signals are the main thread's: elsewhere this is refused.
+        with contextlib.suppress(ValueError):
+            woken = self._woken.fileno()
+            self._before = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
+
+    def end(self) -> None:
+        """Leave signals as they were; a thread that still waits goes on."""
+        if self._before is not None:
+            with contextlib.suppress(ValueError):
+                signal.set_wakeup_fd(self._before)
+        self._woken.close()
+
+
 class Digested(io.RawIOBase):
     """A file whose bytes are hashed as they are read."""
 
-    def __init__(self, file: BinaryIO, digest: Digest | None) -> None:
+    def __init__(self, file: io.FileIO, digest: Digest | None, signals: SignalWatch | None) -> None:
         self._file = file
         self._digest = digest
+        self._signals = signals
         # The last bytes read, as many as end a bgzip file.
         self.end = b""
 
@@ -203,7 +234,11 @@ class Digested(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer."""
-        size = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        if self._signals is not None:
+            file, came = self._file.fileno(), self._signals.came.fileno()
+            if file not in select.select([file, came], [], [])[0]:
+                raise InterruptedError("interrupted")
+        size = self._file.readinto(buffer)
         read = memoryview(buffer)[:size]
         if self._digest is not None:
             self._digest.update(read)
@@ -211,7 +246,6 @@ class Digested(io.RawIOBase):
         return int(size)
 
     def close(self) -> None:
-        """Close the file, unless it is standard input."""
-        if self._file is not sys.stdin.buffer:
-            self._file.close()
+        """Close the file."""
+        self._file.close()
         super().close()

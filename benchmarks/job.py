@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -58,7 +57,8 @@ times.append(time.perf_counter())
 plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
 times.append(time.perf_counter())
 parameters = {"max_tokens_per_batch": 4096, "max_sequence_length": 1022, "special_tokens": 2,
-              "max_sequences_per_batch": None, "overlong": "truncate"}
+              "max_sequences_per_batch": None, "overlong": "truncate", "strip_stop": False,
+              "id_column": "id", "length_column": "length"}
 summary = Summary(parameters, sum_up(plan, sequences, None, repeated), sequences.sources)
 write_plan(sys.argv[2], plan, sequences, summary)
 times.append(time.perf_counter())
@@ -82,23 +82,28 @@ def write_fasta(path: Path, number: int) -> None:
             file.write(f">UPI{i:010X} protein {i}\n" + "\n".join(lines) + "\n")
 
 
-def run(*command: object) -> tuple[float, int, str]:
-    """Return the seconds and the peak memory in bytes of a process, and what it printed."""
+COMMAND = """
+import sys
+from virnucpro.__main__ import main
+try:
+    main()
+finally:
+    # A process begins with the peak of the one that started it in what is told of it outside.
+    print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def run(*command: object) -> tuple[float, str]:
+    """Return the seconds of a process, and what it printed."""
     begin = time.perf_counter()
-    with subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        printed = process.stdout.read()
-        # Only the wait for this one tells its own memory.
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = status
-    assert status == 0, command
-    return time.perf_counter() - begin, usage.ru_maxrss * 1024, printed
+    done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
+    return time.perf_counter() - begin, done.stdout
 
 
 def pack(path: Path, plan: Path) -> tuple[float, int]:
-    """Run the command."""
-    seconds, memory, _ = run(sys.executable, "-m", "virnucpro", "pack", "-q", path, "-o", plan)
-    return seconds, memory
+    """Return the seconds and the peak memory in bytes of the command."""
+    seconds, printed = run(sys.executable, "-c", COMMAND, "pack", "-q", path, "-o", plan)
+    return seconds, int(printed.split()[1]) * 1024
 
 
 def proteins(folder: Path) -> Iterator[str]:
@@ -111,7 +116,7 @@ def proteins(folder: Path) -> Iterator[str]:
     for _ in range(REPEATS):
         bare.append(run(sys.executable, "-c", BARE, path)[0])
         ours.append(pack(path, plan)[0])
-        stages.append(np.diff(json.loads(run(sys.executable, "-c", STAGES, path, plan)[2])))
+        stages.append(np.diff(json.loads(run(sys.executable, "-c", STAGES, path, plan)[1])))
     console.print("Biopython")
     slow = run(sys.executable, "-c", BIOPYTHON, path, Path(__file__).parent)[0]
     loop, command = statistics.median(bare), statistics.median(ours)
@@ -168,17 +173,13 @@ def lengths(folder: Path) -> Iterator[str]:
 
 
 SAVED = """
-import json, sys, time, resource
-import numpy as np
-from virnucpro.data import PackingPlan
-import pyarrow
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+import json, sys, time; sys.path.insert(0, sys.argv[2])
+from measure import peak_of
+from virnucpro.data import PackingPlan, plan_file
 begin = time.perf_counter()
-plan = PackingPlan.load(sys.argv[1])
+plan, memory = peak_of(lambda: PackingPlan.load(sys.argv[1]))
 opened = time.perf_counter() - begin
-memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-share = sum(int(rows[0]) for rows in plan.shard(0, 1000))
-print(json.dumps([opened, memory * 1024, len(plan)]))
+print(json.dumps([opened, memory, len(plan)]))
 """
 SAVE = """
 import sys
@@ -195,7 +196,9 @@ def saved(folder: Path) -> Iterator[str]:
     console.print("saved plan")
     path = folder / "plan.arrow"
     run("env", f"PYTHONPATH={Path(__file__).parent}", sys.executable, "-c", SAVE, path)
-    seconds, peak, batches = json.loads(run(sys.executable, "-c", SAVED, path)[2])
+    seconds, peak, batches = json.loads(
+        run(sys.executable, "-c", SAVED, path, Path(__file__).parent)[1]
+    )
     yield (
         f"`PackingPlan.load` of 100,000,000 rows in {batches:,} batches "
         f"({path.stat().st_size / 2**20:,.0f} MiB): {seconds:.3f} s, {peak / 2**20:.1f} MiB."

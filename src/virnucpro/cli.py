@@ -176,14 +176,14 @@ def stats(
         raise typer.BadParameter("--json and --tsv exclude each other")
     with failing_in_one_line():
         summary = read_summary(plan)
-    found = summary.as_dict()
-    if as_json:
-        typer.echo(json.dumps(found, indent=2))
-    elif as_tsv:
-        values = {**found["parameters"], **found["totals"]}
-        typer.echo("\n".join(f"{name}\t{text_of(value)}" for name, value in values.items()))
-    else:
-        Console().print(as_table(summary.totals))
+        found = summary.as_dict()
+        if as_json:
+            typer.echo(json.dumps(found, indent=2))
+        elif as_tsv:
+            values = {**found["parameters"], **found["totals"]}
+            typer.echo("\n".join(f"{name}\t{text_of(value)}" for name, value in values.items()))
+        else:
+            Console().print(as_table(summary.totals))
 
 
 @app.command()
@@ -250,6 +250,8 @@ def check_output(output: Path, inputs: list[str]) -> None:
     """Refuse before any work what could not be written after it."""
     if output.is_dir():
         raise IsADirectoryError(f"{output}: is a directory")
+    if output.exists() and not output.is_file():
+        raise ValueError(f"{output}: is no regular file")
     if not output.absolute().parent.is_dir():
         raise FileNotFoundError(f"{output}: no such directory")
     paths = [Path(name) for name in inputs if name != "-"]
@@ -279,7 +281,7 @@ def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
 
 def print_line(text: str) -> None:
     """Print a line on stderr as it is."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False)
+    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def text_of(value: object) -> str:

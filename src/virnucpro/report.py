@@ -12,13 +12,12 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from virnucpro.data.plan_file import Summary, read_summary, replacing
+from virnucpro.data.plan_file import Summary, read_summary, read_table, replacing
 
 INK, BAR, CUT = "#334155", "#3b82b6", "#d9480f"
 
@@ -48,8 +47,7 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
         OSError: A file cannot be read or written.
     """
     summary = read_summary(plan)
-    columns = ["batch", "id", "length", "tokens", "truncated"]
-    table = pq.read_table(plan, columns=columns)
+    table = read_table(plan)
     page = make_page(Path(plan).name, summary, table)
     with replacing(output) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
@@ -221,7 +219,7 @@ def parameters(summary: Summary) -> str:
     )
     inputs = "\n".join(
         f'<tr><td>{html.escape(source.name)}</td><td class="number">{source.sequences:,}</td>'
-        f'<td class="number">{source.bytes:,}</td><td>{source.sha256}</td></tr>'
+        f'<td class="number">{source.bytes:,}</td><td>{html.escape(source.sha256)}</td></tr>'
         for source in summary.inputs
     )
     return (

@@ -101,6 +101,14 @@ def test_standard_input(tmp_path: Path) -> None:
         assert columns(plan)["file"] == ["-"] * 4
 
 
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "plan.parquet")
+    assert run("pack", tmp_path / "a.fa", "-o", tmp_path / "link.parquet").returncode == 0
+    assert (tmp_path / "link.parquet").is_symlink()
+    assert columns(tmp_path / "plan.parquet")["row"] == [3, 1, 0, 2]
+
+
 def test_overlong(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
     plan = tmp_path / "plan.parquet"
@@ -165,6 +173,7 @@ def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
         ("good.fa", "is an input too"),
         (".", "is a directory"),
         ("missing/plan.parquet", "no such directory"),
+        ("/dev/null", "is no regular file"),
     ],
 )
 def test_bad_output_is_one_line(tmp_path: Path, output: str, message: str) -> None:

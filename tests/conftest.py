@@ -1,9 +1,31 @@
-"""How many examples property tests try: HYPOTHESIS_PROFILE=long tries many more."""
+"""How many examples property tests try (HYPOTHESIS_PROFILE=long: many more), and Ray for tests."""
 
+import logging
 import os
+from collections.abc import Iterator
 
+import pytest
 from hypothesis import settings
 
 settings.register_profile("short", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=40_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """Ray with two workers and nothing on the terminal."""
+    import ray.data
+
+    ray.init(
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        object_store_memory=2**29,
+        ignore_reinit_error=True,
+    )
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    yield
+    ray.shutdown()

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
+from rich.logging import RichHandler
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 import virnucpro
-from virnucpro.data import GreedyPacker
+from virnucpro.data import GreedyPacker, Layout
+from virnucpro.data.fasta import check_exists
 from virnucpro.data.inputs import Reading, Sequences
 from virnucpro.data.plan_file import (
     Summary,
@@ -36,6 +40,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 console = Console(stderr=True)
+
+
+class Engine(str, enum.Enum):
+    """What does the work."""
+
+    local = "local"
+    ray = "ray"
 
 
 class Overlong(str, enum.Enum):
@@ -89,7 +100,13 @@ def describe(
 def pack(
     inputs: Inputs,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="PLAN", help="The Parquet file to write.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="PLAN",
+            help="The Parquet file to write; with --engine ray, the folder of them.",
+        ),
     ],
     max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 4096,
     max_length: Annotated[int, typer.Option(help="Residues kept of a sequence.")] = 1022,
@@ -111,6 +128,12 @@ def pack(
         str, typer.Option(help="The column of tables with the residues of each sequence.")
     ] = "length",
     threads: Annotated[int | None, typer.Option(help="Threads; as many as cores without.")] = None,
+    engine: Annotated[
+        Engine,
+        typer.Option(
+            help="This process, or Ray: for Parquet tables, on the cluster of RAY_ADDRESS."
+        ),
+    ] = Engine.local,
     quiet: Quiet = False,
 ) -> None:
     """Pack sequences and write the plan, one row a sequence in order of batches.
@@ -123,11 +146,24 @@ def pack(
             max_tokens,
             max_length,
             special_tokens=special_tokens,
+            overlong="error" if overlong is Overlong.error else "truncate",
             max_sequences_per_batch=max_sequences,
             num_threads=threads,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if engine is Engine.ray:
+        unknown = {
+            "--overlong drop": overlong is Overlong.drop,
+            "--duplicates error": duplicates is Duplicates.error,
+            "--strip-stop": strip_stop,
+            "--threads": threads is not None,
+        }
+        if any(unknown.values()):
+            names = ", ".join(name for name, is_given in unknown.items() if is_given)
+            raise typer.BadParameter(f"--engine ray does not know {names}")
+        pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
+        return
     reading = Reading(id_column, length_column, strip_stop)
     with failing_in_one_line():
         check_output(output, inputs)
@@ -159,10 +195,51 @@ def pack(
             write_plan(output, plan, sequences, summary, rows, show("Writing"))
     if quiet:
         return
-    console.print(as_table(summary.totals))
+    console.print(table_of_totals(summary.totals))
     if repeated:
         print_line(f"Duplicate IDs, such as {', '.join(some)}")
     print_line(f"Plan written to {output}")
+
+
+def pack_on_ray(
+    inputs: list[str],
+    output: Path,
+    packer: GreedyPacker,
+    id_column: str,
+    length_column: str,
+    quiet: bool,
+) -> None:
+    """Pack Parquet tables on Ray."""
+    try:
+        import ray
+
+        from virnucpro.data.distributed import pack_tables
+    except ModuleNotFoundError as error:
+        print_line(f"virnucpro: --engine ray needs {error.name}: pip install 'virnucpro[ray]'")
+        raise typer.Exit(1) from error
+    is_shown = console.is_terminal and not quiet
+    with failing_in_one_line():
+        if output.exists():
+            raise FileExistsError(f"{output}: is there already")
+        check_output(output, inputs)
+        check_tables(inputs, [id_column, length_column])
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.data.DataContext.get_current().enable_progress_bars = is_shown
+        # What fails is raised too.
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        steps = logging.getLogger("virnucpro.data.distributed")
+        if is_shown:
+            steps.addHandler(RichHandler(console=console, show_level=False, show_path=False))
+            steps.setLevel(logging.INFO)
+        columns = {"id_column": id_column, "length_column": length_column}
+        try:
+            layout = pack_tables(inputs, output, packer, **columns)
+        except (ray.exceptions.RayError, TypeError) as error:
+            # What Ray tells ends with what happened.
+            raise OSError(str(error).strip().splitlines()[-1]) from error
+    if not quiet:
+        console.print(table_of_layout(layout))
+        print_line(f"Plan written to {output}")
 
 
 @app.command()
@@ -183,7 +260,7 @@ def stats(
             values = {**found["parameters"], **found["totals"]}
             typer.echo("\n".join(f"{name}\t{text_of(value)}" for name, value in values.items()))
         else:
-            Console().print(as_table(summary.totals))
+            Console().print(table_of_totals(summary.totals))
 
 
 @app.command()
@@ -259,6 +336,24 @@ def check_output(output: Path, inputs: list[str]) -> None:
         raise ValueError(f"{output}: is an input too")
 
 
+def check_tables(inputs: list[str], columns: list[str]) -> None:
+    """Refuse inputs that are no Parquet tables with these columns."""
+    for name in inputs:
+        path = Path(name)
+        if not path.is_dir():
+            check_exists(path)
+        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+        if not files or files[0].suffix not in (".parquet", ".pq"):
+            raise ValueError(f"{name}: no Parquet tables, which --engine ray takes")
+        try:
+            known = pq.read_schema(files[0]).names
+        except pa.ArrowException as error:
+            raise ValueError(f"{files[0]}: {str(error).splitlines()[0]}") from error
+        for column in columns:
+            if column not in known:
+                raise ValueError(f"{files[0]}: no column {column!r} (it has {', '.join(known)})")
+
+
 @contextmanager
 def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
     """Give what begins a stage of work, and returns what shows its progress on a terminal."""
@@ -289,11 +384,8 @@ def text_of(value: object) -> str:
     return "" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
 
 
-def as_table(totals: Totals) -> Table:
+def table_of_totals(totals: Totals) -> Table:
     """Return a table for readers, without what did not occur."""
-    table = Table(box=None, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
     rows = {
         "Sequences": totals.read,
         "Packed": totals.packed,
@@ -309,9 +401,31 @@ def as_table(totals: Totals) -> Table:
         "Batches": totals.batches,
     }
     rare = ("Dropped", "Empty", "With a stop (*)", "Duplicate IDs", "Residues dropped")
+    occurred = {name: value for name, value in rows.items() if value or name not in rare}
+    return as_table(occurred, totals.efficiency, totals.lower_bound)
+
+
+def table_of_layout(layout: Layout) -> Table:
+    """Return a table for readers of what a layout knows."""
+    kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
+    rows = {
+        "Sequences": layout.num_sequences,
+        "Residues": kept + layout.truncated_tokens,
+        "Residues kept": kept,
+        "Truncated": layout.num_truncated,
+        "Residues lost": layout.truncated_tokens,
+        "Batches": layout.num_batches,
+    }
+    return as_table(rows, layout.efficiency, layout.lower_bound)
+
+
+def as_table(rows: dict[str, int], efficiency: float, lower_bound: int) -> Table:
+    """Return a table of names and numbers."""
+    table = Table(box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
     for name, value in rows.items():
-        if value or name not in rare:
-            table.add_row(name, f"{value:,}")
-    table.add_row("Efficiency", f"{totals.efficiency:.6f}")
-    table.add_row("Lower bound", f"{totals.lower_bound:,}")
+        table.add_row(name, f"{value:,}")
+    table.add_row("Efficiency", f"{efficiency:.6f}")
+    table.add_row("Lower bound", f"{lower_bound:,}")
     return table

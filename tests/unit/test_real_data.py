@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray.data
 from command import run
 from numpy.typing import NDArray
 
-from virnucpro.data import GreedyPacker
+from virnucpro.data import GreedyPacker, pack_dataset
 from virnucpro.data.fasta import read_fasta
 
 FOLDER = os.environ.get("VIRNUCPRO_REAL_DATA")
@@ -58,6 +60,20 @@ def test_known_answers(name: str) -> None:
     assert round(plan.efficiency, 6) == efficiency
     assert digest(plan.batch_tokens) == tokens
     assert digest(packer.assign_batches(lengths)) == rows
+
+
+@pytest.mark.parametrize("num_blocks", [1, 7, 100])
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.usefixtures("local_ray")
+def test_known_answers_in_blocks(name: str, num_blocks: int) -> None:
+    batches, efficiency, tokens, rows = KNOWN[name]
+    blocks = np.array_split(lengths_of(name), num_blocks)
+    ds = ray.data.from_arrow([pa.table({"length": block}) for block in blocks])
+    assert ds.num_blocks() == num_blocks
+    packed, layout = pack_dataset(ds, GreedyPacker(4096))
+    assert (layout.num_batches, round(layout.efficiency, 6)) == (batches, efficiency)
+    assert digest(layout.batch_tokens) == tokens
+    assert digest(packed.to_pandas()["batch"]) == rows
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -11,6 +11,7 @@ from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
 if TYPE_CHECKING:
     from virnucpro.data.collators import VarlenCollator, model_inputs, unpack
     from virnucpro.data.dataloader_utils import create_async_dataloader
+    from virnucpro.data.distributed import pack_dataset
     from virnucpro.data.samplers import PackedBatchSampler
     from virnucpro.data.sequence_dataset import PackedFastaDataset, SequenceDataset
 
@@ -26,6 +27,7 @@ __all__ = [
     "calculate_token_budget",
     "create_async_dataloader",
     "model_inputs",
+    "pack_dataset",
     "unpack",
 ]
 
@@ -37,6 +39,7 @@ OPTIONAL = {
     "VarlenCollator": ("collators", "torch"),
     "create_async_dataloader": ("dataloader_utils", "torch"),
     "model_inputs": ("collators", "torch"),
+    "pack_dataset": ("distributed", "ray"),
     "unpack": ("collators", "torch"),
 }
 

@@ -11,17 +11,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from virnucpro.data.fasta import check_exists, is_cut_bgzip, read_fasta
 from virnucpro.data.packing import GreedyPacker
+from virnucpro.data.tables import ids_of, lengths_of, open_table
 
 # Sequences that are read before they are stored in arrays.
 CHUNK = 2**16
-# What an Arrow stream ends with (Arrow columnar format, IPC streaming format).
-END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 SUFFIXES = {
     ".fai": "fai",
     ".parquet": "parquet",
@@ -188,12 +185,8 @@ class Reading:
                 if is_cut_bgzip(start, file.read()):
                     raise ValueError("cut off: the bgzip end-of-file block is missing")
             for batch in open_table(path, kind, columns):
-                for column in columns:
-                    if batch.schema.names.count(column) != 1:
-                        names = ", ".join(batch.schema.names)
-                        number = "more than one" if column in batch.schema.names else "no"
-                        raise ValueError(f"{number} column {column!r} (it has {names})")
-                yield (*check_columns(batch, columns, num_rows), 0)
+                ids = ids_of(batch, columns[0], num_rows).cast(pa.large_string())
+                yield ids, lengths_of(batch, columns[1], num_rows), 0
                 num_rows += batch.num_rows
         except (OSError, ValueError, pa.ArrowException) as error:
             raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
@@ -218,59 +211,3 @@ class Counted:
     def hexdigest(self) -> str:
         """The hash so far."""
         return self._hash.hexdigest()
-
-
-def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
-    """Yield the record batches of a table, with these columns where it has them."""
-    if kind == "parquet":
-        with pq.ParquetFile(path) as file:
-            known = [name for name in columns if name in file.schema_arrow.names]
-            if len(known) < len(columns):
-                known = file.schema_arrow.names
-            yield from file.iter_batches(2 * CHUNK, columns=known)
-    elif kind == "arrow":
-        with pa.memory_map(path) as source:
-            try:
-                file = pa.ipc.open_file(source)
-            except pa.ArrowInvalid:
-                source.seek(0)
-                yield from pa.ipc.open_stream(source)
-                if source.read(1) or source.size() < 8:
-                    raise ValueError("more than one stream") from None
-                source.seek(source.size() - 8)
-                if source.read(8) != END_OF_STREAM:
-                    raise ValueError("cut off: the end-of-stream mark is missing") from None
-            else:
-                for number in range(file.num_record_batches):
-                    yield file.get_batch(number)
-    else:
-        names = ["id", "length", "offset", "line_bases", "line_bytes"] if kind == "fai" else None
-        compression = "gzip" if path.lower().endswith(".gz") else None
-        yield from pyarrow.csv.open_csv(
-            pa.input_stream(path, compression=compression),
-            pyarrow.csv.ReadOptions(column_names=names, block_size=2**24),
-            pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
-            # Numbers with leading zeros, say, are IDs as they stand.
-            pyarrow.csv.ConvertOptions(column_types={columns[0]: pa.string()}, null_values=[]),
-        )
-
-
-def check_columns(batch: Any, columns: list[str], num_before: int) -> tuple[Any, NDArray[np.int64]]:
-    """Return IDs and lengths of a record batch."""
-    id_column, length_column = columns
-    ids, lengths = batch.column(id_column), batch.column(length_column)
-    for name, values in ((id_column, ids), (length_column, lengths)):
-        if values.null_count:
-            row = num_before + int(pc.index(pc.is_null(values), True).as_py())
-            raise ValueError(f"column {name!r} is null in row {row:,}")
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.dictionary_decode()
-    if not pa.types.is_integer(lengths.type):
-        raise ValueError(f"column {length_column!r} must be integers (it is {lengths.type})")
-    numbers = lengths.cast(pa.int64()).to_numpy(zero_copy_only=False)
-    if len(numbers) and numbers.min() < 0:
-        row = int(np.argmax(numbers < 0))
-        raise ValueError(
-            f"column {length_column!r} is negative in row {num_before + row:,} ({numbers[row]})"
-        )
-    return ids.cast(pa.large_string()), numbers

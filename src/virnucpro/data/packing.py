@@ -247,23 +247,8 @@ class GreedyPacker:
             >>> GreedyPacker(4096).count([30, 30, 500])
             TokenCounts(3 sequences of 2 sizes)
         """
-        limit = self._parameters().limit
-        lengths = check_lengths(lengths)
-        if self.overlong == "error" and lengths.max(initial=0) > limit:
-            row = int(np.argmax(lengths > limit))
-            raise ValueError(
-                f"lengths[{row}] exceeds max_length ({lengths[row]} > {limit}); "
-                f"{np.count_nonzero(lengths > limit):,} of {len(lengths):,} sequences do"
-            )
-        counts = self._count(lengths)
-        if counts.num_truncated:
-            logger.warning(
-                "%s of %s sequences exceed max_length (%d), truncating: %s residues lost",
-                f"{counts.num_truncated:,}",
-                f"{len(lengths):,}",
-                limit,
-                f"{counts.truncated_tokens:,}",
-            )
+        counts = self._count_checked(lengths)
+        warn_of_truncation(counts)
         return counts
 
     def lay_out(self, counts: TokenCounts) -> Layout:
@@ -317,6 +302,18 @@ class GreedyPacker:
         """Tokens of a sequence: its residues, at most the limit, and the special tokens."""
         return self._parameters().tokens(len(sequence))
 
+    def _count_checked(self, lengths: ArrayLike) -> TokenCounts:
+        """Count without a warning."""
+        limit = self._parameters().limit
+        lengths = check_lengths(lengths)
+        if self.overlong == "error" and lengths.max(initial=0) > limit:
+            row = int(np.argmax(lengths > limit))
+            raise ValueError(
+                f"lengths[{row}] exceeds max_length ({lengths[row]} > {limit}); "
+                f"{np.count_nonzero(lengths > limit):,} of {len(lengths):,} sequences do"
+            )
+        return self._count(lengths)
+
     def _count(self, lengths: NDArray[Any]) -> TokenCounts:
         limit, special_tokens, _, _, num_threads = self._parameters()
         return TokenCounts(_core.count(lengths, limit, special_tokens, num_threads))
@@ -361,6 +358,18 @@ class GreedyPacker:
                 f"{int((lengths[overlong] - limit).sum()):,}",
                 f"{self._num_truncated:,}",
             )
+
+
+def warn_of_truncation(counts: TokenCounts) -> None:
+    """Log how many of counted sequences are too long."""
+    if counts.num_truncated:
+        logger.warning(
+            "%s of %s sequences exceed max_length (%d), truncating: %s residues lost",
+            f"{counts.num_truncated:,}",
+            f"{counts.num_sequences:,}",
+            counts._core.max_length,
+            f"{counts.truncated_tokens:,}",
+        )
 
 
 def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.int64]]:

@@ -1,0 +1,95 @@
+"""Tables of IDs and lengths of sequences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+# Rows that are read at once.
+CHUNK = 2**17
+# What an Arrow stream ends with (Arrow columnar format, IPC streaming format).
+END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
+
+
+def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
+    """Yield the record batches of a table, with these columns where it has them."""
+    if kind == "parquet":
+        with pq.ParquetFile(path) as file:
+            known = [name for name in columns if name in file.schema_arrow.names]
+            if len(known) < len(columns):
+                known = file.schema_arrow.names
+            yield from file.iter_batches(CHUNK, columns=known)
+    elif kind == "arrow":
+        with pa.memory_map(path) as source:
+            try:
+                file = pa.ipc.open_file(source)
+            except pa.ArrowInvalid:
+                source.seek(0)
+                yield from pa.ipc.open_stream(source)
+                if source.read(1) or source.size() < 8:
+                    raise ValueError("more than one stream") from None
+                source.seek(source.size() - 8)
+                if source.read(8) != END_OF_STREAM:
+                    raise ValueError("cut off: the end-of-stream mark is missing") from None
+            else:
+                for number in range(file.num_record_batches):
+                    yield file.get_batch(number)
+    else:
+        names = ["id", "length", "offset", "line_bases", "line_bytes"] if kind == "fai" else None
+        compression = "gzip" if path.lower().endswith(".gz") else None
+        yield from pyarrow.csv.open_csv(
+            pa.input_stream(path, compression=compression),
+            pyarrow.csv.ReadOptions(column_names=names, block_size=2**24),
+            pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
+            # Numbers with leading zeros, say, are IDs as they stand.
+            pyarrow.csv.ConvertOptions(column_types={columns[0]: pa.string()}, null_values=[]),
+        )
+
+
+def lengths_of(table: Any, column: str, num_before: int = 0) -> NDArray[np.int64]:
+    """Return the lengths in a column of an Arrow table or record batch.
+
+    Raises:
+        ValueError: The column is missing, no integers, or has nulls or negative numbers; rows in
+            messages count from `num_before`.
+    """
+    values = column_of(table, column, num_before)
+    if not pa.types.is_integer(values.type):
+        raise ValueError(f"column {column!r} must be integers (it is {values.type})")
+    lengths: NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    if len(lengths) and lengths.min() < 0:
+        row = int(np.argmax(lengths < 0))
+        raise ValueError(
+            f"column {column!r} is negative in row {num_before + row:,} ({lengths[row]})"
+        )
+    return lengths
+
+
+def ids_of(table: Any, column: str, num_before: int = 0) -> Any:
+    """Return the IDs in a column of an Arrow table or record batch, not as a dictionary.
+
+    Raises:
+        ValueError: The column is missing or has nulls; rows in messages count from `num_before`.
+    """
+    ids = column_of(table, column, num_before)
+    return ids.cast(ids.type.value_type) if pa.types.is_dictionary(ids.type) else ids
+
+
+def column_of(table: Any, column: str, num_before: int) -> Any:
+    """Return a column without nulls."""
+    names = table.schema.names
+    if names.count(column) != 1:
+        number = "more than one" if column in names else "no"
+        raise ValueError(f"{number} column {column!r} (it has {', '.join(names)})")
+    values = table.column(column)
+    if values.null_count:
+        row = num_before + int(pc.index(pc.is_null(values), True).as_py())
+        raise ValueError(f"column {column!r} is null in row {row:,}")
+    return values

@@ -14,9 +14,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, EsmConfig, EsmModel, EsmTokenizer
 
 import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
@@ -32,12 +34,24 @@ VOCABULARY = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X 
 
 
 def load(folder: Path | None) -> tuple[Any, Any]:
-    """Return the tokenizer and the model of a folder, or tiny ones."""
-    if folder is not None:
-        if not folder.is_dir():
-            raise SystemExit(f"{folder}: no such folder")
+    """Return the tokenizer and the model, ready to run, of a folder, or tiny ones."""
+    if folder is None:
+        tokenizer, model = make_tiny()
+    elif not folder.is_dir():
+        raise SystemExit(f"{folder}: no such folder")
+    else:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        return tokenizer, AutoModel.from_pretrained(folder, add_pooling_layer=False)
+        model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
+    if model.config.position_embedding_type != "rotary":
+        raise SystemExit("the model must have rotary positions, as ESM-2 has")
+    model.set_attn_implementation("packed_sdpa")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Varlen kernels take half precision.
+    return tokenizer, model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+
+
+def make_tiny() -> tuple[Any, Any]:
+    """Return ESM-2's tokenizer and a tiny model of random weights."""
     tokens = VOCABULARY.split()
     with TemporaryDirectory() as temporary:
         path = Path(temporary, "vocab.txt")
@@ -57,6 +71,18 @@ def load(folder: Path | None) -> tuple[Any, Any]:
     return tokenizer, EsmModel(config, add_pooling_layer=False)
 
 
+@torch.inference_mode()
+def embed(model: Any, batch: dict[str, Any]) -> tuple[list[Any], NDArray[np.float32]]:
+    """Return the IDs of a batch's sequences, and a vector for each, float32 [n, width]."""
+    inputs = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value
+        for name, value in model_inputs(batch).items()
+    }
+    states = model(**inputs).last_hidden_state
+    embedded = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])
+    return embedded.sequence_ids, embedded.embeddings.float().cpu().numpy()
+
+
 def main() -> None:
     """Read the options, embed, write."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
@@ -68,13 +94,6 @@ def main() -> None:
     options = parser.parse_args()
 
     tokenizer, model = load(options.model)
-    if model.config.position_embedding_type != "rotary":
-        parser.error("the model must have rotary positions, as ESM-2 has")
-    model.set_attn_implementation("packed_sdpa")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Varlen kernels take half precision.
-    model = model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
-
     loader = create_async_dataloader(
         SequenceDataset(options.fasta),
         VarlenCollator(tokenizer),
@@ -84,20 +103,13 @@ def main() -> None:
     width = model.config.hidden_size
     schema = pa.schema([("id", pa.string()), ("embedding", pa.list_(pa.float32(), width))])
     batches = []
-    with torch.inference_mode():
-        for batch in loader:
-            inputs = {
-                name: value.to(device) if isinstance(value, torch.Tensor) else value
-                for name, value in model_inputs(batch).items()
-            }
-            states = model(**inputs).last_hidden_state
-            embedded = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])
-            vectors = embedded.embeddings.cpu().numpy().ravel()
-            columns = [
-                pa.array(embedded.sequence_ids, pa.string()),
-                pa.FixedSizeListArray.from_arrays(pa.array(vectors), width),
-            ]
-            batches.append(pa.record_batch(columns, schema=schema))
+    for batch in loader:
+        sequence_ids, vectors = embed(model, batch)
+        columns = [
+            pa.array(sequence_ids, pa.string()),
+            pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), width),
+        ]
+        batches.append(pa.record_batch(columns, schema=schema))
     pq.write_table(pa.Table.from_batches(batches, schema), options.output)
 
 

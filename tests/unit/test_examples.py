@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from models import huggingface_tokenizer, tiny_esm2
 
-from virnucpro.data import SequenceDataset
+from virnucpro.data import GreedyPacker, SequenceDataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROTEINS = EXAMPLES / "proteins.fasta"
@@ -36,6 +38,55 @@ def test_embed(tmp_path: Path, workers: int) -> None:
     assert vectors.shape == (200, 64)
     assert np.isfinite(vectors).all()
     assert len(np.unique(vectors.round(4), axis=0)) == 200
+
+
+def test_embed_on_ray(tmp_path: Path) -> None:
+    """Actors give what one process gives, batch by batch."""
+    records = list(SequenceDataset(PROTEINS))
+    table = {name: [record[name] for record in records] for name in ("id", "sequence")}
+    pq.write_table(pa.table(table), tmp_path / "proteins.parquet", row_group_size=50)
+    run(EXAMPLES / "embed_on_ray.py", tmp_path / "proteins.parquet", "-o", tmp_path / "on_ray")
+    run(EXAMPLES / "embed.py", PROTEINS, "-o", tmp_path / "one.parquet", "--workers", 0)
+    found = pq.read_table(tmp_path / "on_ray").to_pydict()
+    expected = pq.read_table(tmp_path / "one.parquet").to_pydict()
+    expected = dict(zip(expected["id"], expected["embedding"], strict=True))
+    assert sorted(found["id"]) == sorted(expected)
+    for name, vector in zip(found["id"], found["embedding"], strict=True):
+        assert np.allclose(vector, expected[name], atol=1e-5)
+    batches = GreedyPacker(4096).pack_sequences(records)
+    assert {r["id"]: number for number, batch in enumerate(batches) for r in batch} == dict(
+        zip(found["id"], found["batch"], strict=True)
+    )
+
+
+def test_array_job(tmp_path: Path) -> None:
+    """Tables of any size, one empty, in processes that share a folder, some of them run twice."""
+    lengths = np.random.default_rng(0).integers(0, 1500, 5000)
+    tables = []
+    for number, part in enumerate(np.split(lengths, [100, 2000, 2000, 3500])):
+        tables.append(tmp_path / f"{number}.parquet")
+        pq.write_table(pa.table({"length": part}), tables[-1])
+    work = tmp_path / "work"
+
+    def array(step: str, tasks: list[int]) -> None:
+        script = [sys.executable, *map(str, (EXAMPLES / "array_job.py", step, work, *tables))]
+        jobs = [
+            subprocess.Popen(script, env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)})
+            for task in tasks
+        ]
+        assert [job.wait() for job in jobs] == [0] * len(jobs)
+
+    array("count", [3, 0, 4, 1, 2, 2])
+    run(EXAMPLES / "array_job.py", "lay-out", work, *tables)
+    array("assign", [4, 4, 0, 2, 3, 1])
+    found = pa.concat_tables([pq.read_table(work / f"{number}.parquet") for number in range(5)])
+    packer = GreedyPacker(4096)
+    assert found["batch"].to_pylist() == packer.assign_batches(lengths).tolist()
+    layout = packer.lay_out(packer.count(lengths))
+    assert found["slot"].to_pylist() == layout.slots(lengths).tolist()
+    in_batch = np.bincount(found["batch"].to_numpy(), found["tokens"].to_numpy())
+    assert in_batch.tolist() == layout.batch_tokens.tolist()
+    assert not list(work.glob("*.tmp"))
 
 
 def test_embed_with_a_checkpoint(tmp_path: Path) -> None:

@@ -1,0 +1,71 @@
+"""Embed proteins on a Ray cluster: pack them as a whole, then give batches to actors with a model.
+
+    python examples/embed_on_ray.py proteins.parquet -o embeddings --model esm2_folder --actors 8
+
+The tables have columns id and sequence; the output is a folder of Parquet files, one vector for
+each protein. Needs what embed.py needs and virnucpro[ray]. Each actor takes a GPU where there are
+any. On a cluster: `ray job submit --working-dir examples -- python embed_on_ray.py ...`
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
+import ray.data
+from embed import embed, load
+
+from virnucpro.data import GreedyPacker, VarlenCollator, pack_dataset
+
+
+def add_length(table: pa.Table) -> pa.Table:
+    """Add the residues of each sequence."""
+    return table.append_column("length", pc.utf8_length(table["sequence"]))
+
+
+class Embedder:
+    """An actor that holds a model."""
+
+    def __init__(self, folder: Path | None, max_tokens: int) -> None:
+        tokenizer, self.model = load(folder)
+        self.collate = VarlenCollator(tokenizer, max_tokens)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """Embed the sequences of a batch."""
+        rows = rows.sort_by("slot")
+        sequence_ids, vectors = embed(self.model, self.collate(rows.to_pylist()))
+        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
+        columns: dict[str, Any] = {"batch": rows["batch"], "id": sequence_ids}
+        return pa.table({**columns, "embedding": embeddings})
+
+
+def main() -> None:
+    """Read the options, pack, embed, write."""
+    parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
+    parser.add_argument("tables", nargs="+")
+    parser.add_argument("-o", "--output", type=Path, required=True)
+    parser.add_argument("--model", type=Path, help="folder of a checkpoint")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens a batch")
+    parser.add_argument("--actors", type=int, default=1)
+    options = parser.parse_args()
+
+    ray.init()
+    proteins = ray.data.read_parquet(options.tables, columns=["id", "sequence"])
+    proteins = proteins.map_batches(add_length, batch_size=None, batch_format="pyarrow")
+    packed, layout = pack_dataset(proteins, GreedyPacker(options.max_tokens), order="id")
+    print(layout)
+    packed.groupby("batch").map_groups(
+        Embedder,
+        fn_constructor_args=(options.model, options.max_tokens),
+        batch_format="pyarrow",
+        concurrency=options.actors,
+        num_gpus=1 if ray.cluster_resources().get("GPU") else 0,
+    ).write_parquet(str(options.output.absolute()))
+
+
+if __name__ == "__main__":
+    main()

@@ -403,14 +403,15 @@ def test_real_proteins_by_random_access(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(virnucpro.data.OPTIONAL))
-def test_names_that_need_torch_say_so(name: str) -> None:
+def test_names_that_need_more_say_so(name: str) -> None:
+    package = virnucpro.data.OPTIONAL[name][1]
     code = (
-        f"import sys; sys.modules['torch'] = None\nimport virnucpro.data as data\n"
+        f"import sys; sys.modules[{package!r}] = None\nimport virnucpro.data as data\n"
         f"assert {name!r} in data.__all__ and {name!r} in dir(data)\n"
         f"try: data.{name}\nexcept ModuleNotFoundError as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == f"{name} needs torch: pip install 'virnucpro[torch]'\n"
+    assert result.stdout == f"{name} needs {package}: pip install 'virnucpro[{package}]'\n"
 
 
 def test_other_names_are_no_attributes() -> None:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from command import run
 from models import huggingface_tokenizer, tiny_esm2
@@ -14,6 +16,7 @@ from models import huggingface_tokenizer, tiny_esm2
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.usefixtures("local_ray")
 def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -24,10 +27,13 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "model": tiny_esm2(),
         "plan_path": tmp_path / "plan.parquet",
         "array_path": tmp_path / "plan.arrow",
+        "lengths_path": str(tmp_path / "lengths.parquet"),
     }
+    pq.write_table(pa.table({"length": [30, 2000, 500]}), names["lengths_path"])
     assert run("pack", ROOT / "examples/proteins.fasta", "-o", names["plan_path"]).returncode == 0
     monkeypatch.chdir(ROOT)
     exec("\n".join(blocks), names)
     whole = names["packer"].assign_batches(names["lengths"])
     np.testing.assert_array_equal(np.concatenate(names["batches"]), whole)
+    assert names["packed"].to_pandas()["batch"].tolist() == [0, 0, 0]
     assert len(names["embeddings"]) == len(names["sequence_ids"]) > 0

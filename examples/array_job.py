@@ -10,7 +10,7 @@
 Each job of an array does the table of its number (SLURM_ARRAY_TASK_ID, or --task). Sequences are
 packed as if all tables, in the order given, were one; equally long ones are in order of rows. The
 result is work/NUMBER.parquet for each table, with columns batch, slot and tokens, row by row.
-A job that is run again writes the same.
+A job that is run again writes the same. Options are those of all three steps.
 """
 
 from __future__ import annotations
@@ -70,6 +70,8 @@ def main() -> None:
         save(folder / f"{task}.counts", packer.count(lengths))
         return
     layout, before = load(folder / "layout"), load(folder / f"{task}.before")
+    if packer.count(lengths) != load(folder / f"{task}.counts"):
+        parser.error(f"{options.tables[task]} or --max-tokens is not what it was when counted")
     columns = {
         "batch": layout.assign(lengths, before=before),
         "slot": layout.slots(lengths, before=before),

@@ -5,14 +5,13 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import typer
 from numpy.typing import NDArray
 from rich.console import Console
@@ -22,7 +21,6 @@ from rich.table import Table
 
 import virnucpro
 from virnucpro.data import GreedyPacker, Layout
-from virnucpro.data.fasta import check_exists
 from virnucpro.data.inputs import Reading, Sequences
 from virnucpro.data.plan_file import (
     Summary,
@@ -213,16 +211,14 @@ def pack_on_ray(
     try:
         import ray
 
-        from virnucpro.data.distributed import pack_tables
+        from virnucpro.data.distributed import list_tables, pack_tables
     except ModuleNotFoundError as error:
         print_line(f"virnucpro: --engine ray needs {error.name}: pip install 'virnucpro[ray]'")
         raise typer.Exit(1) from error
     is_shown = console.is_terminal and not quiet
-    with failing_in_one_line():
-        if output.exists():
-            raise FileExistsError(f"{output}: is there already")
-        check_output(output, inputs)
-        check_tables(inputs, [id_column, length_column])
+    # Messages of Ray go where ours do.
+    with failing_in_one_line(), redirect_stdout(sys.stderr):
+        list_tables(inputs, output.absolute(), [id_column, length_column])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = is_shown
         # What fails is raised too.
@@ -234,7 +230,7 @@ def pack_on_ray(
         columns = {"id_column": id_column, "length_column": length_column}
         try:
             layout = pack_tables(inputs, output, packer, **columns)
-        except (ray.exceptions.RayError, TypeError) as error:
+        except (ray.exceptions.RayError, TypeError, RuntimeError) as error:
             # What Ray tells ends with what happened.
             raise OSError(str(error).strip().splitlines()[-1]) from error
     if not quiet:
@@ -334,24 +330,6 @@ def check_output(output: Path, inputs: list[str]) -> None:
     paths = [Path(name) for name in inputs if name != "-"]
     if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
         raise ValueError(f"{output}: is an input too")
-
-
-def check_tables(inputs: list[str], columns: list[str]) -> None:
-    """Refuse inputs that are no Parquet tables with these columns."""
-    for name in inputs:
-        path = Path(name)
-        if not path.is_dir():
-            check_exists(path)
-        files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
-        if not files or files[0].suffix not in (".parquet", ".pq"):
-            raise ValueError(f"{name}: no Parquet tables, which --engine ray takes")
-        try:
-            known = pq.read_schema(files[0]).names
-        except pa.ArrowException as error:
-            raise ValueError(f"{files[0]}: {str(error).splitlines()[0]}") from error
-        for column in columns:
-            if column not in known:
-                raise ValueError(f"{files[0]}: no column {column!r} (it has {', '.join(known)})")
 
 
 @contextmanager

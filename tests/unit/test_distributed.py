@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, Layout, pack_dataset
-from virnucpro.data.distributed import assign_block
+from virnucpro.data.distributed import assign_block, pack_tables
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -37,7 +37,9 @@ def cut(columns: dict[str, Any], cuts: list[int]) -> ray.data.Dataset:
 
 def columns_of(ds: ray.data.Dataset) -> dict[str, list[Any]]:
     tables = [ray.get(ref) for ref in ds.to_arrow_refs()]
-    columns: dict[str, list[Any]] = pa.concat_tables(tables).to_pydict()
+    columns: dict[str, list[Any]] = pa.concat_tables(
+        tables, promote_options="permissive"
+    ).to_pydict()
     return columns
 
 
@@ -119,6 +121,48 @@ def test_blocks_of_pandas_and_without_columns() -> None:
     assert layout.num_sequences == 3
 
 
+def test_blocks_of_tables_and_frames() -> None:
+    """Ray keeps both where they are put together."""
+    table, frame = pa.table({"length": [5], "id": ["b"]}), pd.DataFrame({"length": [5], "id": "a"})
+    ds = ray.data.from_arrow([table]).union(ray.data.from_pandas(frame))
+    for order, expected in (("row", ["b", "a"]), ("id", ["a", "b"])):
+        packed, _ = pack_dataset(ds, GreedyPacker(8), order=order)
+        found = columns_of(packed)
+        assert (found["id"], found["batch"]) == (expected, [0, 1])
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (pa.array([2**60 + 3, -1, 2**60 + 1]), pa.array([2**60 + 2, 0, 2**60], pa.uint64())),
+        (pa.array([2**64 - 1, 2**63], pa.uint64()), pa.array([2**64 - 2, 7], pa.uint64())),
+        (pa.array([3, -1], pa.int8()), pa.array([2**40, -(2**40)])),
+        (pa.array(["b", "a"], pa.large_string()), pa.array(["c", ""]).dictionary_encode()),
+    ],
+)
+def test_ids_of_two_types(one: Any, other: Any) -> None:
+    blocks = [pa.table({"id": ids, "length": [1] * len(ids)}) for ids in (one, other)]
+    packed, _ = pack_dataset(ray.data.from_arrow(blocks), GreedyPacker(4), order="id")
+    found = columns_of(packed)
+    assert found["id"] == sorted(one.to_pylist() + other.to_pylist())
+    assert found["batch"] == list(range(len(found["id"])))
+
+
+def test_first_bad_block_is_named() -> None:
+    for _ in range(5):
+        ds = ray.data.from_arrow([pa.table({"length": [n]}) for n in (1, -1, 2, -2, -3, -4)])
+        with pytest.raises(ValueError, match="block 1: column 'length' is negative in row 0"):
+            pack_dataset(ds, GreedyPacker(4))
+
+
+def test_column_of_our_own() -> None:
+    ds = cut({"length": [1, 2], "id": ["a", "b"], "virnucpro.row": [8, 9]}, [])
+    packed, _ = pack_dataset(ds, GreedyPacker(8))
+    assert columns_of(packed)["virnucpro.row"] == [8, 9]
+    with pytest.raises(ValueError, match=r"there is a column 'virnucpro\.row' already"):
+        pack_dataset(ds, GreedyPacker(8), order="id")
+
+
 def test_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     pack_dataset(cut({"length": [2000] * 10}, [2, 4]), GreedyPacker(4096))
     (message,) = (record.message for record in caplog.records if record.levelname == "WARNING")
@@ -154,6 +198,7 @@ def test_accidents_change_nothing(tmp_path: Path, is_killed: bool, call: int) ->
     assert len(list(tmp_path.iterdir())) == 9
 
 
+LARGE = pa.array([2**63], pa.uint64())
 BAD: list[tuple[dict[str, Any], str, type[Exception], str]] = [
     ({"length": [1, None]}, "row", ValueError, "block 1: column 'length' is null in row 1"),
     ({"length": ["1"]}, "row", ValueError, "block 1: column 'length' must be integers"),
@@ -164,7 +209,19 @@ BAD: list[tuple[dict[str, Any], str, type[Exception], str]] = [
     ({"length": [1]}, "id", ValueError, "block 1: no column 'id' (it has length)"),
     ({"length": [1], "id": [None]}, "id", ValueError, "block 1: column 'id' is null in row 0"),
     ({"length": [1], "id": [1.5]}, "id", TypeError, "block 1: column 'id' must be strings or"),
-    ({"length": [1], "id": [1]}, "id", TypeError, "must be all strings or all integers"),
+    (
+        {"length": [1], "id": pa.array([2**63], pa.uint64())},
+        "id",
+        TypeError,
+        "must be all strings, all int64 or all",
+    ),
+    (
+        {"length": pa.array([2**63], pa.uint64())},
+        "row",
+        ValueError,
+        "block 1: column 'length': Integer value",
+    ),
+    ({"length": [1], "id": [1]}, "id", TypeError, "must be all strings, all int64 or all uint64"),
     ({"length": [2**62] * 3, "id": ["a"] * 3}, "row", OverflowError, "64 bits"),
     ({"length": [1]}, "size", ValueError, "order must be 'row' or 'id' (got 'size')"),
 ]
@@ -194,9 +251,9 @@ def test_too_long_and_none_at_all() -> None:
 def test_block_that_changed() -> None:
     packer = GreedyPacker(100)
     counts = packer.count([5, 6])
-    shared = (packer, packer.lay_out(counts), "length")
+    packing = (packer, packer.lay_out(counts), "length", "row")
     with pytest.raises(RuntimeError, match="block 3 is not what it was"):
-        assign_block(pa.table({"length": [5, 7]}), 3, shared, None, counts)
+        assign_block(pa.table({"length": [5, 7]}), 3, packing, None, counts)
 
 
 def test_command(tmp_path: Path) -> None:
@@ -271,6 +328,40 @@ def test_bad_commands(
     assert "Traceback" not in result.stderr
     assert status == 2 or len(result.stderr.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir() if path.name != name] == []
-    (tmp_path / "plan").mkdir()
-    result = run("pack", tmp_path / name, "-o", tmp_path / "plan", "--engine", "ray")
-    assert "plan: is there already" in result.stderr
+
+
+def test_folders(tmp_path: Path) -> None:
+    """Every Parquet file in them counts that is not hidden, whatever its name is."""
+    names = (
+        "a.parquet",
+        "b.pq",
+        "C.PARQUET",
+        "what.parquet",
+        "k=3/b %2é*[0].parquet",
+        "_u.parquet",
+    )
+    for number, name in enumerate(names):
+        path = tmp_path / "tables" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pa.table({"id": [f"s{number}"], "length": [number]}), path)
+    (tmp_path / "tables" / "README").touch()
+    layout = pack_tables([str(tmp_path / "tables")], tmp_path / "plan", GreedyPacker(4096))
+    assert layout.num_sequences == 4
+    assert pq.read_table(tmp_path / "plan")["length"].to_pylist() == [3, 2, 1, 0]
+
+    one, plan = str(tmp_path / "tables/a.parquet"), tmp_path / "new"
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "b?.parquet").touch()
+    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "tables/z.parquet")
+    for paths, output, message in (
+        ([one, one], plan, "is there twice"),
+        ([one, str(tmp_path / "tables")], plan, "is there twice"),
+        ([str(tmp_path / "tables")], tmp_path / "tables/plan", "is in an input folder"),
+        ([str(tmp_path / "tables")], plan, r"z\.parquet: no column 'length'"),
+        ([str(tmp_path / "b?.parquet")], plan, r"names with '\?'"),
+        ([one], tmp_path / "plan", "is there already"),
+        ([one], tmp_path / "link", "is there already"),
+        ([one], tmp_path / "no/plan", "no such directory"),
+    ):
+        with pytest.raises((OSError, ValueError), match=message):
+            pack_tables(paths, output, GreedyPacker(4096))

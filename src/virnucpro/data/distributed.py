@@ -7,6 +7,7 @@ import itertools
 import logging
 from collections.abc import Callable, Iterable
 from functools import cache
+from itertools import repeat
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,9 +16,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import ray
 import ray.data
-import ray.exceptions
+from ray.data.block import BlockAccessor
 
 from virnucpro.data.packing import GreedyPacker, warn_of_truncation
 from virnucpro.data.plan import Layout, TokenCounts
@@ -65,12 +67,13 @@ def pack_dataset(
     Raises:
         ValueError: There are no rows; a column is missing, or has nulls, or one of the new ones is
             there already; lengths are no integers, negative, or too long under overlong="error".
-            Blocks are named by their number, from 0. No sequence has been assigned by then.
-        TypeError: IDs are neither strings nor integers, or both.
+            The first such block is named by its number, from 0. No sequence has been assigned.
+        TypeError: IDs are not all strings, all int64 or all uint64.
+        RuntimeError: Ray made blocks anew whose lengths are others than before.
         OverflowError: All tokens together need more than 64 bits.
 
-    Cost: O(n) in tasks of a block each. The driver holds O(blocks * distinct sizes). Tasks whose
-    worker is lost are run again by Ray, and give the same.
+    Cost: O(n) in tasks of a block each; Ray's sort under order="id". The driver holds O(blocks *
+    distinct sizes). Tasks whose worker is lost are run again by Ray, and give the same.
 
     Example:
         >>> import ray
@@ -84,10 +87,11 @@ def pack_dataset(
     """
     if order not in ("row", "id"):
         raise ValueError(f"order must be 'row' or 'id' (got {order!r})")
+    # Its parameters may have been changed.
     packer._parameters()
-    shared = ray.put(on_one_thread(packer))
-    columns = (length_column, id_column if order == "id" else None)
-    blocks, counts = count_blocks(blocks_of(ds), shared, columns)
+    counting = ray.put(on_one_thread(packer))
+    ties = id_column if order == "id" else None
+    blocks, counts, kind = count_blocks(blocks_of(ds), counting, length_column, ties)
     if not counts:
         raise ValueError("the data set has no rows")
     total = sum(counts[1:], counts[0])
@@ -96,12 +100,15 @@ def pack_dataset(
     logger.info("Counted %s blocks: %s", f"{len(blocks):,}", total)
     if order == "id":
         logger.info("Sorting by %s", id_column)
-        blocks, counts = count_blocks(sort_by_id(blocks, counts, id_column), shared, columns)
-    shared = ray.put((on_one_thread(packer), on_one_thread(layout), length_column))
+        blocks = sort_by_id(blocks, counts, id_column, kind)
+        blocks, counts, _ = count_blocks(blocks, counting, length_column, None)
+        if sum(counts[1:], counts[0]) != total:
+            raise RuntimeError("the data set is not what it was when it was counted")
     logger.info("Assigning %s blocks: %s", f"{len(blocks):,}", layout)
+    packing = ray.put((on_one_thread(packer), on_one_thread(layout), length_column, order))
     before = itertools.chain([None], itertools.accumulate(counts))
-    rest = ((shared, *pair) for pair in zip(before, counts, strict=False))
-    return ray.data.from_arrow_refs(run(assign_block, blocks, rest)), layout
+    rest = ((packing, *pair) for pair in zip(before, counts, strict=False))
+    return ray.data.from_arrow_refs(submit(assign_block, blocks, rest)), layout
 
 
 def pack_tables(
@@ -119,7 +126,8 @@ def pack_tables(
     Equally long sequences are in order of their IDs. The folder appears when it is complete.
 
     Args:
-        paths: Parquet files, or folders of them, that all machines can read.
+        paths: Parquet files (`.parquet`) that all machines can read, or folders of them, of which
+            names that begin with "." or "_" are left out.
         output: The folder to write, which all machines can write to.
         packer: What to pack with.
         id_column: The column with the IDs.
@@ -127,25 +135,77 @@ def pack_tables(
 
     Raises:
         FileExistsError: There is something at `output`.
-        ValueError: See `pack_dataset`.
+        ValueError: A file is no such table, or is there twice; or see `pack_dataset`.
         OSError: A file cannot be read or written.
     """
     output = Path(output).absolute()
-    if output.exists():
-        raise FileExistsError(f"{output}: is there already")
-    logger.info("Reading")
-    tables = ray.data.read_parquet(paths, columns=[id_column, length_column])
-    as_text = {"id_column": id_column, "length_column": length_column}
-    tables = tables.map_batches(plain_table, fn_kwargs=as_text, **WHOLE_BLOCKS)
-    packed, layout = pack_dataset(tables, packer, order="id")
-    logger.info("Writing")
-    limit = {"limit": layout.max_sequence_length}
+    files, num_rows = list_tables(paths, output, [id_column, length_column])
     with TemporaryDirectory(prefix=".virnucpro.", dir=output.parent) as folder:
+        logger.info("Reading %s files", f"{len(files):,}")
+        tables = ray.data.read_parquet(
+            files,
+            partitioning=None,
+            file_extensions=None,
+        ).select_columns(sorted({id_column, length_column}))
+        as_text = {"id_column": id_column, "length_column": length_column}
+        tables = tables.map_batches(plain_table, fn_kwargs=as_text, **WHOLE_BLOCKS)
+        packed, layout = pack_dataset(tables, packer, order="id")
+        if layout.num_sequences != num_rows:
+            raise RuntimeError(f"{layout.num_sequences:,} of {num_rows:,} rows were read")
+        logger.info("Writing")
         unfinished = Path(folder, "plan")
+        limit = {"limit": layout.max_sequence_length}
         rows = packed.map_batches(plan_table, fn_kwargs=limit, **WHOLE_BLOCKS)
         rows.sort(["batch", "slot"]).write_parquet(str(unfinished))
         unfinished.rename(output)
     return layout
+
+
+def list_tables(paths: list[str], output: Path, columns: list[str]) -> tuple[list[str], int]:
+    """Return the Parquet files of paths and their rows; raise where one is bad, or `output` is."""
+    if output.exists() or output.is_symlink():
+        raise FileExistsError(f"{output}: is there already")
+    if not output.parent.is_dir():
+        raise FileNotFoundError(f"{output}: no such directory")
+    files: list[Path] = []
+    for name in paths:
+        path = Path(name).absolute()
+        if path.is_dir():
+            if output.resolve().is_relative_to(path.resolve()):
+                raise ValueError(f"{output}: is in an input folder")
+            found = sorted(file for file in path.rglob("*") if is_table(file.relative_to(path)))
+        elif not path.exists():
+            raise FileNotFoundError(f"{name}: no such file")
+        else:
+            found = [path] if path.suffix.lower() == ".parquet" else []
+        if not found:
+            raise ValueError(f"{name}: no Parquet tables (.parquet)")
+        files += found
+    known = set()
+    num_rows = 0
+    for file in files:
+        if file.resolve() in known:
+            raise ValueError(f"{file}: is there twice")
+        known.add(file.resolve())
+        if "?" in str(file):
+            raise ValueError(f"{file}: Ray cannot read names with '?'")
+        try:
+            metadata = pq.read_metadata(file)
+        except pa.ArrowException as error:
+            raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
+        names = metadata.schema.to_arrow_schema().names
+        for column in columns:
+            if names.count(column) != 1:
+                number = "more than one" if column in names else "no"
+                raise ValueError(f"{file}: {number} column {column!r} (it has {', '.join(names)})")
+        num_rows += metadata.num_rows
+    return list(map(str, files)), num_rows
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file in a folder of tables is one: those that are hidden are not."""
+    is_hidden = any(part.startswith((".", "_")) for part in path.parts)
+    return path.suffix.lower() == ".parquet" and not is_hidden
 
 
 def on_one_thread(value: Any) -> Any:
@@ -157,7 +217,7 @@ def on_one_thread(value: Any) -> Any:
 
 
 def blocks_of(ds: ray.data.Dataset) -> list[Any]:
-    """Execute a data set; return references to its blocks, in order, as Arrow tables."""
+    """Execute a data set; return references to its blocks, in order."""
     options = ds.context.execution_options
     before = options.preserve_order
     options.preserve_order = True
@@ -168,7 +228,9 @@ def blocks_of(ds: ray.data.Dataset) -> list[Any]:
         options.preserve_order = before
 
 
-def run(function: Callable[..., Any], blocks: list[Any], rest: Iterable[tuple[Any, ...]]) -> Any:
+def submit(
+    function: Callable[..., Any], blocks: list[Any], rest: Iterable[tuple[Any, ...]]
+) -> list[Any]:
     """Return references to the results of tasks: a function of a block, its number and the rest.
 
     Ray starts a task where its block lies, and again where its worker is lost.
@@ -184,83 +246,117 @@ def task_of(function: Callable[..., Any]) -> Any:
     return ray.remote(retry_exceptions=RETRIED)(function)
 
 
+def as_table(block: Any) -> pa.Table:
+    """Return a block, which Ray may also keep as a DataFrame, as a table."""
+    return BlockAccessor.for_block(block).to_arrow()
+
+
 def count_blocks(
-    blocks: list[Any], packer: Any, columns: tuple[str, str | None]
-) -> tuple[list[Any], list[TokenCounts]]:
-    """Return the blocks that have rows, and their counts; raise what the first bad block raises."""
-    try:
-        counts = ray.get(run(count_block, blocks, itertools.repeat((packer, *columns))))
-    except ray.exceptions.RayTaskError as error:
-        raise error.cause from None
-    some = [(block, *found) for block, found in zip(blocks, counts, strict=True) if found]
-    if len({kind for _, _, kind in some}) > 1:
-        raise TypeError(f"column {columns[1]!r} must be all strings or all integers")
-    return [block for block, _, _ in some], [counted for _, counted, _ in some]
+    blocks: list[Any], packer: Any, length_column: str, id_column: str | None
+) -> tuple[list[Any], list[TokenCounts], pa.DataType]:
+    """Return the blocks that have rows, their counts, and the type to sort IDs as.
+
+    Raises what is wrong with the first bad block.
+    """
+    found = ray.get(submit(count_block, blocks, repeat((packer, length_column, id_column))))
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+    some = [(block, *each) for block, each in zip(blocks, found, strict=True) if each]
+    kinds = {kind for _, _, kind in some}
+    types = {
+        ("text",): None,
+        ("signed", "unsigned"): pa.int64(),
+        ("unsigned", "large"): pa.uint64(),
+    }
+    fitting = [as_type for allowed, as_type in types.items() if kinds <= {*allowed, ""}]
+    if not fitting:
+        raise TypeError(f"column {id_column!r} must be all strings, all int64 or all uint64")
+    return [block for block, _, _ in some], [counted for _, counted, _ in some], fitting[0]
 
 
 def count_block(
-    block: pa.Table, number: int, packer: GreedyPacker, length_column: str, id_column: str | None
-) -> tuple[TokenCounts, str] | None:
-    """Return counts and the kind of IDs of a block; None without rows, where columns may lack."""
-    if block.num_rows == 0:
+    block: Any, number: int, packer: GreedyPacker, length_column: str, id_column: str | None
+) -> tuple[TokenCounts, str] | Exception | None:
+    """Return the counts of a block and the kind of its IDs; None for one without rows.
+
+    What is wrong with it is returned too, as Ray says much about what is raised.
+    """
+    table = as_table(block)
+    if table.num_rows == 0:
+        # Columns may lack too.
         return None
     try:
-        for name in ADDED:
-            if name in block.column_names:
+        for name in ADDED if id_column is None else (*ADDED, ROW):
+            if name in table.column_names:
                 raise ValueError(f"there is a column {name!r} already")
-        kind = "" if id_column is None else kind_of(ids_of(block, id_column).type, id_column)
-        counted = packer._count_checked(lengths_of(block, length_column))
+        kind = "" if id_column is None else kind_of(ids_of(table, id_column), id_column)
+        counted = packer._count_checked(lengths_of(table, length_column))
         # Raises where they are too many to be sent.
         _ = counted.total_tokens
         return counted, kind
-    except (ValueError, TypeError, OverflowError) as error:
-        raise type(error)(f"block {number:,}: {error}") from None
+    except TypeError as error:
+        return TypeError(f"block {number:,}: {error}")
+    except OverflowError as error:
+        return OverflowError(f"block {number:,}: {error}")
+    except (ValueError, pa.ArrowException) as error:
+        return ValueError(f"block {number:,}: {error}")
 
 
-def kind_of(of_ids: pa.DataType, column: str) -> str:
-    """Return whether IDs of a type are text or integers."""
-    if pa.types.is_string(of_ids) or pa.types.is_large_string(of_ids):
+def kind_of(ids: Any, column: str) -> str:
+    """Return what IDs are: "text", or "signed", "unsigned" or "large" (from 2**63 on) integers."""
+    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
         return "text"
-    if pa.types.is_integer(of_ids):
-        return "integer"
-    raise TypeError(f"column {column!r} must be strings or integers (it is {of_ids})")
+    if pa.types.is_signed_integer(ids.type):
+        return "signed"
+    if pa.types.is_unsigned_integer(ids.type):
+        return "large" if pc.max(ids).as_py() >= 2**63 else "unsigned"
+    raise TypeError(f"column {column!r} must be strings or integers (it is {ids.type})")
 
 
-def sort_by_id(blocks: list[Any], counts: list[TokenCounts], id_column: str) -> list[Any]:
+def sort_by_id(
+    blocks: list[Any], counts: list[TokenCounts], id_column: str, as_type: pa.DataType | None
+) -> list[Any]:
     """Return blocks with the rows in order of IDs, equal ones in order of rows."""
     sizes = (counted.num_sequences for counted in counts)
     first_rows = itertools.accumulate(sizes, initial=0)
-    numbered = run(number_rows, blocks, ((id_column, first) for first in first_rows))
+    numbered = submit(number_rows, blocks, ((id_column, as_type, row) for row in first_rows))
     return blocks_of(ray.data.from_arrow_refs(numbered).sort([id_column, ROW]))
 
 
-def number_rows(block: pa.Table, _: int, id_column: str, first: int) -> pa.Table:
-    """Return a block with the number of each row; IDs not as a dictionary, as Ray sorts them."""
-    place = block.column_names.index(id_column)
-    block = block.set_column(place, id_column, ids_of(block, id_column))
-    return block.append_column(ROW, pa.array(np.arange(first, first + block.num_rows)))
+def number_rows(
+    block: Any, _: int, id_column: str, as_type: pa.DataType | None, first: int
+) -> pa.Table:
+    """Return a block with the number of each row; IDs in a form that Ray sorts right."""
+    table = as_table(block)
+    ids = ids_of(table, id_column)
+    if as_type is not None:
+        ids = ids.cast(as_type)
+    table = table.set_column(table.column_names.index(id_column), id_column, ids)
+    return table.append_column(ROW, pa.array(np.arange(first, first + table.num_rows)))
 
 
 def assign_block(
-    block: pa.Table,
+    block: Any,
     number: int,
-    shared: tuple[GreedyPacker, Layout, str],
+    packing: tuple[GreedyPacker, Layout, str, str],
     before: TokenCounts | None,
     counted: TokenCounts,
 ) -> pa.Table:
     """Return a block with batch, slot and tokens of each row."""
-    packer, layout, length_column = shared
-    lengths = lengths_of(block, length_column)
+    packer, layout, length_column, order = packing
+    table = as_table(block)
+    lengths = lengths_of(table, length_column)
     if packer._count_checked(lengths) != counted:
         # Ray makes a block anew where its machine is lost.
         raise RuntimeError(f"block {number:,} is not what it was when it was counted")
     tokens = np.minimum(lengths, layout.max_sequence_length) + layout.special_tokens
-    if ROW in block.column_names:
-        block = block.drop_columns([ROW])
+    if order == "id":
+        table = table.drop_columns([ROW])
     found = (layout.assign(lengths, before), layout.slots(lengths, before), tokens)
     for name, values in zip(ADDED, found, strict=True):
-        block = block.append_column(name, pa.array(values))
-    return block
+        table = table.append_column(name, pa.array(values))
+    return table
 
 
 def plain_table(table: pa.Table, *, id_column: str, length_column: str) -> pa.Table:

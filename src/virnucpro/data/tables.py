@@ -63,7 +63,10 @@ def lengths_of(table: Any, column: str, num_before: int = 0) -> NDArray[np.int64
     values = column_of(table, column, num_before)
     if not pa.types.is_integer(values.type):
         raise ValueError(f"column {column!r} must be integers (it is {values.type})")
-    lengths: NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    try:
+        lengths: NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid as error:
+        raise ValueError(f"column {column!r}: {error}") from error
     if len(lengths) and lengths.min() < 0:
         row = int(np.argmax(lengths < 0))
         raise ValueError(

@@ -106,8 +106,8 @@ sanitize: .venv/dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
-		tests/unit/test_packing.py tests/unit/test_records.py \
-		-k "not no_torch and not token_budget and not import_needs and not failed_allocations"
+		tests/unit/test_packing.py tests/unit/test_records.py tests/unit/test_column_generation.py \
+		-k "not no_torch and not token_budget and not import_needs and not failed_allocations and not command and not solver"
 
 clean:
 	rm -rf .venv build

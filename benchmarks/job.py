@@ -57,8 +57,8 @@ times.append(time.perf_counter())
 plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
 times.append(time.perf_counter())
 parameters = {"max_tokens_per_batch": 4096, "max_sequence_length": 1022, "special_tokens": 2,
-              "max_sequences_per_batch": None, "overlong": "truncate", "strip_stop": False,
-              "id_column": "id", "length_column": "length"}
+              "max_sequences_per_batch": None, "method": "ffd", "overlong": "truncate",
+              "strip_stop": False, "id_column": "id", "length_column": "length"}
 summary = Summary(parameters, sum_up(plan, sequences, None, repeated), sequences.sources)
 write_plan(sys.argv[2], plan, sequences, summary)
 times.append(time.perf_counter())

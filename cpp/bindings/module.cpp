@@ -17,6 +17,7 @@
 #include "packing/assign.hpp"
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
+#include "packing/knapsack.hpp"
 #include "packing/layout.hpp"
 
 namespace py = pybind11;
@@ -206,12 +207,13 @@ constexpr py::ssize_t run_fields = 5;
 static_assert(sizeof(Run) == run_fields * sizeof(std::int64_t));
 
 Layout make_layout(std::int64_t max_tokens_per_batch, std::int64_t max_sequences_per_batch,
-                   std::int64_t num_batches, const TokenCounts& counts, const Int64Array& first_run,
-                   const Int64Array& runs) {
+                   std::int64_t num_batches, std::int64_t proven_bound, const TokenCounts& counts,
+                   const Int64Array& first_run, const Int64Array& runs) {
     if (runs.ndim() != 2 || runs.shape(1) != run_fields) {
         throw py::type_error("runs must have five columns");
     }
-    Layout layout{max_tokens_per_batch, max_sequences_per_batch, num_batches, counts, {}, {}};
+    Layout layout{
+        max_tokens_per_batch, max_sequences_per_batch, num_batches, proven_bound, counts, {}, {}};
     for (const std::int64_t run : to_vector(first_run)) {
         layout.first_run.push_back(static_cast<std::size_t>(run));
     }
@@ -235,7 +237,41 @@ py::tuple fields_of(const Layout& layout) {
         }
     }
     return py::make_tuple(layout.max_tokens_per_batch, layout.max_sequences_per_batch,
-                          layout.num_batches, layout.counts, first_run, runs);
+                          layout.num_batches, layout.proven_bound, layout.counts, first_run, runs);
+}
+
+// Patterns end to end: where each begins, and the end; the sizes, and the sequences of each.
+py::tuple to_arrays(std::span<const Pattern> patterns) {
+    std::vector<std::int64_t> offsets{0};
+    std::vector<std::int64_t> sizes;
+    std::vector<std::int64_t> sequences;
+    for (const Pattern& pattern : patterns) {
+        for (const PatternPart& part : pattern) {
+            sizes.push_back(static_cast<std::int64_t>(part.size));
+            sequences.push_back(part.sequences);
+        }
+        offsets.push_back(static_cast<std::int64_t>(sizes.size()));
+    }
+    return py::make_tuple(to_array(offsets), to_array(sizes), to_array(sequences));
+}
+
+std::vector<Pattern> to_patterns(const Int64Array& offsets, const Int64Array& sizes,
+                                 const Int64Array& sequences) {
+    const std::vector<std::int64_t> ends = to_vector(offsets);
+    const std::vector<std::int64_t> size = to_vector(sizes);
+    const std::vector<std::int64_t> number = to_vector(sequences);
+    if (ends.empty() || ends.front() != 0 || !std::ranges::is_sorted(ends) ||
+        ends.back() != static_cast<std::int64_t>(size.size()) || size.size() != number.size()) {
+        throw py::value_error("patterns must be offsets, sizes and sequences");
+    }
+    std::vector<Pattern> patterns(ends.size() - 1);
+    for (std::size_t i = 0; i < patterns.size(); ++i) {
+        for (auto j = static_cast<std::size_t>(ends[i]); j < static_cast<std::size_t>(ends[i + 1]);
+             ++j) {
+            patterns[i].push_back({static_cast<std::size_t>(size[j]), number[j]});
+        }
+    }
+    return patterns;
 }
 
 // Pickles a value as a call of the function that checks its fields and makes it anew.
@@ -315,12 +351,13 @@ PYBIND11_MODULE(_core, module) {
                                return most == unlimited ? std::nullopt : std::optional(most);
                            })
                        .def_readonly("num_batches", &Layout::num_batches)
+                       .def_readonly("proven_bound", &Layout::proven_bound)
                        .def_readonly("counts", &Layout::counts)
                        .def(py::self == py::self);
     make_picklable(layouts, "make_layout");
     module.def("make_layout", &make_layout, py::arg("max_tokens_per_batch"),
-               py::arg("max_sequences_per_batch"), py::arg("num_batches"), py::arg("counts"),
-               py::arg("first_run").noconvert(), py::arg("runs").noconvert());
+               py::arg("max_sequences_per_batch"), py::arg("num_batches"), py::arg("proven_bound"),
+               py::arg("counts"), py::arg("first_run").noconvert(), py::arg("runs").noconvert());
 
     module.def(
         "count",
@@ -343,6 +380,60 @@ PYBIND11_MODULE(_core, module) {
                                         max_sequences_per_batch.value_or(unlimited));
         },
         py::arg("counts"), py::arg("max_tokens_per_batch"), py::arg("max_sequences_per_batch"));
+
+    module.def(
+        "layout_of",
+        [](const TokenCounts& counts, std::int64_t max_tokens_per_batch,
+           std::optional<std::int64_t> max_sequences_per_batch, const Int64Array& offsets,
+           const Int64Array& sizes, const Int64Array& sequences, const Int64Array& num_batches,
+           std::int64_t proven_bound) {
+            const std::vector<Pattern> patterns = to_patterns(offsets, sizes, sequences);
+            const std::vector<std::int64_t> numbers = to_vector(num_batches);
+            const py::gil_scoped_release release;
+            return layout_of(counts, max_tokens_per_batch,
+                             max_sequences_per_batch.value_or(unlimited), patterns, numbers,
+                             proven_bound);
+        },
+        py::arg("counts"), py::arg("max_tokens_per_batch"), py::arg("max_sequences_per_batch"),
+        py::arg("offsets").noconvert(), py::arg("sizes").noconvert(),
+        py::arg("sequences").noconvert(), py::arg("num_batches").noconvert(),
+        py::arg("proven_bound"));
+
+    module.def(
+        "patterns_of",
+        [](const Layout& layout) {
+            const auto [patterns, num_batches] = patterns_of(layout);
+            return py::make_tuple(to_arrays(patterns), to_array(num_batches));
+        },
+        py::arg("layout"));
+
+    module.def(
+        "knapsack_steps",
+        [](const TokenCounts& counts, std::int64_t max_tokens_per_batch,
+           std::optional<std::int64_t> max_sequences_per_batch) {
+            return knapsack_steps(counts, max_tokens_per_batch,
+                                  max_sequences_per_batch.value_or(unlimited));
+        },
+        py::arg("counts"), py::arg("max_tokens_per_batch"), py::arg("max_sequences_per_batch"));
+
+    module.def(
+        "most_valuable",
+        [](const TokenCounts& counts, const Int64Array& values, std::int64_t max_tokens_per_batch,
+           std::optional<std::int64_t> max_sequences_per_batch, std::int64_t least,
+           std::size_t first_size, std::size_t most) {
+            const std::vector<std::int64_t> worth = to_vector(values);
+            Priced priced;
+            {
+                const py::gil_scoped_release release;
+                priced = most_valuable(counts, worth, max_tokens_per_batch,
+                                       max_sequences_per_batch.value_or(unlimited), least,
+                                       first_size, most);
+            }
+            return py::make_tuple(priced.best, to_arrays(priced.patterns));
+        },
+        py::arg("counts"), py::arg("values").noconvert(), py::arg("max_tokens_per_batch"),
+        py::arg("max_sequences_per_batch"), py::arg("least"), py::arg("first_size"),
+        py::arg("most"));
 
     module.def("lower_bound", &lower_bound, py::call_guard<py::gil_scoped_release>(),
                py::arg("layout"));

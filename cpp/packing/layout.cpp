@@ -100,10 +100,9 @@ class Groups {
     std::vector<Open> open_;  // a heap, the first batch on top
 };
 
-}  // namespace
-
-Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batch,
-                            std::int64_t max_sequences_per_batch) {
+// A layout without batches. Throws std::invalid_argument where there could be none with.
+Layout empty_layout(TokenCounts counts, std::int64_t max_tokens_per_batch,
+                    std::int64_t max_sequences_per_batch) {
     counts.validate();
     if (max_tokens_per_batch > most_tokens ||
         counts.max_length > max_tokens_per_batch - counts.special_tokens ||
@@ -115,26 +114,32 @@ Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batc
     layout.max_sequences_per_batch = max_sequences_per_batch;
     layout.counts = std::move(counts);
     layout.first_run.push_back(0);
-    const std::vector<std::int64_t>& sizes = layout.counts.tokens;
-    Groups groups(sizes, max_sequences_per_batch);
+    return layout;
+}
 
+// Lets each of so many sequences of each size go to the first batch that has room, longest first;
+// the groups are those there are already.
+void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& groups) {
+    const std::vector<std::int64_t>& sizes = layout.counts.tokens;
+    const std::int64_t max_tokens = layout.max_tokens_per_batch;
+    const std::int64_t max_sequences = layout.max_sequences_per_batch;
     for (std::size_t size = 0; size < sizes.size(); ++size) {
         const std::int64_t tokens = sizes[size];
-        const std::int64_t count = layout.counts.sequences[size];
+        const std::int64_t count = sequences[size];
         groups.advance_to(size);
         for (std::int64_t placed = 0; placed < count;) {
             const std::int64_t left = count - placed;
             const auto fit_in = [&](std::int64_t free_tokens, std::int64_t num_sequences) {
                 // Any number of sequences without tokens fits.
                 const std::int64_t fit = tokens == 0 ? left : free_tokens / tokens;
-                return std::min(fit, max_sequences_per_batch - num_sequences);
+                return std::min(fit, max_sequences - num_sequences);
             };
             Group group{};
             if (groups.has_open()) {
                 group = groups.pop();
             } else {
-                const std::int64_t fit = fit_in(max_tokens_per_batch, 0);
-                group = {layout.num_batches, ceil_divide(left, fit), max_tokens_per_batch, 0};
+                const std::int64_t fit = fit_in(max_tokens, 0);
+                group = {layout.num_batches, ceil_divide(left, fit), max_tokens, 0};
                 layout.num_batches += group.num_batches;
             }
             const std::int64_t fit = fit_in(group.free_tokens, group.num_sequences);
@@ -162,7 +167,134 @@ Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batc
         }
         layout.first_run.push_back(layout.runs.size());
     }
+}
+
+// Batches filled alike, and how many of them there are.
+using Filled = std::pair<Pattern, std::int64_t>;
+
+// The batches of a layout; of runs in any order, which may be several of a size in a batch.
+std::vector<Filled> filled_batches(const Layout& layout) {
+    std::vector<Filled> batches;
+    std::vector<Part> room;
+    Stretches(layout).walk(0, layout.num_batches, room,
+                           [&](std::int64_t first, std::int64_t last, auto parts) {
+                               Pattern pattern;
+                               for (const Part& part : parts) {
+                                   if (pattern.empty() || pattern.back().size != part.size) {
+                                       pattern.push_back({part.size, 0});
+                                   }
+                                   pattern.back().sequences += part.run->per_batch;
+                               }
+                               batches.emplace_back(std::move(pattern), last - first);
+                           });
+    return batches;
+}
+
+// The longest sequences come first, and the most of them.
+bool comes_before(const Filled& a, const Filled& b) {
+    return std::ranges::lexicographical_compare(
+        a.first, b.first, [](const PatternPart& one, const PatternPart& other) {
+            return std::pair(one.size, -one.sequences) < std::pair(other.size, -other.sequences);
+        });
+}
+
+}  // namespace
+
+Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batch,
+                            std::int64_t max_sequences_per_batch) {
+    Layout layout = empty_layout(std::move(counts), max_tokens_per_batch, max_sequences_per_batch);
+    Groups groups(layout.counts.tokens, max_sequences_per_batch);
+    first_fit(layout, layout.counts.sequences, groups);
     return layout;
+}
+
+Layout layout_of(TokenCounts counts, std::int64_t max_tokens_per_batch,
+                 std::int64_t max_sequences_per_batch, std::span<const Pattern> patterns,
+                 std::span<const std::int64_t> num_batches, std::int64_t proven_bound) {
+    Layout layout = empty_layout(std::move(counts), max_tokens_per_batch, max_sequences_per_batch);
+    const std::vector<std::int64_t>& sizes = layout.counts.tokens;
+    const auto require = [](bool holds, const char* what) {
+        if (!holds) {
+            throw std::invalid_argument(std::string("not patterns: ") + what);
+        }
+    };
+    require(patterns.size() == num_batches.size(), "each needs its number of batches");
+    std::vector<std::int64_t> left = layout.counts.sequences;
+    std::vector<std::vector<Run>> runs(sizes.size());
+    Layout rest = layout;
+    Groups groups(sizes, max_sequences_per_batch);
+    for (std::size_t i = 0; i < patterns.size(); ++i) {
+        require(!patterns[i].empty() && num_batches[i] >= 1, "one is empty");
+        Group group{rest.num_batches, num_batches[i], max_tokens_per_batch, 0};
+        std::size_t least_size = 0;
+        for (const auto& [size, sequences] : patterns[i]) {
+            require(size >= least_size && size < sizes.size() && sequences >= 1,
+                    "sizes are out of order");
+            least_size = size + 1;
+            require(sequences <= left[size] / num_batches[i], "there are not so many sequences");
+            require(sequences <= max_sequences_per_batch - group.num_sequences,
+                    "a batch has too many sequences");
+            require(sizes[size] == 0 || sequences <= group.free_tokens / sizes[size],
+                    "a batch has too many tokens");
+            left[size] -= sequences * num_batches[i];
+            runs[size].push_back({0, group.first_batch, group.num_batches, sequences, 0});
+            group.num_sequences += sequences;
+            group.free_tokens -= sequences * sizes[size];
+        }
+        groups.put(group);
+        rest.num_batches += num_batches[i];
+    }
+    first_fit(rest, left, groups);
+    for (std::size_t size = 0; size < sizes.size(); ++size) {
+        const auto more = rest.runs_of(size);
+        runs[size].insert(runs[size].end(), more.begin(), more.end());
+    }
+    rest.runs.clear();
+    rest.first_run.assign(1, 0);
+    for (const std::vector<Run>& of_size : runs) {
+        rest.runs.insert(rest.runs.end(), of_size.begin(), of_size.end());
+        rest.first_run.push_back(rest.runs.size());
+    }
+
+    std::vector<Filled> batches = filled_batches(rest);
+    std::ranges::sort(batches, comes_before);
+    for (std::vector<Run>& of_size : runs) {
+        of_size.clear();
+    }
+    for (const auto& [pattern, number] : batches) {
+        std::int64_t slot = 0;
+        for (const auto& [size, sequences] : pattern) {
+            const std::int64_t before = runs[size].empty() ? 0
+                                                           : runs[size].back().first_sequence +
+                                                                 runs[size].back().num_batches *
+                                                                     runs[size].back().per_batch;
+            runs[size].push_back({before, layout.num_batches, number, sequences, slot});
+            slot += sequences;
+        }
+        layout.num_batches += number;
+    }
+    for (const std::vector<Run>& of_size : runs) {
+        layout.runs.insert(layout.runs.end(), of_size.begin(), of_size.end());
+        layout.first_run.push_back(layout.runs.size());
+    }
+    layout.proven_bound = proven_bound;
+    layout.validate();
+    return layout;
+}
+
+std::pair<std::vector<Pattern>, std::vector<std::int64_t>> patterns_of(const Layout& layout) {
+    std::pair<std::vector<Pattern>, std::vector<std::int64_t>> found;
+    std::vector<Filled> batches = filled_batches(layout);
+    std::ranges::stable_sort(batches, comes_before);
+    for (auto& [pattern, number] : batches) {
+        if (!found.first.empty() && found.first.back() == pattern) {
+            found.second.back() += number;
+        } else {
+            found.first.push_back(std::move(pattern));
+            found.second.push_back(number);
+        }
+    }
+    return found;
 }
 
 std::int64_t lower_bound(const Layout& layout) {
@@ -195,7 +327,8 @@ std::int64_t lower_bound(const Layout& layout) {
         consider(sizes[size]);
     }
     consider(0);
-    return std::max(bound, ceil_divide(total, layout.max_sequences_per_batch));
+    return std::max(
+        {bound, ceil_divide(total, layout.max_sequences_per_batch), layout.proven_bound});
 }
 
 namespace {
@@ -263,6 +396,7 @@ void Layout::validate() const {
                 first_run.back() == runs.size() && std::ranges::is_sorted(first_run),
             "runs do not match sizes");
     require(num_batches >= 0 && num_batches <= counts.num_sequences(), "a batch is empty");
+    require(proven_bound >= 0 && proven_bound <= num_batches, "there are fewer than possible");
     for (std::size_t size = 0; size < num_sizes; ++size) {
         std::int64_t sequences = 0;
         std::int64_t batches = 0;

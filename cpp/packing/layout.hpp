@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <limits>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "packing/counts.hpp"
@@ -24,12 +25,25 @@ struct Run {
     bool operator==(const Run&) const = default;
 };
 
+// What a batch holds: how many sequences of which sizes, as indices into counts.tokens, in their
+// order.
+struct PatternPart {
+    std::size_t size;
+    std::int64_t sequences;
+
+    bool operator==(const PatternPart&) const = default;
+};
+using Pattern = std::vector<PatternPart>;
+
 // Which batches the sequences of each size go to: a plan without rows. It says nothing of how it
 // was made.
 struct Layout {
     std::int64_t max_tokens_per_batch = 0;
     std::int64_t max_sequences_per_batch = unlimited;
     std::int64_t num_batches = 0;
+    // No packing needs fewer batches than this, as whoever made the layout has proven; 0 if nobody
+    // has.
+    std::int64_t proven_bound = 0;
     TokenCounts counts;
     // The runs of counts.tokens[i] are runs[first_run[i]] up to runs[first_run[i + 1]], in order
     // of batches; they hold the sequences of that size in the order of the tie-break.
@@ -53,8 +67,19 @@ struct Layout {
 Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batch,
                             std::int64_t max_sequences_per_batch);
 
-// No packing needs fewer batches: the bound L2 of Martello and Toth (Lower Bounds and Reduction
-// Procedures for the Bin Packing Problem, 1990), and that of the limit on sequences.
+// The layout of batches filled by patterns, so many by each; sequences that are left over go,
+// longest first, to the first batch that has room, or to new ones. Batches come in order of falling
+// longest sequence. Throws std::invalid_argument where a batch exceeds a limit, or there are not so
+// many sequences.
+Layout layout_of(TokenCounts counts, std::int64_t max_tokens_per_batch,
+                 std::int64_t max_sequences_per_batch, std::span<const Pattern> patterns,
+                 std::span<const std::int64_t> num_batches, std::int64_t proven_bound);
+
+// The patterns of a layout, each once, and how many batches each fills.
+std::pair<std::vector<Pattern>, std::vector<std::int64_t>> patterns_of(const Layout& layout);
+
+// No packing needs fewer batches: that proven, the bound L2 of Martello and Toth (Lower Bounds and
+// Reduction Procedures for the Bin Packing Problem, 1990), and that of the limit on sequences.
 std::int64_t lower_bound(const Layout& layout);
 
 // Tokens of each batch.

@@ -47,6 +47,13 @@ class Engine(str, enum.Enum):
     ray = "ray"
 
 
+class Method(str, enum.Enum):
+    """How batches are found."""
+
+    ffd = "ffd"
+    tight = "tight"
+
+
 class Overlong(str, enum.Enum):
     """What becomes of sequences above the limit."""
 
@@ -111,6 +118,13 @@ def pack(
     max_sequences: Annotated[
         int | None, typer.Option(help="Sequences a batch; any number without.")
     ] = None,
+    method: Annotated[
+        Method,
+        typer.Option(
+            help="First-Fit Decreasing, or column generation: fewer batches, and a proof of how "
+            "few there can be, for some seconds."
+        ),
+    ] = Method.ffd,
     special_tokens: Annotated[int, typer.Option(help="Tokens added to each sequence.")] = 2,
     overlong: Annotated[
         Overlong, typer.Option(help="What becomes of longer sequences.")
@@ -147,9 +161,13 @@ def pack(
             overlong="error" if overlong is Overlong.error else "truncate",
             max_sequences_per_batch=max_sequences,
             num_threads=threads,
+            method=method.value,
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if not quiet:
+        level = logging.INFO if console.is_terminal else logging.WARNING
+        show_log("virnucpro.data.column_generation", level)
     if engine is Engine.ray:
         unknown = {
             "--overlong drop": overlong is Overlong.drop,
@@ -175,6 +193,7 @@ def pack(
             lengths, ids = sequences.lengths, sequences.ids
             if rows is not None:
                 lengths, ids = lengths[rows], ids.take(rows)
+            show("Packing")(0)
             plan = packer.pack_lengths(lengths, ids)
             summary = Summary(
                 {
@@ -182,6 +201,7 @@ def pack(
                     "max_sequence_length": max_length,
                     "special_tokens": special_tokens,
                     "max_sequences_per_batch": max_sequences,
+                    "method": method.value,
                     "overlong": overlong.value,
                     "strip_stop": strip_stop,
                     "id_column": id_column,
@@ -213,7 +233,9 @@ def pack_on_ray(
 
         from virnucpro.data.distributed import list_tables, pack_tables
     except ModuleNotFoundError as error:
-        print_line(f"virnucpro: --engine ray needs {error.name}: pip install 'virnucpro[ray]'")
+        typer.echo(
+            f"virnucpro: --engine ray needs {error.name}: pip install 'virnucpro[ray]'", err=True
+        )
         raise typer.Exit(1) from error
     is_shown = console.is_terminal and not quiet
     # Messages of Ray go where ours do.
@@ -223,10 +245,8 @@ def pack_on_ray(
         ray.data.DataContext.get_current().enable_progress_bars = is_shown
         # What fails is raised too.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        steps = logging.getLogger("virnucpro.data.distributed")
         if is_shown:
-            steps.addHandler(RichHandler(console=console, show_level=False, show_path=False))
-            steps.setLevel(logging.INFO)
+            show_log("virnucpro.data.distributed", logging.INFO)
         columns = {"id_column": id_column, "length_column": length_column}
         try:
             layout = pack_tables(inputs, output, packer, **columns)
@@ -314,7 +334,7 @@ def failing_in_one_line() -> Iterator[None]:
     """Turn errors in the input into one line and exit status 1."""
     try:
         yield
-    except (OSError, ValueError, OverflowError, MemoryError) as error:
+    except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
         typer.echo(f"virnucpro: {str(error) or 'out of memory'}", err=True)
         raise typer.Exit(1) from error
 
@@ -352,6 +372,17 @@ def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
         yield begin
 
 
+def show_log(name: str, level: int) -> None:
+    """Show on stderr what a module of the library logs."""
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))
+    if console.is_terminal:
+        handler = RichHandler(console=console, show_level=False, show_path=False)
+    logger = logging.getLogger(name)
+    logger.addHandler(handler)
+    logger.setLevel(level)
+
+
 def print_line(text: str) -> None:
     """Print a line on stderr as it is."""
     console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
@@ -376,10 +407,13 @@ def table_of_totals(totals: Totals) -> Table:
         "Residues dropped": totals.residues_dropped,
         "Truncated": totals.truncated,
         "Residues lost": totals.residues_cut,
+        "Batches by FFD": totals.first_fit_batches,
         "Batches": totals.batches,
     }
     rare = ("Dropped", "Empty", "With a stop (*)", "Duplicate IDs", "Residues dropped")
     occurred = {name: value for name, value in rows.items() if value or name not in rare}
+    if totals.first_fit_batches == totals.batches:
+        del occurred["Batches by FFD"]
     return as_table(occurred, totals.efficiency, totals.lower_bound)
 
 

@@ -74,6 +74,7 @@ def make_page(name: str, summary: Summary, table: Any) -> str:
         "Batches": f"{totals.batches:,}",
         "Efficiency": f"{totals.efficiency:.4%}",
         "Lower bound": f"{totals.lower_bound:,}",
+        "First-fit decreasing": f"{totals.first_fit_batches:,}",
         "Next-fit decreasing": f"{next_fit:,}",
         "Truncated": f"{totals.truncated:,}",
         "Residues": f"{totals.residues:,}",

@@ -281,7 +281,7 @@ def test_stats(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert summary_of(shown.stdout) == summary_of(packed.stderr)
     found = json.loads(run("stats", plan, "--json").stdout)
-    assert found["version"] == 1
+    assert found["version"] == 2
     totals = found["totals"]
     assert found["parameters"]["max_tokens_per_batch"] == 2000
     assert found["inputs"][0]["bytes"] == path.stat().st_size

@@ -49,6 +49,7 @@ def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str)
         "max_sequence_length": packer.max_sequence_length,
         "special_tokens": packer.special_tokens,
         "max_sequences_per_batch": packer.max_sequences_per_batch,
+        "method": packer.method,
         "overlong": overlong,
         "strip_stop": False,
         "id_column": "id",
@@ -380,10 +381,10 @@ def test_saving_without_pyarrow_says_so() -> None:
 def test_plans_of_other_versions_are_refused(packed: tuple[Path, Path]) -> None:
     def later(table: Any) -> Any:
         found = json.loads(table.schema.metadata[b"virnucpro"])
-        return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 2})})
+        return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 3})})
 
     rewrite(packed[0], later)
-    with pytest.raises(ValueError, match=r"plan.parquet: a plan of version 2, which is not known"):
+    with pytest.raises(ValueError, match=r"plan.parquet: a plan of version 3, which is not known"):
         read_summary(packed[0])
 
 

@@ -11,6 +11,9 @@ Rows = NDArray[np.signedinteger[Any]]
 Utf8 = tuple[NDArray[np.int64], NDArray[np.uint8]]
 Ids = tuple[str, ...] | Utf8 | NDArray[np.int64] | NDArray[np.str_] | None
 
+# Offsets, and the sizes and sequences between them.
+Patterns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
+
 Record = TypeVar("Record")
 
 class TokenCounts:
@@ -41,6 +44,8 @@ class Layout:
     @property
     def num_batches(self) -> int: ...
     @property
+    def proven_bound(self) -> int: ...
+    @property
     def counts(self) -> TokenCounts: ...
     def __reduce__(self) -> tuple[Any, tuple[Any, ...]]: ...
 
@@ -50,6 +55,29 @@ def count(
 def first_fit_decreasing(
     counts: TokenCounts, max_tokens_per_batch: int, max_sequences_per_batch: int | None
 ) -> Layout: ...
+def layout_of(
+    counts: TokenCounts,
+    max_tokens_per_batch: int,
+    max_sequences_per_batch: int | None,
+    offsets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    sequences: NDArray[np.int64],
+    num_batches: NDArray[np.int64],
+    proven_bound: int,
+) -> Layout: ...
+def patterns_of(layout: Layout) -> tuple[Patterns, NDArray[np.int64]]: ...
+def knapsack_steps(
+    counts: TokenCounts, max_tokens_per_batch: int, max_sequences_per_batch: int | None
+) -> int: ...
+def most_valuable(
+    counts: TokenCounts,
+    values: NDArray[np.int64],
+    max_tokens_per_batch: int,
+    max_sequences_per_batch: int | None,
+    least: int,
+    first_size: int,
+    most: int,
+) -> tuple[int, Patterns]: ...
 def lower_bound(layout: Layout) -> int: ...
 def batch_tokens(layout: Layout) -> NDArray[np.int64]: ...
 def assign_batches(
@@ -74,6 +102,7 @@ def make_layout(
     max_tokens_per_batch: int,
     max_sequences_per_batch: int,
     num_batches: int,
+    proven_bound: int,
     counts: TokenCounts,
     first_run: NDArray[np.int64],
     runs: NDArray[np.int64],

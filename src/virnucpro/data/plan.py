@@ -160,9 +160,17 @@ class Layout:
         The bound L2 of Martello and Toth (Lower Bounds and Reduction Procedures for the Bin
         Packing Problem, Discrete Applied Mathematics 28, 1990), at least
         ``ceil(total_tokens / max_tokens_per_batch)`` and, with a limit on the sequences of a
-        batch, at least ``ceil(num_sequences / max_sequences_per_batch)``.
+        batch, at least ``ceil(num_sequences / max_sequences_per_batch)``; and for layouts of
+        method="tight" what column generation has proven (A. A. Farley, A Note on Bounding a Class
+        of Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
+        1990).
         """
         return _core.lower_bound(self._core)
+
+    @property
+    def proven_optimal(self) -> bool:
+        """Whether it is proven that no packing needs fewer batches."""
+        return self.num_batches == self.lower_bound
 
     @property
     def batch_tokens(self) -> NDArray[np.int64]:

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from virnucpro.data import _core
 from virnucpro.data.inputs import Sequences, Source
 from virnucpro.data.packing import GreedyPacker
-from virnucpro.data.plan import PackingPlan
+from virnucpro.data.plan import Layout, PackingPlan
 
 # The key of the schema's metadata, and the version of what stands there.
 KEY = b"virnucpro"
-VERSION = 1
+VERSION = 2
 # Rows of a row group: batches are not split between groups.
 GROUP = 2**17
 COLUMNS = {
@@ -57,6 +57,7 @@ class Totals:
     residues_dropped: int
     tokens: int
     batches: int
+    first_fit_batches: int
     efficiency: float
     lower_bound: int
 
@@ -204,6 +205,7 @@ PARAMETERS: dict[str, tuple[type, ...]] = {
     "max_sequence_length": (int,),
     "special_tokens": (int,),
     "max_sequences_per_batch": (int, type(None)),
+    "method": (str,),
     "overlong": (str,),
     "strip_stop": (bool,),
     "id_column": (str,),
@@ -275,9 +277,16 @@ def sum_up(
         residues_dropped=residues - packed,
         tokens=plan.total_tokens,
         batches=len(plan),
+        first_fit_batches=first_fit_batches(plan),
         efficiency=plan.efficiency,
         lower_bound=plan.lower_bound,
     )
+
+
+def first_fit_batches(layout: Layout) -> int:
+    """Return how many batches First-Fit Decreasing makes of the same sequences."""
+    limits = (layout.max_tokens_per_batch, layout.max_sequences_per_batch)
+    return _core.first_fit_decreasing(layout._counts, *limits).num_batches
 
 
 def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
@@ -285,10 +294,11 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
 
     Checked are the input's hashes; that each sequence is there once, as it is in the input, and
     truncated or dropped as it should be; that batches are numbered through, keep their limits and
-    have their longest sequence first; that the totals are right; and that the plan is First-Fit
-    Decreasing: that no sequence stands in a batch while one before it had room for it when its turn
-    came, and that equal ones are in order of their IDs. This is found from the batches alone, by
-    another way than plans are made.
+    have their longest sequence first; that the totals are right; and that equal sequences are in
+    order of their IDs. A plan of method "ffd" has to be First-Fit Decreasing: no sequence stands in
+    a batch while one before it had room for it when its turn came. One of "tight" has at most as
+    many batches. This is found from the batches alone, by another way than plans are made; only the
+    bound of "tight" is believed.
 
     Raises:
         ValueError: The file is no plan.
@@ -422,7 +432,12 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
         yield f"batch {batch[:-1][rises][0]:,} does not have its longest sequence first"
         order = np.lexsort((-tokens, batch))
         table, batch, tokens = table.take(pa.array(order)), batch[order], tokens[order]
-    yield from check_first_fit(batch, tokens, budget, most)
+    opened = tokens[np.append(True, np.diff(batch) != 0)]
+    if (np.diff(opened) > 0).any():
+        at = np.unique(batch)[1:][np.diff(opened) > 0][0]
+        yield f"batch {at:,} begins with a longer sequence than the batch before it"
+    if summary.parameters["method"] == "ffd":
+        yield from check_first_fit(batch, tokens, budget, most)
     yield from check_ties(table, tokens)
 
 
@@ -444,10 +459,6 @@ def check_first_fit(
     sums = np.append(0, np.cumsum(tokens))
     room = budget - (sums[ends + 1] - sums[begin][number])
     room[ends + 1 - begin[number] >= most] = -1
-    opened = size[is_first]
-    if (np.diff(opened) > 0).any():
-        at = in_batch[is_first][1:][np.diff(opened) > 0][0]
-        yield f"batch {at:,} begins with a longer sequence than the batch before it"
     # Sizes from large to small, and the last batch of each.
     sizes, place = np.unique(-size, return_inverse=True)
     last_batch = np.full(len(sizes), -1, np.int64)
@@ -532,8 +543,14 @@ def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterat
         special_tokens=int(summary.parameters["special_tokens"]),
         max_sequences_per_batch=summary.parameters["max_sequences_per_batch"],
     )
-    counts = packer._count(length[is_packed])
-    found["lower_bound"] = packer.lay_out(counts).lower_bound
+    first_fit = packer.lay_out(packer._count(length[is_packed]))
+    found["first_fit_batches"] = first_fit.num_batches
+    if summary.parameters["method"] == "ffd":
+        found["lower_bound"] = first_fit.lower_bound
+    elif not first_fit.lower_bound <= summary.totals.lower_bound <= num_batches:
+        yield f"the metadata says lower_bound {summary.totals.lower_bound:,}, which cannot be"
+    elif num_batches > first_fit.num_batches:
+        yield f"First-Fit Decreasing needs {first_fit.num_batches:,} batches, not {num_batches:,}"
     for name, value in found.items():
         recorded = getattr(summary.totals, name)
         if recorded != value:
@@ -606,6 +623,6 @@ def decode_layout(fields: list[Any]) -> _core.Layout:
             return numbers.reshape(value["shape"])
         return value
 
-    budget, most, num_batches, counts, first_run, runs = map(decode, fields)
+    budget, most, num_batches, bound, counts, first_run, runs = map(decode, fields)
     made = _core.make_counts(*map(decode, counts))
-    return _core.make_layout(budget, most, num_batches, made, first_run, runs)
+    return _core.make_layout(budget, most, num_batches, bound, made, first_run, runs)

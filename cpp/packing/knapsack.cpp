@@ -1,0 +1,198 @@
+#include "packing/knapsack.hpp"
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "packing/checked.hpp"
+
+namespace packing {
+
+namespace {
+
+// Whole numbers below this are exact in a double.
+constexpr double exact = 9007199254740992.0;
+
+// Sequences of one size that are taken together, once or any number of times.
+struct Piece {
+    std::size_t size;
+    std::int64_t sequences;
+    bool is_repeated;
+};
+
+// The most sequences of a size in a batch.
+std::int64_t most_of(std::int64_t tokens, std::int64_t sequences, std::int64_t budget,
+                     std::int64_t max_sequences) {
+    return std::min({sequences, budget / tokens, max_sequences});
+}
+
+// The pieces of a size: one that is repeated where no batch has room for all its sequences, else
+// powers of two that add up to every number of them.
+void add_pieces(std::vector<Piece>& pieces, std::size_t size, std::int64_t sequences,
+                std::int64_t most) {
+    if (most < sequences) {
+        pieces.push_back({size, 1, true});
+        return;
+    }
+    for (std::int64_t power = 1; most > 0; power *= 2) {
+        const std::int64_t taken = std::min(power, most);
+        pieces.push_back({size, taken, false});
+        most -= taken;
+    }
+}
+
+// The most sequences a batch may have that matter: 0 where no batch is ever limited by them.
+std::int64_t limit_of(const TokenCounts& counts, std::int64_t budget, std::int64_t max_sequences) {
+    std::int64_t smallest = budget;
+    for (const std::int64_t tokens : counts.tokens) {
+        smallest = tokens > 0 ? std::min(smallest, tokens) : smallest;
+    }
+    const std::int64_t most =
+        std::min(budget / std::max<std::int64_t>(smallest, 1), counts.num_sequences());
+    return most <= max_sequences ? 0 : max_sequences;
+}
+
+std::vector<Piece> pieces_of(const TokenCounts& counts, std::int64_t budget,
+                             std::int64_t max_sequences, std::size_t first_size) {
+    std::vector<Piece> pieces;
+    const std::size_t num_sizes = counts.tokens.size();
+    for (std::size_t i = 0; i < num_sizes; ++i) {
+        const std::size_t size = (first_size + i) % num_sizes;
+        const std::int64_t tokens = counts.tokens[size];
+        if (tokens > 0) {
+            const std::int64_t most =
+                most_of(tokens, counts.sequences[size], budget, max_sequences);
+            add_pieces(pieces, size, counts.sequences[size], most);
+        }
+    }
+    return pieces;
+}
+
+// The most valuable batches for each number of tokens, and of sequences where that is limited.
+// Values are whole numbers, kept in doubles, of which two are compared at a time.
+class Table {
+  public:
+    Table(std::int64_t max_tokens, std::int64_t max_sequences)
+        : width_(static_cast<std::size_t>(max_tokens) + 1),
+          last_row_(static_cast<std::size_t>(max_sequences)),
+          best_(width_ * (last_row_ + 1), 0.0) {}
+
+    std::size_t num_states() const { return best_.size(); }
+    double best() const { return best_.back(); }
+
+    // Takes a piece into account; is_taken tells for each state whether its best batch has it.
+    void consider(const Piece& piece, std::size_t tokens, double value,
+                  std::span<std::uint8_t> is_taken) {
+        std::ranges::fill(is_taken, std::uint8_t{0});
+        if (tokens >= width_) {
+            return;
+        }
+        const auto improve = [&](const double* from, std::size_t state, std::size_t length) {
+            double* const to = best_.data() + state;
+            std::uint8_t* const taken = is_taken.data() + state;
+            for (std::size_t i = 0; i < length; ++i) {
+                const double with = from[i] + value;
+                taken[i] = with > to[i];
+                to[i] = with > to[i] ? with : to[i];
+            }
+        };
+        if (last_row_ > 0) {
+            const auto rows = static_cast<std::size_t>(piece.sequences);
+            for (std::size_t i = rows; i <= last_row_; ++i) {
+                const std::size_t row = piece.is_repeated ? i : last_row_ + rows - i;
+                const double* const from = best_.data() + (row - rows) * width_;
+                improve(from, row * width_ + tokens, width_ - tokens);
+            }
+        } else if (piece.is_repeated) {
+            // Stretches of so many tokens do not overlap what they are made from.
+            for (std::size_t state = tokens; state < width_; state += tokens) {
+                improve(best_.data() + state - tokens, state, std::min(tokens, width_ - state));
+            }
+        } else {
+            before_ = best_;
+            improve(before_.data(), tokens, width_ - tokens);
+        }
+    }
+
+    // The state that a piece was added to.
+    std::size_t without(const Piece& piece, std::size_t tokens, std::size_t state) const {
+        return state - tokens -
+               (last_row_ > 0 ? static_cast<std::size_t>(piece.sequences) * width_ : 0);
+    }
+
+  private:
+    std::size_t width_;
+    std::size_t last_row_;
+    std::vector<double> best_;
+    std::vector<double> before_;
+};
+
+}  // namespace
+
+std::int64_t knapsack_steps(const TokenCounts& counts, std::int64_t max_tokens_per_batch,
+                            std::int64_t max_sequences_per_batch) {
+    const auto pieces = pieces_of(counts, max_tokens_per_batch, max_sequences_per_batch, 0);
+    const std::int64_t limit = limit_of(counts, max_tokens_per_batch, max_sequences_per_batch);
+    constexpr const char* what = "the number of steps";
+    const std::int64_t states = checked_multiply(checked_add(max_tokens_per_batch, 1, what),
+                                                 checked_add(limit, 1, what), what);
+    return checked_multiply(states, static_cast<std::int64_t>(pieces.size()), what);
+}
+
+Priced most_valuable(const TokenCounts& counts, std::span<const std::int64_t> values,
+                     std::int64_t max_tokens_per_batch, std::int64_t max_sequences_per_batch,
+                     std::int64_t least, std::size_t first_size, std::size_t most) {
+    if (values.size() != counts.tokens.size() || max_tokens_per_batch < 0 ||
+        max_sequences_per_batch < 1) {
+        throw std::invalid_argument("there must be one value a size, and room for a sequence");
+    }
+    const std::int64_t limit = limit_of(counts, max_tokens_per_batch, max_sequences_per_batch);
+    std::vector<Piece> pieces =
+        pieces_of(counts, max_tokens_per_batch, max_sequences_per_batch, first_size);
+    std::erase_if(pieces, [&](const Piece& piece) { return values[piece.size] <= 0; });
+    Table table(max_tokens_per_batch, limit);
+    const std::size_t num_states = table.num_states();
+    std::vector<std::uint8_t> is_taken(pieces.size() * num_states);
+    const auto tokens_of = [&](const Piece& piece) {
+        return static_cast<std::size_t>(counts.tokens[piece.size] * piece.sequences);
+    };
+    // The pieces that made the best batch better.
+    std::vector<std::size_t> better;
+    for (std::size_t i = 0; i < pieces.size(); ++i) {
+        const double before = table.best();
+        const double value =
+            static_cast<double>(values[pieces[i].size]) * static_cast<double>(pieces[i].sequences);
+        table.consider(pieces[i], tokens_of(pieces[i]), value,
+                       std::span(is_taken).subspan(i * num_states, num_states));
+        if (table.best() > before && table.best() > static_cast<double>(least)) {
+            better.push_back(i);
+        }
+        if (table.best() >= exact) {
+            throw std::overflow_error("the value of a batch does not fit in 53 bits");
+        }
+    }
+    Priced priced{static_cast<std::int64_t>(table.best()), {}};
+    while (!better.empty() && priced.patterns.size() < most) {
+        std::vector<std::int64_t> sequences(counts.tokens.size());
+        std::size_t state = num_states - 1;
+        for (std::size_t i = better.back() + 1; i-- > 0;) {
+            const Piece& piece = pieces[i];
+            while (is_taken[i * num_states + state] != 0) {
+                sequences[piece.size] += piece.sequences;
+                state = table.without(piece, tokens_of(piece), state);
+                if (!piece.is_repeated) {
+                    break;
+                }
+            }
+        }
+        better.pop_back();
+        Pattern& pattern = priced.patterns.emplace_back();
+        for (std::size_t size = 0; size < sequences.size(); ++size) {
+            if (sequences[size] > 0) {
+                pattern.push_back({size, sequences[size]});
+            }
+        }
+    }
+    return priced;
+}
+
+}  // namespace packing

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "packing/layout.hpp"
+
+namespace packing {
+
+// The steps that `most_valuable` takes.
+std::int64_t knapsack_steps(const TokenCounts& counts, std::int64_t max_tokens_per_batch,
+                            std::int64_t max_sequences_per_batch);
+
+struct Priced {
+    std::int64_t best;  // what the most valuable batch is worth
+    std::vector<Pattern> patterns;
+};
+
+// Returns what the most valuable batch is worth where each sequence of counts.tokens[i] is worth
+// values[i], and at most `most` batches that are worth more than `least`, that one first; the
+// others are the best ones of sizes in an order that begins with `first_size` and ends early. No
+// batch has more sequences of a size than there are; sizes without tokens are left out. Throws
+// std::overflow_error where a batch is worth 2**53 or more.
+//
+// The bounded knapsack problem by dynamic programming over tokens (and sequences, where their
+// number is limited): Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, chapter 7.
+Priced most_valuable(const TokenCounts& counts, std::span<const std::int64_t> values,
+                     std::int64_t max_tokens_per_batch, std::int64_t max_sequences_per_batch,
+                     std::int64_t least, std::size_t first_size, std::size_t most);
+
+}  // namespace packing

@@ -1,0 +1,343 @@
+"""Layouts by column generation, against exact answers and the bound that they claim."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import logging
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import run
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from strategies import Case, cases
+
+from virnucpro.data import GreedyPacker, Layout, PackingPlan, _core, column_generation
+from virnucpro.data.inputs import Reading
+from virnucpro.data.plan_file import verify_plan
+
+
+def tight(packer: GreedyPacker) -> GreedyPacker:
+    packer.method = "tight"
+    return packer
+
+
+def check(plan: PackingPlan, lengths: list[int], packer: GreedyPacker) -> None:
+    """Coverage, limits and order, from the rows alone."""
+    assert sorted(plan.indices.tolist()) == list(range(len(lengths)))
+    limit = plan.max_sequence_length
+    tokens = [min(length, limit) + plan.special_tokens for length in lengths]
+    longest = []
+    for rows in plan:
+        of_rows = [tokens[row] for row in rows.tolist()]
+        assert sum(of_rows) <= packer.max_tokens_per_batch
+        assert 1 <= len(of_rows) <= (packer.max_sequences_per_batch or len(lengths))
+        assert of_rows == sorted(of_rows, reverse=True)
+        longest.append(of_rows[0])
+    assert longest == sorted(longest, reverse=True)
+    # Equal ones in order of rows.
+    order = sorted(plan.indices.tolist(), key=lambda row: -tokens[row])
+    assert order == sorted(order, key=lambda row: (-tokens[row], row))
+
+
+def optimum(sizes: tuple[int, ...], budget: int, most: int) -> int:
+    """The fewest batches, by trying all subsets of the sequences that hold the largest one left."""
+
+    @functools.cache
+    def fewest(left: tuple[int, ...]) -> int:
+        if not left:
+            return 0
+        best = len(left)
+        seen = set()
+
+        def choose(chosen: tuple[int, ...], rest: tuple[int, ...], begin: int) -> None:
+            nonlocal best
+            if rest not in seen:
+                seen.add(rest)
+                best = min(best, 1 + fewest(rest))
+            if len(chosen) == most:
+                return
+            for i in range(begin, len(rest)):
+                if sum(chosen) + rest[i] <= budget and (i == begin or rest[i] != rest[i - 1]):
+                    choose((*chosen, rest[i]), rest[:i] + rest[i + 1 :], i)
+
+        choose(left[:1], left[1:], 0)
+        return best
+
+    return fewest(tuple(sorted(sizes, reverse=True)))
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=11),
+    st.integers(30, 60),
+    st.one_of(st.none(), st.integers(1, 4)),
+)
+def test_between_the_bound_and_first_fit(sizes: list[int], budget: int, most: int | None) -> None:
+    packer = GreedyPacker(budget, budget, special_tokens=0, max_sequences_per_batch=most)
+    first_fit = packer.pack_lengths(sizes)
+    plan = tight(packer).pack_lengths(sizes)
+    check(plan, sizes, packer)
+    best = optimum(tuple(sizes), budget, most or len(sizes))
+    assert first_fit.lower_bound <= plan.lower_bound <= best <= len(plan) <= len(first_fit)
+    assert plan.proven_optimal == (len(plan) == plan.lower_bound)
+
+
+@settings(max_examples=150)
+@given(cases())
+def test_any_case(case: Case) -> None:
+    packer = GreedyPacker(**case.parameters)
+    first_fit = packer.pack_lengths(case.lengths)
+    # A knapsack of so many tokens is refused with a warning.
+    plan = tight(packer).pack_lengths(case.lengths)
+    assert len(plan) <= len(first_fit)
+    assert first_fit.lower_bound <= plan.lower_bound <= len(plan)
+    if len(plan) < len(first_fit):
+        check(plan, case.lengths, packer)
+    copy = pickle.loads(pickle.dumps(plan))
+    assert (copy, copy.lower_bound) == (plan, plan.lower_bound)
+
+
+def worth(pattern: dict[int, int], values: list[int]) -> int:
+    return sum(values[size] * number for size, number in pattern.items())
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_most_valuable_batch(data: st.DataObject) -> None:
+    """The knapsack against all batches there are."""
+    tokens = sorted(data.draw(st.sets(st.integers(1, 12), min_size=1, max_size=4)), reverse=True)
+    number = len(tokens)
+    sequences = data.draw(st.lists(st.integers(1, 6), min_size=number, max_size=number))
+    values = data.draw(st.lists(st.integers(0, 9), min_size=number, max_size=number))
+    budget, most = data.draw(st.integers(12, 30)), data.draw(st.integers(1, 8))
+    counts = _core.make_counts(12, 0, np.array(tokens), np.array(sequences), 0, 0)
+    first = data.draw(st.integers(0, number - 1))
+    best, (offsets, sizes, numbers) = _core.most_valuable(
+        counts, np.array(values), budget, most, 3, first, 10
+    )
+    every: list[tuple[int, int, int]] = [(0, 0, 0)]
+    for size in range(number):
+        every = [
+            (used + tokens[size] * k, n + k, value + values[size] * k)
+            for used, n, value in every
+            for k in range(sequences[size] + 1)
+            if used + tokens[size] * k <= budget and n + k <= most
+        ]
+    assert best == max(value for _, _, value in every)
+    found = [
+        dict(zip(sizes[begin:end].tolist(), numbers[begin:end].tolist(), strict=True))
+        for begin, end in itertools.pairwise(offsets)
+    ]
+    assert (len(found) > 0) == (best > 3)
+    for place, pattern in enumerate(found):
+        assert all(1 <= n <= sequences[size] for size, n in pattern.items())
+        assert sum(tokens[size] * n for size, n in pattern.items()) <= budget
+        assert sum(pattern.values()) <= most
+        assert worth(pattern, values) == best if place == 0 else 3 < worth(pattern, values) <= best
+
+
+@given(cases(), st.data())
+def test_layout_of_patterns(case: Case, data: st.DataObject) -> None:
+    """Patterns of a layout give one with as many batches; without some, all sequences are there."""
+    assume(case.lengths)
+    packer = GreedyPacker(**case.parameters)
+    layout = packer.lay_out(packer.count(case.lengths))
+    limits = (packer.max_tokens_per_batch, packer.max_sequences_per_batch)
+    (offsets, sizes, sequences), number = _core.patterns_of(layout._core)
+    assert number.sum() == layout.num_batches
+    core = _core.layout_of(layout._counts, *limits, offsets, sizes, sequences, number, 0)
+    assert core.num_batches == layout.num_batches
+    keep = data.draw(st.integers(0, len(number)))
+    core = _core.layout_of(
+        layout._counts,
+        *limits,
+        offsets[: keep + 1],
+        sizes[: offsets[keep]],
+        sequences[: offsets[keep]],
+        number[:keep],
+        0,
+    )
+    found = Layout(core)
+    assert found.num_sequences == len(case.lengths)
+    assert found.batch_tokens.sum() == layout.total_tokens
+    assert found.assign(np.array(case.lengths)).max() + 1 == found.num_batches
+
+
+def test_bad_patterns() -> None:
+    counts = GreedyPacker(10, special_tokens=0).count([6, 4, 4])._core
+
+    def lay_out(sizes: list[int], sequences: list[int], number: list[int], bound: int = 0) -> Any:
+        ends = np.array([0, len(sizes)])
+        return _core.layout_of(
+            counts, 10, 2, ends, np.array(sizes), np.array(sequences), np.array(number), bound
+        )
+
+    assert lay_out([0, 1], [1, 1], [1]).num_batches == 2
+    for arguments, message in (
+        (([0, 1], [1, 2], [1]), "too many sequences"),
+        (([0], [2], [1]), "not so many sequences"),
+        (([1], [1], [3]), "not so many sequences"),
+        (([1, 0], [1, 1], [1]), "out of order"),
+        (([2], [1], [1]), "out of order"),
+        (([-1], [1], [1]), "out of order"),
+        (([0], [0], [1]), "out of order"),
+        (([0], [1], [0]), "empty"),
+        (([0], [1], [1, 1]), "its number of batches"),
+        (([0, 1], [1, 1], [1], 3), "fewer than possible"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            lay_out(*arguments)
+    wrong = np.array([1, 2])
+    with pytest.raises(ValueError, match="offsets, sizes and sequences"):
+        _core.layout_of(counts, 10, 2, wrong, wrong, wrong, wrong, 0)
+    with pytest.raises(ValueError, match="one value a size"):
+        _core.most_valuable(counts, np.array([1]), 10, None, 0, 0, 1)
+    with pytest.raises(OverflowError, match="53 bits"):
+        _core.most_valuable(counts, np.array([2**53, 1]), 10, None, 0, 0, 1)
+
+
+def triplets(number: int, seed: int) -> list[int]:
+    """Sizes of which each batch of 1,000 takes exactly three, so that `number` / 3 are enough."""
+    random = np.random.default_rng(seed)
+    sizes: list[int] = []
+    while len(sizes) < number:
+        first = int(random.integers(380, 491))
+        second = int(random.integers(250, (1000 - first) // 2 + 1))
+        sizes += [first, second, 1000 - first - second]
+    return sizes
+
+
+@pytest.mark.parametrize("number", [60, 120, 249, 501])
+def test_triplets(number: int) -> None:
+    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
+    plan = packer.pack_lengths(triplets(number, number))
+    assert plan.lower_bound == number // 3
+    assert len(plan) <= plan.lower_bound + 1
+
+
+@pytest.mark.parametrize("number", [120, 250, 500, 1000])
+def test_uniform(number: int) -> None:
+    lengths = np.random.default_rng(number).integers(20, 101, number)
+    plan = tight(GreedyPacker(150, 150, special_tokens=0)).pack_lengths(lengths)
+    assert plan.proven_optimal
+
+
+def test_more_than_the_usual_bound_proves() -> None:
+    """Three of these never share a batch, which tokens alone do not tell."""
+    packer = GreedyPacker(100, 100, special_tokens=0)
+    lengths = [34] * 50 + [35] * 50
+    first_fit = packer.pack_lengths(lengths)
+    plan = tight(packer).pack_lengths(lengths)
+    assert (first_fit.lower_bound, first_fit.proven_optimal) == (35, False)
+    assert (len(plan), plan.lower_bound, plan.proven_optimal) == (50, 50, True)
+    assert plan != first_fit
+
+
+def test_trillions_and_threads() -> None:
+    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
+    counts = packer.count(triplets(501, 3))
+    for _ in range(35):
+        counts += counts
+    layout = packer.lay_out(counts)
+    assert layout.num_sequences == 501 * 2**35
+    assert layout.lower_bound <= layout.num_batches <= layout.lower_bound * (1 + 1e-6)
+    packer.num_threads = 7
+    assert packer.lay_out(counts) == layout
+
+
+def test_too_much_is_left_to_first_fit(caplog: pytest.LogCaptureFixture) -> None:
+    lengths = np.random.default_rng(0).integers(300_000, 600_000, 300)
+    packer = GreedyPacker(2**20, 2**20, special_tokens=0)
+    first_fit = packer.pack_lengths(lengths)
+    assert tight(packer).pack_lengths(lengths) == first_fit
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "are too many for method='tight'" in record.message
+    assert "(at most 4,096 and 134,217,728): packed by First-Fit" in record.message
+
+
+@pytest.mark.parametrize("limit", ["MOST_STEPS_IN_ALL", "MOST_PIVOTS_IN_ALL", "MOST_ROUNDS"])
+def test_work_is_limited(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(column_generation, limit, 1)
+    lengths = triplets(501, 1)
+    packer = GreedyPacker(1000, 1000, special_tokens=0)
+    first_fit = packer.pack_lengths(lengths)
+    plan = tight(packer).pack_lengths(lengths)
+    check(plan, lengths, packer)
+    assert 167 <= plan.lower_bound <= len(plan) <= len(first_fit)
+
+
+def test_dicts_and_files(tmp_path: Path) -> None:
+    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
+    sizes = triplets(60, 2)
+    records = [{"id": str(row), "sequence": "M" * size} for row, size in enumerate(sizes)]
+    batches = packer.pack_sequences(records)
+    assert len(batches) == 20
+    assert packer.compute_efficiency(batches) == 1.0
+    plan = packer.pack_lengths(sizes)
+    plan.save(tmp_path / "plan.arrow")
+    assert PackingPlan.load(tmp_path / "plan.arrow") == plan
+    assert PackingPlan.load(tmp_path / "plan.arrow").lower_bound == 20
+
+
+def test_command(tmp_path: Path) -> None:
+    table, plan = tmp_path / "a.parquet", tmp_path / "plan.parquet"
+    sizes = triplets(501, 501)
+    pq.write_table(pa.table({"id": [str(i) for i in range(501)], "length": sizes}), table)
+    options = ("--max-tokens", 1000, "--max-length", 1000, "--special-tokens", 0)
+    result = run("pack", table, "-o", plan, "--method", "tight", *options)
+    assert (result.returncode, result.stdout) == (0, "")
+    lines = [line.split() for line in result.stderr.splitlines()]
+    assert ["Lower", "bound", "167"] in lines
+    (first_fit,) = (int(line[-1]) for line in lines if line[:3] == ["Batches", "by", "FFD"])
+    assert first_fit > 180
+    totals = json.loads(run("stats", "--json", plan).stdout)["totals"]
+    assert totals["first_fit_batches"] == first_fit
+    assert totals["lower_bound"] == 167 <= totals["batches"] <= 168
+    assert run("verify", plan, table).returncode == 0
+    assert run("report", plan, "-o", tmp_path / "a.html").returncode == 0
+    assert "First-fit decreasing" in (tmp_path / "a.html").read_text()
+
+    def findings(**totals: Any) -> list[str]:
+        found = pq.read_table(plan)
+        metadata = json.loads(found.schema.metadata[b"virnucpro"])
+        metadata["totals"].update(totals)
+        changed = found.replace_schema_metadata({b"virnucpro": json.dumps(metadata)})
+        pq.write_table(changed, tmp_path / "changed.parquet")
+        return verify_plan(tmp_path / "changed.parquet", Reading().read([str(table)]))
+
+    assert findings() == []
+    assert findings(lower_bound=169) == ["the metadata says lower_bound 169, which cannot be"]
+    assert findings(first_fit_batches=190)[0].startswith("the metadata says first_fit_batches 190")
+
+
+def test_without_the_solver() -> None:
+    code = (
+        "import sys; sys.modules['highspy'] = None\n"
+        "from virnucpro.data import GreedyPacker\n"
+        "try: GreedyPacker(10, special_tokens=0, method='tight').pack_lengths([1])\n"
+        "except ModuleNotFoundError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "method='tight' needs highspy: pip install 'virnucpro[tight]'\n"
+
+
+def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    logging.getLogger("virnucpro").setLevel(logging.ERROR)
+    tight(GreedyPacker(1000, 1000, special_tokens=0)).pack_lengths(triplets(60, 0))
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_unknown_method() -> None:
+    with pytest.raises(ValueError, match="method must be 'ffd' or 'tight' \\(got 'best'\\)"):
+        GreedyPacker(10, method="best")

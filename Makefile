@@ -14,7 +14,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster kill-test bench-peers profile sanitize clean
+.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -69,6 +69,10 @@ bench-job: .venv/dev
 ## bench-cluster: a Ray data set of 50 million rows, and the layout of trillions, a minute; docs/scale.md
 bench-cluster: .venv/dev
 	python benchmarks/cluster.py
+
+## bench-tight: method="tight" against First-Fit Decreasing, two minutes; docs/algorithm.md
+bench-tight: .venv/dev
+	python benchmarks/tight.py
 
 ## kill-test: stop RUNS runs of `virnucpro pack` at random moments and look at what is left
 kill-test: .venv/dev

@@ -89,6 +89,14 @@ def test_what_is_written_is_verified(case: Case, overlong: str, data: st.DataObj
     assert verify_plan(path, sequences) != []
 
 
+@given(cases(), st.sampled_from(["truncate", "drop"]))
+def test_tight_plans_are_verified(case: Case, overlong: str) -> None:
+    sequences = sequences_of(case.lengths, ["a"] * len(case.lengths))
+    path = Path(pytest_folder, "plan.parquet")
+    write(path, sequences, GreedyPacker(**case.parameters, method="tight"), overlong)
+    assert verify_plan(path, sequences) == []
+
+
 pytest_folder = ""
 
 

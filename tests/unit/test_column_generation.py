@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import logging
 import pickle
 import subprocess
 import sys
@@ -333,7 +332,6 @@ def test_without_the_solver() -> None:
 
 
 def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    logging.getLogger("virnucpro").setLevel(logging.ERROR)
     tight(GreedyPacker(1000, 1000, special_tokens=0)).pack_lengths(triplets(60, 0))
     assert tuple(capfd.readouterr()) == ("", "")
 

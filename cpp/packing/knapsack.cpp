@@ -56,7 +56,7 @@ std::vector<Piece> pieces_of(const TokenCounts& counts, std::int64_t budget,
     std::vector<Piece> pieces;
     const std::size_t num_sizes = counts.tokens.size();
     for (std::size_t i = 0; i < num_sizes; ++i) {
-        const std::size_t size = (first_size + i) % num_sizes;
+        const std::size_t size = (first_size % num_sizes + i) % num_sizes;
         const std::int64_t tokens = counts.tokens[size];
         if (tokens > 0) {
             const std::int64_t most =
@@ -145,6 +145,8 @@ Priced most_valuable(const TokenCounts& counts, std::span<const std::int64_t> va
         max_sequences_per_batch < 1) {
         throw std::invalid_argument("there must be one value a size, and room for a sequence");
     }
+    // Throws where the table has more cells than can be counted.
+    knapsack_steps(counts, max_tokens_per_batch, max_sequences_per_batch);
     const std::int64_t limit = limit_of(counts, max_tokens_per_batch, max_sequences_per_batch);
     std::vector<Piece> pieces =
         pieces_of(counts, max_tokens_per_batch, max_sequences_per_batch, first_size);

@@ -104,7 +104,7 @@ class Groups {
 Layout empty_layout(TokenCounts counts, std::int64_t max_tokens_per_batch,
                     std::int64_t max_sequences_per_batch) {
     counts.validate();
-    if (max_tokens_per_batch > most_tokens ||
+    if (max_tokens_per_batch < 0 || max_tokens_per_batch > most_tokens ||
         counts.max_length > max_tokens_per_batch - counts.special_tokens ||
         max_sequences_per_batch < 1) {
         throw std::invalid_argument("a batch has no room for the longest sequence");
@@ -388,7 +388,7 @@ void Layout::validate() const {
     };
     counts.validate();
     const std::size_t num_sizes = counts.tokens.size();
-    require(max_tokens_per_batch <= most_tokens &&
+    require(max_tokens_per_batch >= 0 && max_tokens_per_batch <= most_tokens &&
                 counts.max_length <= max_tokens_per_batch - counts.special_tokens,
             "a sequence may exceed the budget");
     require(max_sequences_per_batch >= 1, "no room for a sequence");

@@ -265,6 +265,40 @@ def test_too_much_is_left_to_first_fit(caplog: pytest.LogCaptureFixture) -> None
     assert "(at most 4,096 and 134,217,728): packed by First-Fit" in record.message
 
 
+def test_budget_beyond_all_steps(caplog: pytest.LogCaptureFixture) -> None:
+    size = 2**58
+    lengths = [4 * size + 1, 4 * size, 3 * size, 3 * size - 1, 3 * size - 2, 3 * size - 3]
+    packer = GreedyPacker(10 * size, 10 * size, special_tokens=0)
+    first_fit = packer.pack_lengths(lengths)
+    assert tight(packer).pack_lengths(lengths) == first_fit
+    assert "are too many for method='tight'" in caplog.records[0].message
+
+
+def test_counts_beyond_the_solver_s_tolerance() -> None:
+    sizes = [1000, 984, 942, 931, 911, 854, 814, 797, 696, 487, 258, 168, 144, 84, 57, 36]
+    sequences = [27549449795691, 19008560, 256106, 8794070231825, 86092072150, 26529603, 7325]
+    sequences += [485314, 78246, 9069816906742, 460660, 15, 26005066735870, 9, 1199171523]
+    sequences += [903228389817]
+    counts = _core.make_counts(1000, 0, np.array(sizes), np.array(sequences), 0, 0)
+    first_fit = _core.first_fit_decreasing(counts, 1000, 5)
+    layout = column_generation.lay_out(counts, 1000, 5)
+    assert layout.proven_bound <= layout.num_batches <= first_fit.num_batches
+
+
+def test_odd_arguments_of_the_kernel() -> None:
+    many = _core.make_counts(10**6, 0, np.array([1]), np.array([2**40]), 0, 0)
+    for budget, most in ((2**33 - 1, 2**31 - 1), (2**63 - 1, 2**31 - 1), (2**62 - 1, 3)):
+        with pytest.raises(OverflowError):
+            _core.most_valuable(many, np.array([1]), budget, most, 0, 0, 1)
+    few = _core.make_counts(3, 2, np.array([5, 4]), np.array([5, 5]), 0, 0)
+    with pytest.raises(ValueError, match="no room"):
+        _core.first_fit_decreasing(few, -(2**63), 3)
+    single = _core.make_counts(6, 0, np.array([3, 2, 1]), np.array([1, 1, 1]), 0, 0)
+    best, _ = _core.most_valuable(single, np.array([5, 5, 5]), 6, None, 0, 2**64 - 1, 9)
+    assert best == 15
+    assert _core.most_valuable(single, np.array([5, 5, 5]), 5, None, 0, 2**64 - 1, 9)[0] == 10
+
+
 @pytest.mark.parametrize("limit", ["MOST_STEPS_IN_ALL", "MOST_PIVOTS_IN_ALL", "MOST_ROUNDS"])
 def test_work_is_limited(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(column_generation, limit, 1)

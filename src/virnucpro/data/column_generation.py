@@ -61,7 +61,10 @@ def lay_out(counts: _core.TokenCounts, budget: int, most: int | None) -> _core.L
     if first_fit.num_batches == _core.lower_bound(first_fit):
         return first_fit
     sizes = np.count_nonzero(counts.tokens)
-    steps = _core.knapsack_steps(counts, budget, most)
+    try:
+        steps = _core.knapsack_steps(counts, budget, most)
+    except OverflowError:
+        steps = 2**63
     if sizes > MOST_SIZES or steps > MOST_STEPS:
         logger.warning(
             "%s sizes, or %s steps a knapsack problem, are too many for method='tight' (at most %s "
@@ -133,8 +136,9 @@ class Program(highspy.Highs):
             return None
         solution = self.getSolution()
         batches = self.getInfo().objective_function_value / self.scale
-        values = np.maximum(0.0, solution.row_dual)
-        return batches, np.array(solution.col_value) / self.scale, values
+        # Within the solver's tolerance they may be below zero.
+        amounts = np.maximum(0.0, solution.col_value) / self.scale
+        return batches, amounts, np.maximum(0.0, solution.row_dual)
 
 
 class Search:
@@ -175,6 +179,12 @@ class Search:
             )
             if self.best.num_batches == self.bound or self.is_tired or not left.any():
                 break
+        if self.is_tired:
+            logger.warning(
+                "Stopped early, after as much work as there may be: %s batches, at least %s",
+                f"{self.best.num_batches:,}",
+                f"{self.bound:,}",
+            )
         fields = list(self.best.__reduce__()[1])
         fields[3] = self.bound
         return _core.make_layout(*fields)

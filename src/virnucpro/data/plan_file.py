@@ -221,6 +221,8 @@ def check_types(summary: Summary) -> None:
     for name, kind in kinds.items():
         if type(values[name]) not in kind:
             raise TypeError(f"{name} is {values[name]!r}")
+    if values["method"] not in ("ffd", "tight"):
+        raise TypeError(f"method is {values['method']!r}")
     for source in summary.inputs:
         if (type(source.name), type(source.sha256)) != (str, str) or not summary.inputs:
             raise TypeError("an input has no name")

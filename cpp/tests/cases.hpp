@@ -1,0 +1,52 @@
+// The kernel beside the obvious algorithm.
+
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "packing/assign.hpp"
+#include "packing/counts.hpp"
+#include "packing/ids.hpp"
+#include "packing/layout.hpp"
+
+namespace packing {
+
+using Rows = std::vector<std::int64_t>;
+
+// Lengths to pack, and how.
+struct Case {
+    std::int64_t budget = 1;
+    std::int64_t max_length = 1;
+    std::int64_t special_tokens = 0;
+    std::int64_t max_sequences = unlimited;
+    int num_threads = 1;
+    Rows lengths;
+
+    std::int64_t tokens(std::int64_t length) const {
+        return std::min(length, max_length) + special_tokens;
+    }
+};
+
+// Prints what is wrong with a case and stops the program.
+[[noreturn]] void fail(const Case& at, const std::string& what);
+
+Case random_case(std::mt19937_64& random);
+
+Layout lay_out(const Case& at);
+
+// The rows of each batch.
+std::vector<Rows> list(const Case& at, const Layout& layout, const Ids& ids);
+
+// Stops the program unless rows get the places that `expected` tells, in two pieces of random size.
+void check_places(const Case& at, const Layout& layout, const std::vector<Rows>& expected,
+                  std::mt19937_64& random);
+
+// Stops the program unless everything the kernel makes of a case is what the obvious algorithm
+// makes of it. IDs, pieces and patterns are random.
+void check(const Case& at, std::mt19937_64& random);
+
+}  // namespace packing

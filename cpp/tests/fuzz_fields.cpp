@@ -1,0 +1,202 @@
+// Fuzzes fields of counts, layouts and patterns, as pickles and callers may bring them: what is
+// accepted holds every sequence once and exceeds no limit, whatever is done with it.
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <random>
+#include <stdexcept>
+#include <vector>
+
+#include "packing/knapsack.hpp"
+#include "tests/bytes.hpp"
+#include "tests/cases.hpp"
+
+using namespace packing;
+
+namespace {
+
+Case read_case(Bytes& bytes) {
+    Case at;
+    at.special_tokens = bytes.below(3);
+    at.budget = at.special_tokens + 1 + bytes.below(200);
+    at.max_length = 1 + bytes.below(at.budget - at.special_tokens);
+    at.max_sequences = bytes.below(2) == 0 ? unlimited : 1 + bytes.below(8);
+    at.num_threads = 2;
+    at.lengths.resize(static_cast<std::size_t>(bytes.below(60)));
+    for (std::int64_t& length : at.lengths) {
+        length = bytes.below(210);
+    }
+    return at;
+}
+
+// Puts numbers of the fuzzer's into fields of its choice.
+void spoil(Layout& layout, Bytes& bytes) {
+    const auto some = [&](std::size_t size) {
+        return static_cast<std::size_t>(bytes.below(static_cast<std::int64_t>(size)));
+    };
+    TokenCounts& counts = layout.counts;
+    std::int64_t* const values[] = {&layout.max_tokens_per_batch, &layout.max_sequences_per_batch,
+                                    &layout.num_batches,          &layout.proven_bound,
+                                    &counts.max_length,           &counts.special_tokens,
+                                    &counts.num_truncated,        &counts.truncated_tokens};
+    for (std::int64_t changes = bytes.below(6); changes > 0; --changes) {
+        switch (bytes.below(9)) {
+            case 0:
+                *values[some(std::size(values))] = bytes.any();
+                break;
+            case 1:
+                if (!counts.tokens.empty()) {
+                    counts.tokens[some(counts.tokens.size())] = bytes.any();
+                }
+                break;
+            case 2:
+                if (!counts.sequences.empty()) {
+                    counts.sequences[some(counts.sequences.size())] = bytes.any();
+                }
+                break;
+            case 3:
+                counts.tokens.push_back(bytes.any());
+                counts.sequences.push_back(bytes.any());
+                break;
+            case 4:
+                layout.first_run[some(layout.first_run.size())] =
+                    static_cast<std::size_t>(bytes.any());
+                break;
+            case 5:
+                layout.runs.push_back(
+                    {bytes.any(), bytes.any(), bytes.any(), bytes.any(), bytes.any()});
+                break;
+            case 6:
+                layout.first_run.push_back(layout.runs.size());
+                break;
+            default:
+                if (!layout.runs.empty()) {
+                    Run& run = layout.runs[some(layout.runs.size())];
+                    std::int64_t* const fields[] = {&run.first_sequence, &run.first_batch,
+                                                    &run.num_batches, &run.per_batch,
+                                                    &run.first_slot};
+                    *fields[some(std::size(fields))] += bytes.below(2) == 0 ? 1 : bytes.any() / 2;
+                }
+        }
+    }
+}
+
+// Uses an accepted layout in every way.
+void use(const Layout& layout) {
+    Case at;
+    at.budget = layout.max_tokens_per_batch;
+    at.max_length = layout.counts.max_length;
+    at.special_tokens = layout.counts.special_tokens;
+    at.max_sequences = layout.max_sequences_per_batch;
+    at.num_threads = 2;
+    const std::int64_t bound = lower_bound(layout);
+    if (bound > layout.num_batches) {
+        fail(at, "the lower bound is above the number of batches");
+    }
+    patterns_of(layout);
+    if (layout.counts.num_sequences() > 10'000) {
+        return;
+    }
+    for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
+        at.lengths.insert(at.lengths.end(), static_cast<std::size_t>(layout.counts.sequences[size]),
+                          layout.counts.tokens[size] - at.special_tokens);
+    }
+    const std::vector<Rows> batches = list(at, layout, Ids{});
+    Rows tokens(batches.size());
+    batch_tokens(layout, tokens);
+    Rows times(at.lengths.size());
+    for (std::size_t batch = 0; batch < batches.size(); ++batch) {
+        std::int64_t sum = 0;
+        for (const std::int64_t row : batches[batch]) {
+            ++times[static_cast<std::size_t>(row)];
+            sum += at.tokens(at.lengths[static_cast<std::size_t>(row)]);
+        }
+        if (sum != tokens[batch] || sum > at.budget || batches[batch].empty() ||
+            static_cast<std::int64_t>(batches[batch].size()) > at.max_sequences) {
+            fail(at, "a batch of an accepted layout is wrong");
+        }
+    }
+    if (std::ranges::any_of(times, [](std::int64_t n) { return n != 1; })) {
+        fail(at, "an accepted layout loses a row, or has it twice");
+    }
+    std::mt19937_64 random(1);
+    check_places(at, layout, batches, random);
+}
+
+void spoil_patterns(const Layout& layout, Bytes& bytes) {
+    auto [patterns, num_batches] = patterns_of(layout);
+    for (std::int64_t changes = bytes.below(4); changes > 0; --changes) {
+        const auto i = static_cast<std::size_t>(bytes.below(64));
+        if (i >= patterns.size()) {
+            patterns.push_back({{static_cast<std::size_t>(bytes.any()), bytes.any()},
+                                {static_cast<std::size_t>(bytes.any()), bytes.any()}});
+            num_batches.push_back(bytes.any());
+        } else if (patterns[i].empty()) {
+            num_batches.push_back(1);
+        } else if (bytes.below(2) == 0) {
+            num_batches[i] = bytes.any();
+        } else {
+            PatternPart& part =
+                patterns[i][static_cast<std::size_t>(bytes.below(64)) % patterns[i].size()];
+            part = {static_cast<std::size_t>(bytes.any()), bytes.any()};
+        }
+    }
+    try {
+        use(layout_of(layout.counts, layout.max_tokens_per_batch, layout.max_sequences_per_batch,
+                      patterns, num_batches, bytes.any()));
+    } catch (const std::invalid_argument&) {
+        // Refused.
+    }
+}
+
+void price(const Layout& layout, Bytes& bytes) {
+    const auto limit_or = [&](std::int64_t usual) {
+        return bytes.below(4) == 0 ? bytes.any() : usual;
+    };
+    const std::int64_t budget = limit_or(layout.max_tokens_per_batch);
+    const std::int64_t most = limit_or(layout.max_sequences_per_batch);
+    Rows values(layout.counts.tokens.size());
+    for (std::int64_t& value : values) {
+        value = bytes.any();
+    }
+    try {
+        if (budget >= 0 && most >= 1 && knapsack_steps(layout.counts, budget, most) > 1 << 20) {
+            return;
+        }
+        most_valuable(layout.counts, values, budget, most, bytes.any(),
+                      static_cast<std::size_t>(bytes.any()),
+                      static_cast<std::size_t>(bytes.below(4)));
+    } catch (const std::invalid_argument&) {
+        // Refused.
+    } catch (const std::overflow_error&) {
+        // Refused.
+    }
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+    Bytes bytes(data, size);
+    const std::int64_t what = bytes.below(3);
+    Layout layout = lay_out(read_case(bytes));
+    if (what == 0) {
+        spoil_patterns(layout, bytes);
+        return 0;
+    }
+    if (what == 1) {
+        price(layout, bytes);
+        return 0;
+    }
+    spoil(layout, bytes);
+    try {
+        layout.validate();
+    } catch (const std::invalid_argument&) {
+        return 0;
+    } catch (const std::overflow_error&) {
+        return 0;
+    }
+    use(layout);
+    return 0;
+}

@@ -26,7 +26,6 @@ from fasta import bgzip, fasta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.data import SequenceDataset
 from virnucpro.data import fasta as fasta_module
 from virnucpro.data.fasta import read_fasta
 from virnucpro.data.inputs import Reading
@@ -64,8 +63,6 @@ def test_what_fasta_holds(tmp_path: Path, content: bytes, expected: list[Any]) -
         assert list(read_fasta(path, digest)) == expected
         assert digest.hexdigest() == hashlib.sha256(written).hexdigest()
         assert read(path) == [(name, len(sequence)) for name, sequence in expected]
-        records = [(record["id"], record["sequence"]) for record in SequenceDataset(path)]
-        assert records == expected
 
 
 def test_members_of_gzip_follow_each_other(tmp_path: Path) -> None:

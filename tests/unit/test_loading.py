@@ -79,6 +79,16 @@ def test_records(files: list[Path]) -> None:
     assert list(SequenceDataset(str(files[0]))) == expected[:90]
 
 
+def test_odd_records(tmp_path: Path) -> None:
+    path = tmp_path / "odd.fa"
+    path.write_bytes("\ufeff>é x\r\n\r\nmk T*\r\n>\r\n>é\r\nMK".encode())
+    assert [(record["id"], record["sequence"]) for record in SequenceDataset(path)] == [
+        ("é", "mkT*"),
+        ("", ""),
+        ("é", "MK"),
+    ]
+
+
 def test_max_length(files: list[Path], caplog: pytest.LogCaptureFixture) -> None:
     whole = list(SequenceDataset(files))
     cut = list(SequenceDataset(files, max_length=500))

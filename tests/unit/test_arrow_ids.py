@@ -1,0 +1,45 @@
+"""IDs as Arrow arrays are those as lists."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virnucpro.data import GreedyPacker
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.text(max_size=4)), max_size=40), st.data())
+def test_arrow_ids(sequences: list[tuple[int, str]], data: st.DataObject) -> None:
+    lengths, ids = [n for n, _ in sequences], [name for _, name in sequences]
+    packer = GreedyPacker(20)
+    expected = packer.pack_lengths(lengths, ids)
+    plain = pa.array(ids, pa.string())
+    cut = data.draw(st.integers(0, len(ids)))
+    for arrow in (
+        plain,
+        plain.cast(pa.large_string()),
+        plain.dictionary_encode(),
+        pa.chunked_array([plain[:cut], plain[cut:]]),
+        pa.array(["x", *ids, "y"], pa.string()).slice(1, len(ids)),
+    ):
+        assert packer.pack_lengths(lengths, arrow) == expected
+    numbers = [len(name) for name in ids]
+    assert packer.pack_lengths(lengths, pa.array(numbers, pa.uint8())) == packer.pack_lengths(
+        lengths, numbers
+    )
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (pa.array(["a", None, "c"]), ValueError, r"ids must not be null \(got 1 nulls\)"),
+        (pa.array(["a"]), ValueError, r"one ID a sequence \(got 1 for 3\)"),
+        (pa.array([1.5, 2.5, 3.5]), TypeError, r"ids must be str or int \(got double\)"),
+        (pa.array([b"a", b"b", b"c"]), TypeError, r"ids must be str or int \(got binary\)"),
+    ],
+)
+def test_bad_arrow_ids(ids: pa.Array, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        GreedyPacker(4096).pack_lengths([5, 6, 7], ids)

@@ -1,0 +1,82 @@
+"""Token budgets from the memory of GPUs that torch tells of."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from virnucpro.data import calculate_token_budget
+
+LOGGER = "virnucpro.data.packing"
+
+
+class FakeDevice:
+    def __init__(self, gibibytes: float) -> None:
+        self.total_memory = int(gibibytes * 1024**3)
+
+
+@pytest.mark.parametrize(
+    ("gibibytes", "arguments", "expected"),
+    [
+        pytest.param(16, {}, 16384, id="defaults"),
+        pytest.param(16, {"bytes_per_token": 2**20}, 9216, id="neither clamp at work"),
+        pytest.param(4, {"bytes_per_token": 2**20}, 1024, id="floor"),
+        pytest.param(4, {"bytes_per_token": 2**20, "min_tokens": 100}, 512, id="half a GiB"),
+        pytest.param(80, {"bytes_per_token": 2**20}, 16384, id="ceiling"),
+        pytest.param(
+            24,
+            {"model_memory_gb": 1, "safety_margin_gb": 1.5, "bytes_per_token": 2**21},
+            11008,
+            id="all arguments",
+        ),
+    ],
+)
+def test_calculate_token_budget(
+    gibibytes: float,
+    arguments: dict[str, Any],
+    expected: int,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    cuda = mock.Mock(spec_set=["is_available", "get_device_properties"])
+    cuda.is_available.return_value = True
+    cuda.get_device_properties.return_value = FakeDevice(gibibytes)
+    with mock.patch("torch.cuda", cuda), caplog.at_level(logging.INFO, LOGGER):
+        assert calculate_token_budget(0, **arguments) == expected
+    cuda.get_device_properties.assert_called_once_with(0)
+    (entry,) = caplog.records
+    assert entry.levelname == "INFO"
+    assert entry.getMessage().startswith(f"Token budget: {expected} (GPU 0: {gibibytes:.1f}GB")
+
+
+def test_calculate_token_budget_message(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.get_device_properties", return_value=FakeDevice(16)),
+        caplog.at_level(logging.INFO, LOGGER),
+    ):
+        calculate_token_budget()
+    assert caplog.messages == ["Token budget: 16384 (GPU 0: 16.0GB total, 9.0GB available)"]
+
+
+def test_calculate_token_budget_bad_device() -> None:
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.get_device_properties", side_effect=AssertionError("Invalid id")),
+        pytest.raises(ValueError, match="GPU 7 cannot be used: Invalid id"),
+    ):
+        calculate_token_budget(7)
+
+
+def test_calculate_token_budget_no_cuda(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        mock.patch("torch.cuda.is_available", return_value=False),
+        caplog.at_level(logging.WARNING, LOGGER),
+    ):
+        assert calculate_token_budget() == 4096
+        assert calculate_token_budget(max_tokens=2048) == 2048
+        assert calculate_token_budget(min_tokens=8192) == 8192
+    assert all("CUDA not available" in message for message in caplog.messages)
+    assert len(caplog.messages) == 3

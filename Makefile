@@ -4,6 +4,8 @@ PLAN ?= build/demo.parquet
 CASES ?= 3000000
 SEED ?= 1
 RUNS ?= 50
+OLDEST ?= python3.10
+NEWEST ?= python3.13
 
 BIN := $(CURDIR)/.venv/bin
 CPP := $(shell find cpp benchmarks -name '*.[ch]pp')
@@ -14,7 +16,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize clean
+.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -113,8 +115,48 @@ sanitize: .venv/dev
 		tests/unit/test_packing.py tests/unit/test_records.py tests/unit/test_column_generation.py \
 		-k "not no_torch and not token_budget and not import_needs and not failed_allocations and not command and not solver"
 
+# What is built apart from the development's own environment is built with the same tools.
+PINNED := PIP_CONSTRAINT=$(CURDIR)/requirements-dev.txt
+# The clean environment's own programs, and no others.
+CLEAN := PATH=$(CURDIR)/build/clean/bin
+
+## wheel: an sdist, a wheel made from it alone and repaired, and its tests where no compiler is
+wheel: .venv/dev
+	rm -rf build/dist build/clean dist
+	$(PINNED) python -m build --outdir build/dist
+	mkdir dist
+	mv build/dist/*.tar.gz dist
+	auditwheel repair --wheel-dir dist build/dist/*.whl
+	auditwheel show dist/*.whl
+	python -m venv build/clean
+	! $(CLEAN) command -v cc c++ gcc g++ clang clang++ cmake ninja
+	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: dist/*.whl pytest hypothesis
+	$(CLEAN) python tests/installed.py core
+	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: "$$(echo dist/*.whl)[cli,tight]" \
+		duckdb pandas polars
+	$(CLEAN) python tests/installed.py files
+
+## range: the tests on the OLDEST Python with the oldest of all that pyproject.toml allows, and on
+## the NEWEST with the newest
+range: .venv/dev
+	rm -rf build/range
+	mkdir -p build/range
+	python -c 'import tomllib; \
+		print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+		> build/range/build.txt
+	uv venv --quiet --no-python-downloads --python $(OLDEST) build/range/oldest
+	uv pip install --quiet --python build/range/oldest --resolution lowest-direct \
+		--requirement build/range/build.txt
+	uv pip install --quiet --python build/range/oldest --resolution lowest-direct \
+		--no-build-isolation-package virnucpro '.[cli,tight]'
+	uv pip install --quiet --python build/range/oldest pytest hypothesis duckdb pandas polars
+	build/range/oldest/bin/python tests/installed.py files
+	uv venv --quiet --no-python-downloads --python $(NEWEST) build/range/newest
+	uv pip install --quiet --python build/range/newest '.[cli,tight]' pytest hypothesis duckdb pandas polars
+	build/range/newest/bin/python tests/installed.py files
+
 clean:
-	rm -rf .venv build
+	rm -rf .venv build dist
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

@@ -598,7 +598,7 @@ def test_kinds_of_ids(ids: Any) -> None:
     assert batches_of(plan) == reference.first_fit_decreasing(lengths, 20, ids=list(ids))
 
 
-@pytest.mark.skipif(not hasattr(np.dtypes, "StringDType"), reason="NumPy 2 has StringDType")
+@pytest.mark.skipif(np.lib.NumpyVersion(np.__version__) < "2.0.0", reason="NumPy 2 has StringDType")
 def test_ids_of_variable_width() -> None:
     texts = ["b", "a", "", "é", "\U00010000"]
     ids = np.array(texts, dtype=np.dtypes.StringDType())

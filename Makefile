@@ -117,6 +117,7 @@ sanitize: .venv/dev
 
 # What is built apart from the development's own environment is built with the same tools.
 PINNED := PIP_CONSTRAINT=$(CURDIR)/requirements-dev.txt
+TEST_TOOLS := pytest hypothesis duckdb pandas polars
 # The clean environment's own programs, and no others.
 CLEAN := PATH=$(CURDIR)/build/clean/bin
 
@@ -133,26 +134,30 @@ wheel: .venv/dev
 	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: dist/*.whl pytest hypothesis
 	$(CLEAN) python tests/installed.py core
 	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: "$$(echo dist/*.whl)[cli,tight]" \
-		duckdb pandas polars
+		$(TEST_TOOLS)
 	$(CLEAN) python tests/installed.py files
 
-## range: the tests on the OLDEST Python with the oldest of all that pyproject.toml allows, and on
-## the NEWEST with the newest
+# The newest versions, or with --resolution lowest-direct the oldest, and none but wheels.
+UV_INSTALL := uv pip install --quiet --no-build
+
+## range: the tests on the OLDEST Python with the oldest of all that pyproject.toml names, and on the
+## NEWEST with the newest; what warns of its own age may do so
 range: .venv/dev
 	rm -rf build/range
-	mkdir -p build/range
-	python -c 'import tomllib; \
-		print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
-		> build/range/build.txt
 	uv venv --quiet --no-python-downloads --python $(OLDEST) build/range/oldest
-	uv pip install --quiet --python build/range/oldest --resolution lowest-direct \
-		--requirement build/range/build.txt
-	uv pip install --quiet --python build/range/oldest --resolution lowest-direct \
-		--no-build-isolation-package virnucpro '.[cli,tight]'
-	uv pip install --quiet --python build/range/oldest pytest hypothesis duckdb pandas polars
-	build/range/oldest/bin/python tests/installed.py files
 	uv venv --quiet --no-python-downloads --python $(NEWEST) build/range/newest
-	uv pip install --quiet --python build/range/newest '.[cli,tight]' pytest hypothesis duckdb pandas polars
+	sed -n '/^requires = /s/[^"]*"\([^"]*\)"[^"]*/\1\n/gp' pyproject.toml > build/range/build.txt
+	$(UV_INSTALL) --python build/range/oldest --resolution lowest-direct -r build/range/build.txt
+	uv build --quiet --wheel --python build/range/oldest --no-build-isolation -o build/range/first .
+	uv build --quiet --wheel --python build/range/newest -o build/range/last .
+	$(UV_INSTALL) --python build/range/oldest --resolution lowest-direct \
+		-r pyproject.toml --extra cli --extra tight
+	$(UV_INSTALL) --python build/range/oldest $(TEST_TOOLS)
+	$(UV_INSTALL) --python build/range/oldest --no-deps build/range/first/*.whl
+	$(UV_INSTALL) --python build/range/newest "$$(echo build/range/last/*.whl)[cli,tight]" \
+		$(TEST_TOOLS)
+	build/range/oldest/bin/python tests/installed.py files -W default::DeprecationWarning \
+		-W default::PendingDeprecationWarning
 	build/range/newest/bin/python tests/installed.py files
 
 clean:

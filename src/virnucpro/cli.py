@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Annotated
 
@@ -363,7 +363,8 @@ def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
         transient=True,
         disable=quiet or not console.is_terminal,
     )
-    with progress:
+    # Before Rich 15, one that is disabled ends with an empty line all the same.
+    with nullcontext() if progress.disable else progress:
 
         def begin(stage: str) -> Callable[[int], None]:
             task = progress.add_task(stage)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import json
 import pickle
@@ -18,6 +17,7 @@ import pytest
 from command import run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from instances import optimum, triplets
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, Layout, PackingPlan, _core, column_generation
@@ -48,33 +48,6 @@ def check(plan: PackingPlan, lengths: list[int], packer: GreedyPacker) -> None:
     assert order == sorted(order, key=lambda row: (-tokens[row], row))
 
 
-def optimum(sizes: tuple[int, ...], budget: int, most: int) -> int:
-    """The fewest batches, by trying all subsets of the sequences that hold the largest one left."""
-
-    @functools.cache
-    def fewest(left: tuple[int, ...]) -> int:
-        if not left:
-            return 0
-        best = len(left)
-        seen = set()
-
-        def choose(chosen: tuple[int, ...], rest: tuple[int, ...], begin: int) -> None:
-            nonlocal best
-            if rest not in seen:
-                seen.add(rest)
-                best = min(best, 1 + fewest(rest))
-            if len(chosen) == most:
-                return
-            for i in range(begin, len(rest)):
-                if sum(chosen) + rest[i] <= budget and (i == begin or rest[i] != rest[i - 1]):
-                    choose((*chosen, rest[i]), rest[:i] + rest[i + 1 :], i)
-
-        choose(left[:1], left[1:], 0)
-        return best
-
-    return fewest(tuple(sorted(sizes, reverse=True)))
-
-
 @settings(max_examples=300)
 @given(
     st.lists(st.integers(1, 30), min_size=1, max_size=11),
@@ -86,7 +59,7 @@ def test_between_the_bound_and_first_fit(sizes: list[int], budget: int, most: in
     first_fit = packer.pack_lengths(sizes)
     plan = tight(packer).pack_lengths(sizes)
     check(plan, sizes, packer)
-    best = optimum(tuple(sizes), budget, most or len(sizes))
+    best = optimum(sizes, budget, most)
     assert first_fit.lower_bound <= plan.lower_bound <= best <= len(plan) <= len(first_fit)
     assert plan.proven_optimal == (len(plan) == plan.lower_bound)
 
@@ -203,32 +176,6 @@ def test_bad_patterns() -> None:
         _core.most_valuable(counts, np.array([1]), 10, None, 0, 0, 1)
     with pytest.raises(OverflowError, match="53 bits"):
         _core.most_valuable(counts, np.array([2**53, 1]), 10, None, 0, 0, 1)
-
-
-def triplets(number: int, seed: int) -> list[int]:
-    """Sizes of which each batch of 1,000 takes exactly three, so that `number` / 3 are enough."""
-    random = np.random.default_rng(seed)
-    sizes: list[int] = []
-    while len(sizes) < number:
-        first = int(random.integers(380, 491))
-        second = int(random.integers(250, (1000 - first) // 2 + 1))
-        sizes += [first, second, 1000 - first - second]
-    return sizes
-
-
-@pytest.mark.parametrize("number", [60, 120, 249, 501])
-def test_triplets(number: int) -> None:
-    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
-    plan = packer.pack_lengths(triplets(number, number))
-    assert plan.lower_bound == number // 3
-    assert len(plan) <= plan.lower_bound + 1
-
-
-@pytest.mark.parametrize("number", [120, 250, 500, 1000])
-def test_uniform(number: int) -> None:
-    lengths = np.random.default_rng(number).integers(20, 101, number)
-    plan = tight(GreedyPacker(150, 150, special_tokens=0)).pack_lengths(lengths)
-    assert plan.proven_optimal
 
 
 def test_more_than_the_usual_bound_proves() -> None:

@@ -222,6 +222,29 @@ def test_keys_that_change_their_record_when_compared(key: str) -> None:
             GreedyPacker(4096).pack_sequences([record, *make_records(3)])
 
 
+@pytest.mark.parametrize("identifier", ["a", 3])
+@pytest.mark.parametrize("key", ["id", "sequence"])
+@pytest.mark.parametrize("overlong", ["truncate", "error"])
+def test_records_that_lose_a_key_at_any_look_up(overlong: str, key: str, identifier: Any) -> None:
+    def pack(look_up: int) -> None:
+        record: dict[Any, Any] = {}
+        is_due = iter([False])
+
+        def meddle() -> None:
+            if next(is_due, False):
+                record.pop(key)
+
+        record[Meddler(key, meddle)] = 1
+        record.update(id=identifier, sequence="MKT")
+        is_due = iter([False] * look_up + [True])
+        GreedyPacker(2, special_tokens=0, overlong=overlong).pack_sequences([record])
+
+    for look_up in range(8):
+        # Lost too late, in time to be missed, or while a message is worded.
+        with contextlib.suppress(ValueError):
+            pack(look_up)
+
+
 def test_keys_that_raise_when_compared() -> None:
     def refuse() -> None:
         raise RuntimeError("compared")

@@ -144,13 +144,15 @@ class GreedyPacker:
             if self.overlong == "error":
                 row = overlong[0]
                 raise ValueError(
-                    f"Sequence {records[row]['id']} exceeds max_length ({lengths[row]} > {limit}); "
+                    f"Sequence {records[row].get('id')} exceeds max_length "
+                    f"({lengths[row]} > {limit}); "
                     f"{len(overlong):,} of {len(records):,} sequences do"
                 )
             self._warn_of_truncation(records, lengths, overlong, limit)
             for row in overlong.tolist():
-                kept = records[row]["sequence"][:limit]
-                records[row] = {**records[row], "sequence": kept, "truncated": True}
+                # Read a second time, of a record that may have changed.
+                sequence = check_sequence(records[row], "sequences", row)
+                records[row] = {**records[row], "sequence": sequence[:limit], "truncated": True}
         plan = self._list_rows(self.lay_out(self._count(lengths)), lengths, ids)
         return _core.gather(records, plan.indices, plan.offsets)
 
@@ -358,7 +360,7 @@ class GreedyPacker:
             logger.log(
                 level,
                 "Sequence %s exceeds max_length (%d > %d), truncating to its first %d residues",
-                records[row]["id"],
+                records[row].get("id"),
                 lengths[row],
                 limit,
                 limit,
@@ -401,8 +403,10 @@ def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.
     plain = _core.read_records(records)
     if plain is not None:
         return plain
-    sequences = [check_record(record, f"{name}[{row}]", "id") for row, record in enumerate(records)]
-    ids = [record["id"] for record in records]
+    ids, sequences = [], []
+    for row, record in enumerate(records):
+        ids.append(check_value(record, "id", name, row))
+        sequences.append(check_sequence(record, name, row))
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     return check_ids(ids, len(ids), f"{name}[{{}}]['id']".format), lengths
 
@@ -412,20 +416,28 @@ def count_tokens(records: list[Any], name: str, parameters: Parameters) -> int:
     tokens = _core.count_record_tokens(records, parameters.limit, parameters.special_tokens)
     if tokens is not None:
         return tokens
-    sequences = [check_record(record, f"{name}[{row}]") for row, record in enumerate(records)]
+    sequences = [check_sequence(record, name, row) for row, record in enumerate(records)]
     return sum(parameters.tokens(len(sequence)) for sequence in sequences)
 
 
-def check_record(record: Any, name: str, *keys: str) -> str:
-    """Return the sequence of a record, a dict with a `sequence` and these keys."""
+def check_value(record: Any, key: str, name: str, row: int) -> Any:
+    """Return the value of a key of a record, a dict that has it."""
     if not isinstance(record, dict):
-        raise TypeError(f"{name} must be a dict (got {type(record).__name__})")
-    for key in (*keys, "sequence"):
-        if key not in record:
-            raise ValueError(f"{name} has no {key!r}")
-    sequence = record["sequence"]
+        raise TypeError(f"{name}[{row}] must be a dict (got {type(record).__name__})")
+    try:
+        if key in record:
+            return record[key]
+    except KeyError:
+        # Comparing keys may run code that changes the record.
+        pass
+    raise ValueError(f"{name}[{row}] has no {key!r}")
+
+
+def check_sequence(record: Any, name: str, row: int) -> str:
+    """Return the sequence of a record, a str."""
+    sequence = check_value(record, "sequence", name, row)
     if not isinstance(sequence, str):
-        raise TypeError(f"{name}['sequence'] must be a str (got {type(sequence).__name__})")
+        raise TypeError(f"{name}[{row}]['sequence'] must be a str (got {type(sequence).__name__})")
     return sequence
 
 

@@ -6,6 +6,7 @@ SEED ?= 1
 RUNS ?= 50
 OLDEST ?= python3.10
 NEWEST ?= python3.13
+SECONDS ?= 60
 
 BIN := $(CURDIR)/.venv/bin
 CPP := $(shell find cpp benchmarks -name '*.[ch]pp')
@@ -16,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range clean
+.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -159,6 +160,15 @@ range: .venv/dev
 	build/range/oldest/bin/python tests/installed.py files -W default::DeprecationWarning \
 		-W default::PendingDeprecationWarning
 	build/range/newest/bin/python tests/installed.py files
+
+## fuzz-records: odd records, lengths and parameters for SECONDS, guided by what they reach; what
+## fails is kept in build/fuzz-records/, and all that is worth keeping in build/fuzz-records/corpus/
+fuzz-records: .venv/dev
+	pip install --quiet atheris==3.0.0 || \
+		{ echo "make: atheris 3.0.0 cannot be had here; it is for Python 3.11 to 3.13 on Linux" >&2; exit 1; }
+	mkdir -p build/fuzz-records/corpus
+	python tests/fuzz_records.py -max_total_time=$(SECONDS) -max_len=1024 -len_control=0 -timeout=60 \
+		-artifact_prefix=build/fuzz-records/ build/fuzz-records/corpus tests/corpus/records
 
 clean:
 	rm -rf .venv build dist

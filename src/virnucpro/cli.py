@@ -19,9 +19,10 @@ from rich.logging import RichHandler
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-import virnucpro
-from virnucpro.data import GreedyPacker, Layout
+from virnucpro.data._core import __version__
 from virnucpro.data.inputs import Reading, Sequences
+from virnucpro.data.packing import GreedyPacker
+from virnucpro.data.plan import Layout
 from virnucpro.data.plan_file import (
     Summary,
     Totals,
@@ -85,7 +86,7 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 def print_version(wanted: bool) -> None:
     """Print the version and stop."""
     if wanted:
-        typer.echo(f"virnucpro {virnucpro.__version__}")
+        typer.echo(f"virnucpro {__version__}")
         raise typer.Exit
 
 
@@ -283,8 +284,9 @@ def stats(
 def verify(plan: Plan, inputs: Inputs, quiet: Quiet = False) -> None:
     """Check a plan against its input, read anew; exit with 1 where anything is wrong.
 
-    Each sequence has to be there once, as it is in the input; batches have to keep their limits and
-    to be what First-Fit Decreasing gives; and the totals in the file have to be right.
+    Each sequence has to be there once, as it is in the input; batches have to keep their limits
+    and, but for --method tight, to be what First-Fit Decreasing gives; and the totals in the file
+    have to be right.
     """
     with failing_in_one_line():
         parameters = read_summary(plan).parameters

@@ -28,6 +28,7 @@ def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         "plan_path": tmp_path / "plan.parquet",
         "array_path": tmp_path / "plan.arrow",
         "lengths_path": str(tmp_path / "lengths.parquet"),
+        "__path__": [],
     }
     pq.write_table(pa.table({"length": [30, 2000, 500]}), names["lengths_path"])
     assert run("pack", ROOT / "examples/proteins.fasta", "-o", names["plan_path"]).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
@@ -30,6 +31,9 @@ __all__ = [
     "pack_dataset",
     "unpack",
 ]
+
+# A pipeline of the same name may have modules of its own elsewhere on the path.
+__path__ = extend_path(__path__, __name__)
 
 # Names that need more than NumPy: the module that has each, and the extra that it needs.
 OPTIONAL = {

@@ -17,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records clean
+.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records docs clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -37,6 +37,13 @@ lint: .venv/dev
 	ruff format --check
 	mypy
 	clang-format --dry-run --Werror $(CPP)
+
+## docs: the reference from the docstrings, the command line's options and docs/*.md, as pages in
+## build/docs; a reference to what is not there is an error
+docs: .venv/dev
+	@mkdir -p build
+	typer virnucpro.cli utils docs --name virnucpro --title "Command line" --output build/command.md
+	sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
 ## format: bring all code into style
 format: .venv/dev

@@ -81,6 +81,9 @@ def create_async_dataloader(
         model_memory_gb: Memory of the model's weights in GiB.
         buffer_size: Records packed together. More give fuller batches.
 
+    Returns:
+        A DataLoader of the dicts that `VarlenCollator` describes, without a length.
+
     Raises:
         ValueError: A parameter is out of range, the budget has no room for one residue, or the
             tokenizer has tokens of more than a letter.

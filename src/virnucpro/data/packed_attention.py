@@ -1,6 +1,6 @@
 """Attention inside each sequence of a packed batch, for Hugging Face models without FlashAttention.
 
-Importing this module registers ``"packed_sdpa"`` with transformers:
+Importing this module registers ``"packed_sdpa"`` with transformers::
 
     import virnucpro.data.packed_attention
     model.set_attn_implementation("packed_sdpa")
@@ -74,6 +74,16 @@ def packed_sdpa(
 
     Raises:
         ValueError: Boundaries are missing or do not fit, or more is asked for than is done here.
+
+    Cost: that of attention within each sequence, O(sum of squared lengths).
+
+    Example:
+        >>> query = key = value = torch.ones(1, 1, 3, 2)
+        >>> boundaries = torch.tensor([0, 2, 3], dtype=torch.int32)
+        >>> attended, _ = packed_sdpa(
+        ...     torch.nn.Identity(), query, key, value, None, cu_seq_lens_q=boundaries)
+        >>> attended.shape
+        torch.Size([1, 3, 1, 2])
     """
     num_tokens = query.shape[2]
     if cu_seq_lens_q is None:

@@ -159,7 +159,10 @@ class GreedyPacker:
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
         """Return the sequences in a new list, longest first, ties by `id`, then by input order.
 
-        The order is that of the lengths before truncation. Errors are those of `pack_sequences`.
+        Lengths are those before truncation, and no sequence is too long. Argument and errors are
+        else those of `pack_sequences`.
+
+        Cost: O(n) and a sort of the IDs of equally long sequences.
 
         Example:
             >>> records = [{"id": "b", "sequence": "MK"}, {"id": "a", "sequence": "MK"},
@@ -183,9 +186,14 @@ class GreedyPacker:
         Sequences count as they would be packed: truncated, with special tokens. 0.0 without
         batches.
 
+        Args:
+            batches: Batches of dicts with a `sequence` (str), in any order.
+
         Raises:
             ValueError: A batch holds more tokens than the budget, or a dict lacks its `sequence`.
             TypeError: A record is not a dict, or a `sequence` not a str.
+
+        Cost: O(n).
 
         Example:
             >>> GreedyPacker(10).compute_efficiency([[{"id": "a", "sequence": "MKT"}]])
@@ -215,6 +223,10 @@ class GreedyPacker:
                 list, an array (fixed width, variable width or object) or an Arrow array. Row order
                 without them.
 
+        Returns:
+            Rows, numbered from 0 in the order of `lengths`, in batches in order of placement;
+            within a batch the most tokens come first, equal ones in order of ID, then of row.
+
         Raises:
             ValueError: A length is negative, above the limit under overlong="error", or not in
                 one dimension; or there is not one ID a length.
@@ -237,8 +249,19 @@ class GreedyPacker:
     ) -> NDArray[np.signedinteger[Any]]:
         """Return the batch number of every row, in row order; ties by row.
 
-        The same as `count`, `lay_out` and `Layout.assign` in one call, with their errors. `out`
-        may be an int32 or int64 array that does not overlap `lengths`, ``np.memmap`` included.
+        The same as `count`, `lay_out` and `Layout.assign` in one call, with their arguments and
+        errors.
+
+        Args:
+            lengths: Residues of each row, a 1-D array of any integer type and stride, or a list of
+                int.
+            out: Where to write: an int32 or int64 array of the shape of `lengths` that does not
+                overlap it, ``np.memmap`` included.
+
+        Returns:
+            `out`, or a new array [n] of int32, or of int64 from 2**31 rows on.
+
+        Cost: O(n).
 
         Example:
             >>> GreedyPacker(100).assign_batches([30, 60, 60])
@@ -250,8 +273,20 @@ class GreedyPacker:
     def count(self, lengths: ArrayLike) -> TokenCounts:
         """Return how many sequences have each number of tokens.
 
-        Arguments and errors are those of `pack_lengths`. One WARNING tells how many sequences are
-        too long. Cost: O(n), memory O(distinct sizes) where lengths are dense, else O(n).
+        One WARNING tells how many sequences are too long.
+
+        Args:
+            lengths: Residues of each sequence, a 1-D array of any integer type and stride, or a
+                list of int.
+
+        Raises:
+            ValueError: A length is negative, above the limit under overlong="error", or not in
+                one dimension.
+            TypeError: Lengths are not integers.
+            OverflowError: All tokens together, or the residues cut off, need more than 64 bits.
+
+        Cost: O(n), memory for a table of all lengths up to the longest one or the limit; where
+        that were larger than `lengths`, a sorted copy of these.
 
         Example:
             >>> GreedyPacker(4096).count([30, 30, 500])
@@ -264,8 +299,14 @@ class GreedyPacker:
     def lay_out(self, counts: TokenCounts) -> Layout:
         """Return the layout of counted sequences.
 
+        Args:
+            counts: What `count` returned, by a packer with the same limit and special tokens, or
+                the sum of such counts.
+
         Raises:
             ValueError: The counts were made with another limit or other special tokens.
+            TypeError: The argument is no `TokenCounts`.
+            ModuleNotFoundError: method="tight" without highspy.
             OverflowError: All tokens together need more than 64 bits.
 
         Cost: O(runs * log(runs)) with a run for each stretch of batches that a size goes to; no
@@ -468,6 +509,7 @@ def calculate_token_budget(
 
     Raises:
         ValueError: The device does not exist, or a parameter is out of range.
+        TypeError: `bytes_per_token`, `min_tokens` or `max_tokens` is not an integer.
 
     Example:
         >>> calculate_token_budget(max_tokens=2048)

@@ -63,7 +63,14 @@ class TokenCounts:
         return self._core.truncated_tokens
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
-        """Counts of the sequences of both. Raises ValueError where their limits differ."""
+        """Return counts of the sequences of both.
+
+        Raises:
+            ValueError: They were made with different limits or special tokens.
+            OverflowError: All sequences together need more than 64 bits.
+
+        Cost: O(distinct sizes).
+        """
         if not isinstance(other, TokenCounts):
             return NotImplemented
         return TokenCounts(self._core + other._core)
@@ -174,7 +181,7 @@ class Layout:
 
     @property
     def batch_tokens(self) -> NDArray[np.int64]:
-        """Tokens of each batch, int64 [num_batches], made anew at each use."""
+        """Tokens of each batch, int64 [num_batches], made anew at each use in O(num_batches)."""
         return _core.batch_tokens(self._core)
 
     def assign(
@@ -195,8 +202,8 @@ class Layout:
                 overlap it, ``np.memmap`` included. It stays as it is where an error is raised.
 
         Returns:
-            `out`, or a new array: int32 where the layout has fewer than 2**31 sequences, else
-            int64.
+            `out`, or a new array [n] of int32, or of int64 where the layout has 2**31 sequences or
+            more.
 
         Raises:
             ValueError: `lengths` and `before` hold more sequences of a size than the layout does,
@@ -204,6 +211,12 @@ class Layout:
             TypeError: An argument has the wrong type.
 
         Cost: two passes over `lengths`, O(1) a row.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).assign([30, 60, 60])
+            array([0, 0, 1], dtype=int32)
         """
         return self._assign(_core.assign_batches, lengths, before, out)
 
@@ -287,7 +300,11 @@ class PackingPlan(Layout):
         return self.num_batches
 
     def __getitem__(self, batch: int) -> NDArray[Any]:
-        """Rows of a batch."""
+        """Return the rows of a batch, a view; of one from the end where its number is negative.
+
+        Raises:
+            IndexError: There is no such batch.
+        """
         batch = operator.index(batch)
         if not -len(self) <= batch < len(self):
             raise IndexError(f"batch {batch} is out of range for {len(self):,} batches")
@@ -302,6 +319,16 @@ class PackingPlan(Layout):
 
         Batches come in order of falling sequence length, so shards are alike in tokens and in the
         sum of squared lengths. Their numbers of batches differ by at most one.
+
+        Args:
+            rank: This process's rank, from 0.
+            world_size: Number of ranks.
+
+        Raises:
+            ValueError: There is no such rank.
+            TypeError: An argument is not an integer.
+
+        Cost: none until the batches are iterated over, each then a view.
 
         Example:
             >>> from virnucpro.data import GreedyPacker
@@ -320,6 +347,7 @@ class PackingPlan(Layout):
 
         Raises:
             OSError: The file cannot be written.
+            ModuleNotFoundError: pyarrow is not installed.
 
         Example:
             >>> from pathlib import Path
@@ -343,6 +371,16 @@ class PackingPlan(Layout):
         Raises:
             ValueError: The file is no such plan.
             OSError: It cannot be read.
+            ModuleNotFoundError: pyarrow is not installed.
+
+        Example:
+            >>> from pathlib import Path
+            >>> from tempfile import TemporaryDirectory
+            >>> from virnucpro.data import GreedyPacker
+            >>> with TemporaryDirectory() as folder:
+            ...     GreedyPacker(100).pack_lengths([30, 60, 60]).save(Path(folder, "plan.arrow"))
+            ...     PackingPlan.load(Path(folder, "plan.arrow"))[0].tolist()
+            [1, 0]
         """
         plan: PackingPlan = plan_files().load_arrays(path)
         return plan
@@ -351,8 +389,15 @@ class PackingPlan(Layout):
         """Return a plan of the same batches in which other sequences keep each other company.
 
         Sequences of equally many tokens change places at random, every way equally likely, so
-        batches, their tokens and the efficiency stay as they are. The same plan and seed, from 0
-        to 2**64 - 1, give the same rows on any platform and for any number of threads.
+        batches, their tokens and the efficiency stay as they are. The same plan and seed give the
+        same rows on any platform and for any number of threads.
+
+        Args:
+            seed: From 0 to 2**64 - 1.
+
+        Raises:
+            ValueError: The seed is out of range.
+            TypeError: It is not an integer.
 
         Cost: O(n), and memory for two more arrays of `indices`' size, one of them only meanwhile.
 

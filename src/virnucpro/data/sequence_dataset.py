@@ -113,7 +113,7 @@ class PackedFastaDataset(Dataset[list[Record]]):
     are whole, so a DataLoader is given ``batch_size=None`` and a `VarlenCollator`; it may shuffle.
 
     Args:
-        fasta: The paths of FASTA files, plain or bgzip, or one path. An index (`.fai`) is made
+        fasta: The paths of FASTA files, plain or bgzip, or one path. An index (``.fai``) is made
             beside each that has none.
         plan: A plan for the lengths of all their records, in order of files and records.
 

@@ -1,0 +1,50 @@
+"""How Sphinx makes the pages in build/docs."""
+
+from __future__ import annotations
+
+import importlib.metadata
+
+import numpy as np
+import numpy.typing
+from sphinx.application import Sphinx
+
+# So that NDArray[np.int64] is shown as ndarray[int64], without the type of its shape.
+numpy.typing.NDArray = np.ndarray
+
+project = "virnucpro"
+smartquotes = False
+highlight_language = "none"
+release = importlib.metadata.version("virnucpro")
+html_theme = "furo"
+html_title = f"virnucpro {release}"
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented_params"
+autodoc_typehints_format = "short"
+autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Paths": "Paths"}
+myst_heading_anchors = 3
+
+# What stands in single backticks is Python: a name with a dot or a capital has to be one of these
+# pages, any other is an argument or a key.
+default_role = "py:obj"
+nitpick_ignore_regex = [
+    ("py:obj", r"[a-z_0-9]+"),
+    ("py:class", "ArrayLike|Paths"),
+    # Other libraries.
+    ("py:.*", r"(collections|numpy|os|pathlib|ray|torch|typing)\..*"),
+]
+
+# Users are given these, and make none.
+RESULTS = ["Layout", "PackingPlan", "TokenCounts", "BatchRows"]
+
+
+def hide_constructor(_app: object, _what: str, name: str, *_: object) -> tuple[str, None] | None:
+    """Leave out the arguments of classes that users do not make."""
+    return ("", None) if name.rpartition(".")[2] in RESULTS else None
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-signature", hide_constructor)

@@ -349,6 +349,8 @@ class PackingPlan(Layout):
             OSError: The file cannot be written.
             ModuleNotFoundError: pyarrow is not installed.
 
+        Cost: O(n).
+
         Example:
             >>> from pathlib import Path
             >>> from tempfile import TemporaryDirectory

@@ -17,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records docs clean
+.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records docs test-long clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -30,6 +30,10 @@ test: .venv/dev
 	cmake --build --preset dev
 	ctest --preset dev
 	pytest
+
+## test-long: more than 2**31 rows, two minutes and 20 GB on disk
+test-long: .venv/dev
+	pytest tests -m long
 
 ## lint: styles and types
 lint: .venv/dev

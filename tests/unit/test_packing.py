@@ -13,7 +13,6 @@ import sys
 import threading
 import time
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from unittest import mock
 
@@ -364,15 +363,6 @@ def test_other_threads_run_meanwhile() -> None:
     thread.join()
     # While the interpreter is held, one tick at most comes at either end.
     assert sum(begin < tick_time < end for tick_time in ticks) > 3
-
-
-def test_calls_at_once_equal_calls_in_turn() -> None:
-    inputs = [random_lengths(100_000, seed) for seed in (0, 1, 2, 0, 0, 1)]
-    packer = GreedyPacker(4096, num_threads=2)
-    expected = [packer.pack_lengths(lengths) for lengths in inputs]
-    with ThreadPoolExecutor(len(inputs)) as pool:
-        for _ in range(5):
-            assert list(pool.map(packer.pack_lengths, inputs)) == expected
 
 
 def test_threads_are_those_of_the_cores_this_process_may_use(

@@ -1,4 +1,4 @@
-"""How many examples property tests try (HYPOTHESIS_PROFILE=long: many more), and Ray for tests."""
+"""How many examples property tests try (HYPOTHESIS_PROFILE=long or few), and Ray for tests."""
 
 import logging
 import os
@@ -9,6 +9,7 @@ from hypothesis import settings
 
 settings.register_profile("short", deadline=None)
 settings.register_profile("long", deadline=None, max_examples=40_000)
+settings.register_profile("few", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 

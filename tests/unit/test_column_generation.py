@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -301,15 +300,14 @@ def test_command(tmp_path: Path) -> None:
     assert findings(first_fit_batches=190)[0].startswith("the metadata says first_fit_batches 190")
 
 
-def test_without_the_solver() -> None:
-    code = (
-        "import sys; sys.modules['highspy'] = None\n"
-        "from virnucpro.data import GreedyPacker\n"
-        "try: GreedyPacker(10, special_tokens=0, method='tight').pack_lengths([1])\n"
-        "except ModuleNotFoundError as error: print(error)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == "method='tight' needs highspy: pip install 'virnucpro[tight]'\n"
+def test_without_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
+    packer = tight(GreedyPacker(10, special_tokens=0))
+    monkeypatch.delitem(sys.modules, "virnucpro.data.column_generation")
+    monkeypatch.setitem(sys.modules, "highspy", None)
+    message = r"^method='tight' needs highspy: pip install 'virnucpro\[tight\]'$"
+    with pytest.raises(ModuleNotFoundError, match=message) as found:
+        packer.pack_lengths([1])
+    assert found.value.name == "highspy"
 
 
 def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:

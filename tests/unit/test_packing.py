@@ -192,6 +192,8 @@ def test_lower_bound_sees_that_large_sequences_leave_gaps() -> None:
     plan = GreedyPacker(100, special_tokens=0).pack_lengths([60, 60, 60, 45, 45])
     assert -(-plan.total_tokens // 100) == 3
     assert plan.lower_bound == 4 == plan.num_batches
+    assert plan.proven_optimal
+    assert not GreedyPacker(12, special_tokens=0).pack_lengths([5, 5, 4, 4, 3, 3]).proven_optimal
 
 
 def test_is_first_fit_decreasing_and_nothing_else() -> None:
@@ -313,6 +315,7 @@ def test_lengths_of_64_bits_are_truncated() -> None:
 def test_out_is_written_and_returned(tmp_path: Any) -> None:
     lengths = random_lengths(1000)
     packer = GreedyPacker(4096)
+    layout = packer.lay_out(packer.count(lengths))
     expected = packer.assign_batches(lengths)
     assert expected.dtype == np.int32
     for out in (
@@ -322,6 +325,8 @@ def test_out_is_written_and_returned(tmp_path: Any) -> None:
     ):
         assert packer.assign_batches(lengths, out=out) is out
         np.testing.assert_array_equal(out, expected)
+        assert layout.slots(lengths, out=out) is out
+        np.testing.assert_array_equal(out, layout.slots(lengths))
 
 
 def test_failed_assignment_leaves_out_alone() -> None:
@@ -374,6 +379,40 @@ def test_threads_are_those_of_the_cores_this_process_may_use(
     monkeypatch.delattr(os, "sched_getaffinity")
     assert check_threads(None) == os.cpu_count()
     assert check_threads(3) == 3
+    with mock.patch.object(os, "cpu_count", return_value=5):
+        monkeypatch.delattr(os, "sched_getaffinity")
+        assert check_threads(None) == 5
+    with mock.patch.object(os, "cpu_count", return_value=None):
+        assert check_threads(None) == 1
+
+
+def test_threads_are_those_of_the_packer(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = set()
+    core: Any = virnucpro.data._core
+    for name in ("count", "list_rows", "assign_batches", "assign_slots", "shuffle_rows"):
+        kernel = getattr(core, name)
+
+        def note(*arguments: Any, name: str = name, kernel: Any = kernel) -> Any:
+            used.add((name, arguments[-1]))
+            return kernel(*arguments)
+
+        monkeypatch.setattr(core, name, note)
+    packer = GreedyPacker(100, num_threads=7)
+    plan = packer.pack_lengths([60, 30])
+    packer.sort_by_length(packer.pack_sequences(make_records([60, 30]))[0])
+    plan.reshuffle(1).reshuffle(2).assign([60, 30])
+    packer.assign_batches([60, 30])
+    layout = packer.lay_out(packer.count([60, 30]))
+    assert layout.assign([60]).tolist() == layout.slots([60]).tolist() == [0]
+    # The counts of no rows need no more than one.
+    assert used == {
+        ("count", 1),
+        ("count", 7),
+        ("list_rows", 7),
+        ("assign_batches", 7),
+        ("assign_slots", 7),
+        ("shuffle_rows", 7),
+    }
 
 
 # Records
@@ -452,7 +491,9 @@ def test_truncation_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, LOGGER):
         packer.pack_sequences(records)
     assert [entry.levelname for entry in caplog.records] == ["WARNING"]
-    assert "Sequence seq000 exceeds max_length (2048 > 1022), truncating" in caplog.text
+    assert caplog.messages == [
+        "Sequence seq000 exceeds max_length (2048 > 1022), truncating to its first 1022 residues"
+    ]
 
 
 def test_truncation_warnings_are_limited_a_packer(caplog: pytest.LogCaptureFixture) -> None:
@@ -465,8 +506,10 @@ def test_truncation_warnings_are_limited_a_packer(caplog: pytest.LogCaptureFixtu
         levels = [entry.levelname for entry in caplog.records]
         assert levels == ["WARNING"] * 30 + ["DEBUG"] * 20 + ["WARNING"]
         last = caplog.records[-1].getMessage()
-        assert last.startswith("50 sequences exceed max_length (1022), truncating")
-        assert "100 residues lost; 120 sequences since" in last
+        assert last == (
+            "50 sequences exceed max_length (1022), truncating: 100 residues lost; "
+            "120 sequences since this packer was made"
+        )
         caplog.clear()
         packer.pack_sequences(make_records([10]))
         assert not caplog.records
@@ -603,7 +646,7 @@ def test_plan_indexing_and_shards() -> None:
     plan = GreedyPacker(4096).pack_lengths(random_lengths(5000))
     batches = batches_of(plan)
     assert np.shares_memory(plan[0], plan.indices)
-    assert plan[-1].tolist() == batches[-1]
+    assert (plan[-1].tolist(), plan[-len(plan)].tolist()) == (batches[-1], batches[0])
     for wrong in (len(plan), -len(plan) - 1):
         with pytest.raises(IndexError, match=f"batch {wrong} is out of range for {len(plan)}"):
             plan[wrong]
@@ -616,6 +659,8 @@ def test_plan_indexing_and_shards() -> None:
             assert [rows.tolist() for rows in shard] == batches[rank::3]
     with pytest.raises(ValueError, match=r"rank must be at most 2 \(got 3\)"):
         plan.shard(3, 3)
+    with pytest.raises(ValueError, match=r"rank must be at least 0 \(got -1\)"):
+        plan.shard(-1, 3)
     with pytest.raises(ValueError, match=r"world_size must be at least 1 \(got 0\)"):
         plan.shard(0, 0)
 
@@ -648,6 +693,22 @@ def test_counts_tell_sizes() -> None:
     assert counts != "counts"
 
 
+def test_layouts_differ() -> None:
+    packer = GreedyPacker(100)
+    plan, layout = packer.pack_lengths([60, 30]), packer.lay_out(packer.count([60, 30]))
+    assert layout == packer.lay_out(packer.count([30, 60]))
+    assert plan == packer.pack_lengths([60, 30])
+    others = [packer.lay_out(packer.count([60, 31])), packer.pack_lengths([60, 31]), layout._core]
+    for other in (*others, packer.pack_lengths([30, 60]), "plan", None):
+        assert layout != other
+        assert plan != other
+        assert other != plan
+    assert plan != layout
+    for unhashable in (plan, layout, packer.count([5])):
+        with pytest.raises(TypeError, match="unhashable"):
+            hash(unhashable)
+
+
 def test_repr_is_one_line() -> None:
     packer = GreedyPacker(100, max_sequences_per_batch=3)
     plan = packer.pack_lengths([60, 30])
@@ -656,7 +717,10 @@ def test_repr_is_one_line() -> None:
         "efficiency 0.9400, lower bound 1)"
     )
     assert plan.max_sequences_per_batch == 3
-    assert repr(packer).startswith("GreedyPacker(100, 1022, special_tokens=2")
+    assert repr(packer) == (
+        "GreedyPacker(100, 1022, special_tokens=2, overlong='truncate', "
+        "max_sequences_per_batch=3, num_threads=None, method='ffd')"
+    )
 
 
 def test_parameters_may_be_numpy_integers() -> None:
@@ -692,12 +756,33 @@ def test_parameters_may_change_between_calls() -> None:
         ({"special_tokens": -1}, ValueError, "special_tokens must be at least 0"),
         ({"overlong": "drop"}, ValueError, "overlong must be 'truncate' or 'error' .got 'drop'."),
         ({"max_sequences_per_batch": 0}, ValueError, "max_sequences_per_batch must be at least 1"),
+        ({"max_sequences_per_batch": 2**63}, ValueError, "max_sequences_per_batch must be at most"),
+        ({"special_tokens": 2**62}, ValueError, "special_tokens must be at most"),
+        ({"special_tokens": 4096}, ValueError, "one residue and 4,096 special tokens .got 4,096."),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
+        ({"num_threads": 2**16 + 1}, ValueError, "num_threads must be at most 65,536"),
+        ({"method": "best"}, ValueError, "method must be 'ffd' or 'tight' .got 'best'."),
     ],
 )
 def test_bad_parameters(parameters: dict[str, Any], error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         GreedyPacker(**{"max_tokens_per_batch": 4096, **parameters})
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"max_tokens_per_batch": 1, "max_sequence_length": 1, "special_tokens": 0},
+        {"max_tokens_per_batch": 2**62, "max_sequence_length": 2**70},
+        {"max_tokens_per_batch": 2**62, "special_tokens": 2**62 - 1},
+        {"max_tokens_per_batch": 9, "max_sequences_per_batch": 1, "num_threads": 1},
+        {"max_tokens_per_batch": 9, "max_sequences_per_batch": 2**63 - 1, "num_threads": 2**16},
+    ],
+)
+def test_parameters_at_their_bounds(parameters: dict[str, Any]) -> None:
+    plan = GreedyPacker(**parameters).pack_lengths([1])
+    assert batches_of(plan) == [[0]]
+    assert plan.total_tokens == 1 + parameters.get("special_tokens", 2)
 
 
 @pytest.mark.parametrize(
@@ -717,6 +802,8 @@ def test_bad_parameters(parameters: dict[str, Any], error: type, message: str) -
         ([5, None], TypeError, r"lengths\[1\] must be an integer \(got None\)"),
         ([5, [6]], TypeError, r"lengths\[1\] must be an integer \(got \[6\]\)"),
         ([5, 2**63], ValueError, r"lengths\[1\] does not fit in int64 \(got 9223372036854775808\)"),
+        ([5, -(2**63) - 1], ValueError, r"lengths\[1\] does not fit in int64 \(got -922"),
+        ([2**63 - 1, -(2**63), 2**64], ValueError, r"lengths\[2\] does not fit in int64"),
         ("MKTAY", TypeError, r"lengths\[0\] must be an integer \(got 'M'\)"),
         (None, TypeError, r"'NoneType' object is not iterable"),
     ],
@@ -738,6 +825,8 @@ def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
         ([1, True, 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got bool\)"),
         ([None, "b", "c"], TypeError, r"ids\[0\] must be str or int \(got NoneType\)"),
         ([1.5, 2.5, 3.5], TypeError, r"ids\[0\] must be str or int \(got float\)"),
+        (b"abc", TypeError, r"ids must be a list or an array of IDs \(got bytes\)"),
+        ([1, 2.5, 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got float\)"),
         ("abc", TypeError, r"ids must be a list or an array of IDs \(got str\)"),
         (np.array([1.5, 2, 3]), TypeError, r"ids must be str or int \(got float64\)"),
         (np.array([True, False, True]), TypeError, r"ids must be str or int \(got bool\)"),
@@ -909,7 +998,9 @@ def test_forged_state_is_refused() -> None:
 def test_calculate_token_budget_no_torch(caplog: pytest.LogCaptureFixture) -> None:
     with mock.patch.dict(sys.modules, {"torch": None}), caplog.at_level(logging.WARNING, LOGGER):
         assert calculate_token_budget() == 4096
-    assert "CUDA not available: torch is not installed" in caplog.text
+    assert caplog.messages == [
+        "CUDA not available: torch is not installed, using a token budget of 4096"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -918,6 +1009,7 @@ def test_calculate_token_budget_no_torch(caplog: pytest.LogCaptureFixture) -> No
         ({"bytes_per_token": 0}, r"bytes_per_token must be at least 1 \(got 0\)"),
         ({"min_tokens": 0}, r"min_tokens must be at least 1 \(got 0\)"),
         ({"model_memory_gb": float("nan")}, r"model_memory_gb must be at least 0 and finite"),
+        ({"model_memory_gb": float("inf")}, r"model_memory_gb must be .* finite \(got inf\)"),
         ({"safety_margin_gb": -1}, r"safety_margin_gb must be at least 0 and finite \(got -1\)"),
         ({"min_tokens": 9, "max_tokens": 8}, r"max_tokens must be at least 9 \(got 8\)"),
     ],

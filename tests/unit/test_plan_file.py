@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -375,15 +374,14 @@ def test_saving_keeps_what_is_there_until_it_is_done(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_saving_without_pyarrow_says_so() -> None:
-    code = (
-        "import sys; sys.modules['pyarrow'] = None\n"
-        "from virnucpro.data import GreedyPacker\n"
-        "try: GreedyPacker(100).pack_lengths([1]).save('x')\n"
-        "except ModuleNotFoundError as error: print(error)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == "saving plans needs pyarrow: pip install 'virnucpro[cli]'\n"
+@pytest.mark.parametrize("missing", ["pyarrow", "pyarrow.parquet"])
+def test_saving_without_pyarrow_says_so(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "virnucpro.data.plan_file")
+    monkeypatch.setitem(sys.modules, missing, None)
+    message = r"^saving plans needs pyarrow: pip install 'virnucpro\[cli\]'$"
+    with pytest.raises(ModuleNotFoundError, match=message) as found:
+        GreedyPacker(100).pack_lengths([1]).save("x")
+    assert found.value.name == missing
 
 
 def test_plans_of_other_versions_are_refused(packed: tuple[Path, Path]) -> None:

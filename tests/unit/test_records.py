@@ -180,6 +180,9 @@ def test_subclasses_and_int_ids_take_the_slow_path_to_the_same_result() -> None:
     assert {id(record) for batch in packed for record in batch if "truncated" not in record} <= (
         set(map(id, proteins))
     )
+    assert packer.compute_efficiency(packed) == (
+        packer.compute_efficiency(packer.pack_sequences(records))
+    )
     named = [{**record, "id": Name(record["id"])} for record in records]
     packed = packer.pack_sequences(named)
     assert [[record["id"] for record in batch] for batch in packed] == expected

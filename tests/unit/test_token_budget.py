@@ -26,6 +26,16 @@ class FakeDevice:
         pytest.param(4, {"bytes_per_token": 2**20}, 1024, id="floor"),
         pytest.param(4, {"bytes_per_token": 2**20, "min_tokens": 100}, 512, id="half a GiB"),
         pytest.param(80, {"bytes_per_token": 2**20}, 16384, id="ceiling"),
+        pytest.param(16, {"max_tokens": 10**9}, 9 * 2**30 // 4096, id="bytes of a token"),
+        pytest.param(
+            3,
+            {"model_memory_gb": 0, "safety_margin_gb": 0, "bytes_per_token": 2**20},
+            3072,
+            id="nothing beside it",
+        ),
+        pytest.param(
+            16, {"bytes_per_token": 1, "min_tokens": 1, "max_tokens": 1}, 1, id="least of all"
+        ),
         pytest.param(
             24,
             {"model_memory_gb": 1, "safety_margin_gb": 1.5, "bytes_per_token": 2**21},
@@ -78,5 +88,6 @@ def test_calculate_token_budget_no_cuda(caplog: pytest.LogCaptureFixture) -> Non
         assert calculate_token_budget() == 4096
         assert calculate_token_budget(max_tokens=2048) == 2048
         assert calculate_token_budget(min_tokens=8192) == 8192
-    assert all("CUDA not available" in message for message in caplog.messages)
-    assert len(caplog.messages) == 3
+    assert caplog.messages == [
+        f"CUDA not available, using a token budget of {budget}" for budget in (4096, 2048, 8192)
+    ]

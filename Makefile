@@ -17,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records docs test-long clean
+.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records docs test-long coverage mutate-python clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -31,7 +31,7 @@ test: .venv/dev
 	ctest --preset dev
 	pytest
 
-## test-long: more than 2**31 rows, two minutes and 20 GB on disk
+## test-long: more than 2**31 rows, minutes and 20 GB on disk
 test-long: .venv/dev
 	pytest tests -m long
 
@@ -180,6 +180,30 @@ fuzz-records: .venv/dev
 	mkdir -p build/fuzz-records/corpus
 	python tests/fuzz_records.py -max_total_time=$(SECONDS) -max_len=1024 -len_control=0 -timeout=60 \
 		-artifact_prefix=build/fuzz-records/ build/fuzz-records/corpus tests/corpus/records
+
+API_TESTS := $(addprefix tests/unit/, test_packing.py test_records.py test_robustness.py test_samplers.py \
+	test_column_generation.py::test_dicts_and_files test_column_generation.py::test_without_the_solver \
+	test_plan_file.py::test_saved_plans_are_loaded test_plan_file.py::test_saving_without_pyarrow_says_so)
+
+## coverage: lines and branches that tests reach; an error where any of the Python API is missed
+coverage: .venv/dev
+	coverage run -m pytest -q $(API_TESTS)
+	coverage report
+
+# In a copy, since the mutants are written beside the sources and need the kernel there. The
+# editable install would come first.
+MUTATED := import sys; \
+	sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in repr(f) and "Redirecting" not in repr(f)]; \
+	from mutmut.__main__ import cli; cli()
+
+## mutate-python: changes of the Python API that its tests do not notice, half an hour
+mutate-python: .venv/dev
+	rm -rf build/mutate
+	mkdir -p build/mutate
+	cp -r src tests pyproject.toml build/mutate
+	cp "$$(python -c 'from virnucpro.data import _core; print(_core.__file__)')" build/mutate/src/virnucpro/data
+	cd build/mutate && HYPOTHESIS_PROFILE=few python -c '$(MUTATED)' run --max-children 1
+	cd build/mutate && mutmut results
 
 clean:
 	rm -rf .venv build dist

@@ -17,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize wheel range fuzz-records docs test-long coverage mutate-python clean
+.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-python fuzz wheel range fuzz-records coverage mutate tidy mutate-python clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -111,21 +111,42 @@ SANITIZED := import sys, pytest; \
 	import virnucpro.data._core as core; assert "build/sanitize" in core.__file__, core.__file__; \
 	sys.exit(pytest.main(sys.argv[1:]))
 
-## sanitize: the kernel's and the bindings' tests with AddressSanitizer and UndefinedBehaviorSanitizer
+## sanitize: the kernel's tests with AddressSanitizer and UBSan, and with ThreadSanitizer
 sanitize: .venv/dev
 	cmake --preset sanitize
-	cmake --build --preset sanitize --target packing_test packing_in_parts_test
+	cmake --build --preset sanitize
 	ctest --preset sanitize
+	cmake --preset thread-sanitize
+	cmake --build --preset thread-sanitize
+	ctest --preset thread-sanitize
+
+## sanitize-python: the bindings' tests with AddressSanitizer and UBSan
+sanitize-python: .venv/dev
 	rm -rf build/sanitize-python
 	pip install --quiet --no-build-isolation --no-deps --target build/sanitize-python . \
 		--config-settings build-dir=build/sanitize-wheel \
-		--config-settings cmake.build-type=RelWithDebInfo \
-		--config-settings cmake.define.CMAKE_CXX_FLAGS="-fsanitize=address,undefined -fno-sanitize=vptr"
+		--config-settings cmake.build-type=Debug \
+		--config-settings cmake.define.CMAKE_CXX_FLAGS="-O1 -fsanitize=address,undefined -fno-sanitize=vptr"
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
-		tests/unit/test_packing.py tests/unit/test_records.py tests/unit/test_column_generation.py \
+		tests/unit/test_packing.py tests/unit/test_records.py tests/unit/test_robustness.py \
+		tests/unit/test_fuzz_records.py tests/unit/test_column_generation.py \
 		-k "not no_torch and not token_budget and not import_needs and not failed_allocations and not command and not solver"
+
+# libFuzzer is clang's. Sixty seconds each for the two targets would be SECONDS=120.
+FUZZ := -max_total_time=$$(($(SECONDS) / 2)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
+
+## fuzz: the kernel against the obvious algorithm for SECONDS, guided by what inputs reach; what fails
+## is kept in build/fuzz/, and all that is worth keeping in build/fuzz/lengths/ and fields/
+fuzz: .venv/dev
+	@printf 'int main(){}' | clang++ -x c++ -fsanitize=address - -o /dev/null 2> /dev/null || \
+		{ echo "make: clang++ with its runtime is missing (on Debian: apt-get install clang libclang-rt-dev)" >&2; exit 1; }
+	cmake --preset fuzz
+	cmake --build --preset fuzz --target fuzz_lengths fuzz_fields
+	cd build/fuzz && mkdir -p lengths fields && \
+		./fuzz_lengths $(FUZZ) lengths $(CURDIR)/cpp/tests/corpus/lengths && \
+		./fuzz_fields $(FUZZ) fields $(CURDIR)/cpp/tests/corpus/fields
 
 # What is built apart from the development's own environment is built with the same tools.
 PINNED := PIP_CONSTRAINT=$(CURDIR)/requirements-dev.txt
@@ -182,13 +203,35 @@ fuzz-records: .venv/dev
 		-artifact_prefix=build/fuzz-records/ build/fuzz-records/corpus tests/corpus/records
 
 API_TESTS := $(addprefix tests/unit/, test_packing.py test_records.py test_robustness.py test_samplers.py \
+	test_arrow_ids.py test_token_budget.py \
 	test_column_generation.py::test_dicts_and_files test_column_generation.py::test_without_the_solver \
 	test_plan_file.py::test_saved_plans_are_loaded test_plan_file.py::test_saving_without_pyarrow_says_so)
+KERNEL_TESTS := packing_in_parts_test allocation_test replay_lengths replay_fields
 
-## coverage: lines and branches that tests reach; an error where any of the Python API is missed
+## coverage: code and branches that tests reach; an error where any of the kernel, or of the Python
+## API, is missed
 coverage: .venv/dev
+	@command -v clang++ llvm-profdata llvm-cov > /dev/null || \
+		{ echo "make: clang++ or llvm is missing (on Debian: apt-get install clang libclang-rt-dev llvm)" >&2; exit 1; }
+	cmake --preset coverage
+	cmake --build --preset coverage --target $(KERNEL_TESTS)
+	rm -f build/coverage/*.profraw
+	LLVM_PROFILE_FILE=$(CURDIR)/build/coverage/%p.profraw \
+		ctest --preset coverage --exclude-regex '^packing$$'
+	llvm-profdata merge -o build/coverage/all.profdata build/coverage/*.profraw
+	llvm-cov export -instr-profile build/coverage/all.profdata \
+		$(KERNEL_TESTS:%=-object build/coverage/%) cpp/packing | python tests/kernel_coverage.py
 	coverage run -m pytest -q $(API_TESTS)
 	coverage report
+
+## mutate: faults put into the kernel, one by one; an error where its tests see less than nine tenths
+mutate: .venv/dev
+	python tests/mutate_kernel.py
+
+## tidy: clang-tidy, ten minutes
+tidy: .venv/dev
+	cmake --preset dev
+	clang-tidy --quiet -p build/dev cpp/packing/*.cpp cpp/tests/*.cpp
 
 # In a copy, since the mutants are written beside the sources and need the kernel there. The
 # editable install would come first.

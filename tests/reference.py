@@ -1,9 +1,11 @@
-"""First-Fit Decreasing as it is defined: the obvious O(n * batches) algorithm."""
+"""First-Fit Decreasing as it is defined, by the obvious algorithm, and what any plan must be."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from virnucpro.data import GreedyPacker, PackingPlan
 
 
 def first_fit_decreasing(
@@ -35,3 +37,21 @@ def first_fit_decreasing(
             batches.append([row])
             free.append(max_tokens_per_batch - tokens[row])
     return batches
+
+
+def check_plan(plan: PackingPlan, lengths: Sequence[int], packer: GreedyPacker) -> None:
+    """Check coverage, limits and order, from the rows alone."""
+    assert sorted(plan.indices.tolist()) == list(range(len(lengths)))
+    limit = plan.max_sequence_length
+    tokens = [min(length, limit) + plan.special_tokens for length in lengths]
+    longest = []
+    for rows in plan:
+        of_rows = [tokens[row] for row in rows.tolist()]
+        assert sum(of_rows) <= packer.max_tokens_per_batch
+        assert 1 <= len(of_rows) <= (packer.max_sequences_per_batch or len(lengths))
+        assert of_rows == sorted(of_rows, reverse=True)
+        longest.append(of_rows[0])
+    assert longest == sorted(longest, reverse=True)
+    # Equal ones in order of rows.
+    order = sorted(plan.indices.tolist(), key=lambda row: -tokens[row])
+    assert order == sorted(order, key=lambda row: (-tokens[row], row))

@@ -23,6 +23,8 @@ inline std::int64_t checked_multiply(std::int64_t a, std::int64_t b, const char*
     return a * b;
 }
 
-constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) { return a / b + (a % b != 0); }
+constexpr std::int64_t ceil_divide(std::int64_t a, std::int64_t b) {
+    return a / b + (a % b == 0 ? 0 : 1);
+}
 
 }  // namespace packing

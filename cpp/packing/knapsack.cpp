@@ -151,6 +151,9 @@ Priced most_valuable(const TokenCounts& counts, std::span<const std::int64_t> va
     std::vector<Piece> pieces =
         pieces_of(counts, max_tokens_per_batch, max_sequences_per_batch, first_size);
     std::erase_if(pieces, [&](const Piece& piece) { return values[piece.size] <= 0; });
+    if (pieces.empty()) {
+        return {0, {}};
+    }
     Table table(max_tokens_per_batch, limit);
     const std::size_t num_states = table.num_states();
     std::vector<std::uint8_t> is_taken(pieces.size() * num_states);

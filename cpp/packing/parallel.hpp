@@ -42,11 +42,11 @@ void parallel_for(int num_parts, const Run& run) {
         }
     } catch (const std::exception&) {
         // No further thread can be had: this one does what is left.
+        for (; part < num_parts; ++part) {
+            run(part);
+        }
     }
     run(0);
-    for (; part < num_parts; ++part) {
-        run(part);
-    }
     for (std::thread& thread : threads) {
         thread.join();
     }

@@ -202,8 +202,9 @@ void check_stages(int num_threads) {
         {"list_rows", Ids{}},
         {"list_rows, numbers", std::span<const std::int64_t>(numbers)},
         {"list_rows, texts", std::span<const Text>(texts)}};
-    for (const auto& [name, ids] : orders) {
-        fail_each(name + on, rows, [&] {
+    for (const auto& order : orders) {
+        const Ids& ids = order.second;
+        fail_each(order.first + on, rows, [&] {
             list_rows(layout, lengths, ids, std::span(scratch), std::span(rows), std::span(offsets),
                       num_threads);
             return offsets.back();

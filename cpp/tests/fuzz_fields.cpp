@@ -23,7 +23,6 @@ Case read_case(Bytes& bytes) {
     at.budget = at.special_tokens + 1 + bytes.below(200);
     at.max_length = 1 + bytes.below(at.budget - at.special_tokens);
     at.max_sequences = bytes.below(2) == 0 ? unlimited : 1 + bytes.below(8);
-    at.num_threads = 2;
     at.lengths.resize(static_cast<std::size_t>(bytes.below(60)));
     for (std::int64_t& length : at.lengths) {
         length = bytes.below(210);
@@ -84,13 +83,14 @@ void spoil(Layout& layout, Bytes& bytes) {
 }
 
 // Uses an accepted layout in every way.
-void use(const Layout& layout) {
+void use(Layout layout) {
+    // The lengths made below are those of sequences after they were cut.
+    layout.counts.num_truncated = layout.counts.truncated_tokens = 0;
     Case at;
     at.budget = layout.max_tokens_per_batch;
     at.max_length = layout.counts.max_length;
     at.special_tokens = layout.counts.special_tokens;
     at.max_sequences = layout.max_sequences_per_batch;
-    at.num_threads = 2;
     const std::int64_t bound = lower_bound(layout);
     if (bound > layout.num_batches) {
         fail(at, "the lower bound is above the number of batches");

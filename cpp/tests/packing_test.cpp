@@ -2,6 +2,7 @@
 // Usage: packing_test [CASES [SEED]]
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,6 +14,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "packing/assign.hpp"
@@ -48,6 +50,14 @@ void check_threads() {
         }
         check_places(at, layout, expected, random);
     }
+    // Sizes that need a table too large for several of them.
+    at.budget = 6000;
+    at.max_length = 5998;
+    at.lengths.resize(20'000);
+    for (std::int64_t& length : at.lengths) {
+        length = static_cast<std::int64_t>(random() % 5000);
+    }
+    check_places(at, lay_out(at), list(at, lay_out(at), Ids{}), random);
 }
 
 // Eight threads at once, on cases of their own and then on the same one.
@@ -102,11 +112,13 @@ void check_errors() {
     };
     expect_error<Invalid>("lengths[2] is negative (got -7)", [&] { count_of({1, 2, -7, -8}); });
     expect_error<Invalid>("out of range", [&] { count(std::span<const std::int32_t>(), 0, 2, 1); });
-    expect_error<std::overflow_error>("residues cut off", [] {
-        // 2^63 are cut off each: 2^64 together, which wrap to nothing.
-        const std::vector<std::uint64_t> lengths(2, (std::uint64_t{1} << 63) + 10);
-        count(std::span<const std::uint64_t>(lengths), 10, 2, 1);
-    });
+    for (const int num_threads : {1, 2}) {
+        expect_error<std::overflow_error>("residues cut off", [&] {
+            // 2^63 are cut off each: 2^64 together, which wrap to nothing.
+            const std::vector<std::uint64_t> lengths(2, (std::uint64_t{1} << 63) + 10);
+            count(std::span<const std::uint64_t>(lengths), 10, 2, num_threads);
+        });
+    }
     expect_error<std::overflow_error>("number of tokens", [] {
         const Rows lengths(3, most_tokens);
         first_fit_decreasing(count(std::span<const std::int64_t>(lengths), most_tokens, 0, 1),
@@ -164,6 +176,159 @@ void check_errors() {
         shuffle_rows(wide, std::span<const std::int64_t>(room).first(199), 1, std::span(room),
                      std::span(room), 1);
     });
+}
+
+// What is refused of parameters, of counts before the rows, and of buffers.
+void check_more_errors() {
+    using Invalid = std::invalid_argument;
+    const std::vector<std::int8_t> lengths{1, 1, 5};
+    const std::span<const std::int8_t> all(lengths);
+    expect_error<Invalid>("out of range", [&] { count(all, 10, -1, 1); });
+    expect_error<Invalid>("out of range", [&] { count(all, most_tokens, 1, 1); });
+    const TokenCounts counts = count(all, 10, 2, 1);
+    expect_error<Invalid>("no room",
+                          [&] { first_fit_decreasing(counts, most_tokens + 1, unlimited); });
+    expect_error<Invalid>("different limits", [&] { add(counts, count(all, 10, 3, 1)); });
+    const Layout layout = first_fit_decreasing(counts, 12, unlimited);
+    Rows out(3);
+    const auto assign_after = [&](const TokenCounts& before) {
+        assign(layout, all.first(0), before, Place::slot, std::span(out).first(0), 1);
+    };
+    expect_error<Invalid>("`before` was counted with limits",
+                          [&] { assign_after(count(all, 10, 3, 1)); });
+    expect_error<Invalid>("`before` has more sequences of 7 tokens",
+                          [&] { assign_after(add(counts, counts)); });
+    const std::vector<std::int8_t> shorter{0};
+    expect_error<Invalid>("`before` has more sequences of 2 tokens", [&] {
+        assign_after(count(std::span<const std::int8_t>(shorter), 10, 2, 1));
+    });
+    // Far from each other, so that the first of them is in another block or part.
+    std::vector<std::int8_t> many(20'000, 1);
+    many[3] = -5;
+    expect_error<Invalid>("lengths[3] is negative (got -5)",
+                          [&] { count(std::span<const std::int8_t>(many), 10, 2, 2); });
+    expect_error<std::overflow_error>("too narrow", [] {
+        TokenCounts trillions;
+        trillions.tokens.push_back(1);
+        trillions.sequences.push_back(std::int64_t{1} << 40);
+        assign(first_fit_decreasing(trillions, 1000, unlimited), std::span<const std::int8_t>(),
+               TokenCounts{}, Place::slot, std::span<std::int32_t>(), 1);
+    });
+    expect_error<std::overflow_error>("too narrow", [&] {
+        // Refused before anything is read, of which there is not so much.
+        const std::size_t size = std::size_t{1} << 31;
+        std::int32_t row = 0;
+        Rows offsets(static_cast<std::size_t>(layout.num_batches) + 1);
+        list_rows(layout, std::span(lengths.data(), size), Ids{}, std::span(&row, size),
+                  std::span(&row, size), std::span(offsets), 1);
+    });
+    expect_error<Invalid>("a buffer has the wrong size", [&] {
+        Rows room(3);
+        list_rows(layout, all, Ids{}, std::span(room), std::span(out), std::span(room), 1);
+    });
+    // Sizes too far apart for a table.
+    const std::vector<std::int64_t> far{std::int64_t{1} << 40, 5};
+    const Layout sparse = first_fit_decreasing(
+        count(std::span<const std::int64_t>(far), most_tokens, 0, 1), most_tokens, unlimited);
+    for (const std::int64_t length : {4, 6}) {
+        expect_error<Invalid>("that the layout lacks", [&] {
+            assign(sparse, std::span(&length, 1), count(all.first(0), most_tokens, 0, 1),
+                   Place::batch, std::span(out).first(1), 1);
+        });
+    }
+    Rows rows{0, 1, 2};
+    const std::span<const std::int64_t> from(rows);
+    for (const auto& [scratch, to] : {std::pair{2, 3}, {3, 2}}) {
+        Rows room(3);
+        expect_error<Invalid>("a buffer has the wrong size", [&, scratch = scratch, to = to] {
+            shuffle_rows(layout, from, 1, std::span(room).first(static_cast<std::size_t>(scratch)),
+                         std::span(out).first(static_cast<std::size_t>(to)), 1);
+        });
+        expect_error<Invalid>("a buffer has the wrong size", [&, scratch = scratch, to = to] {
+            Rows offsets(static_cast<std::size_t>(layout.num_batches) + 1);
+            list_rows(layout, all, Ids{}, std::span(room).first(static_cast<std::size_t>(scratch)),
+                      std::span(out).first(static_cast<std::size_t>(to)), std::span(offsets), 1);
+        });
+    }
+    expect_error<Invalid>("room for a sequence",
+                          [&] { most_valuable(counts, Rows{1, 1}, -1, unlimited, 0, 0, 1); });
+    expect_error<Invalid>("room for a sequence",
+                          [&] { most_valuable(counts, Rows{1, 1}, 12, 0, 0, 0, 1); });
+    if (most_valuable(counts, Rows{9, 1}, 6, unlimited, 0, 0, 1).best != 2) {
+        fail({}, "a sequence is worth something where there is no room for it");
+    }
+    if (most_valuable(TokenCounts{}, Rows{}, most_tokens, unlimited, 0, 0, 1).best != 0) {
+        fail({}, "a batch of nothing is worth something");
+    }
+}
+
+// Lengths that change while they are used: here because the kernel is made to write over them.
+void check_changes() {
+    using Invalid = std::invalid_argument;
+    const auto layout_for = [](std::vector<std::int64_t> lengths) {
+        const TokenCounts counts = count(std::span<const std::int64_t>(lengths), 1, 1, 1);
+        return first_fit_decreasing(counts, 2, unlimited);
+    };
+    // Row 0 goes to batch 0, whose number is written over the length of row 1.
+    Rows ones{1, 1, 0};
+    const std::span<std::int64_t> all(ones);
+    const Layout of_ones = layout_for({1, 1});
+    TokenCounts none = of_ones.counts;
+    none.tokens.clear();
+    none.sequences.clear();
+    expect_error<Invalid>("changed while they were being assigned", [&] {
+        assign(of_ones, std::span<const std::int64_t>(all.first(2)), none, Place::batch,
+               all.last(2), 1);
+    });
+    const auto list_over = [&](Rows room, std::size_t num_rows, std::size_t scratch) {
+        const std::span<std::int64_t> whole(room);
+        const std::span<const std::int64_t> lengths = whole.first(num_rows);
+        const Layout layout = layout_for({lengths.begin(), lengths.end()});
+        Rows out(num_rows);
+        Rows offsets(static_cast<std::size_t>(layout.num_batches) + 1);
+        expect_error<Invalid>("changed while they were being assigned", [&] {
+            list_rows(layout, lengths, Ids{}, whole.subspan(scratch, num_rows), std::span(out),
+                      std::span(offsets), 1);
+        });
+    };
+    // Row 0 is written over the length of row 1, which then has no place left.
+    list_over({0, 1}, 2, 0);
+    // Row 1 is written over the length of row 2, which then takes the place of another size.
+    list_over({0, 1, 0, 0, 0}, 3, 2);
+
+#ifndef __SANITIZE_THREAD__
+    // Counting writes nothing, so here another thread changes a length.
+    Rows lengths(200'000, 1);
+    std::atomic<bool> is_over = false;
+    std::thread other([&] {
+        for (std::int64_t length = 1; !is_over; length = -length) {
+            *static_cast<volatile std::int64_t*>(lengths.data()) = length;
+        }
+    });
+    bool has_changed = false;
+    for (int i = 0; i < 100'000 && !has_changed; ++i) {
+        try {
+            count(std::span<const std::int64_t>(lengths), 1, 1, 1);
+        } catch (const Invalid& error) {
+            has_changed = std::string(error.what()) == "lengths changed while they were counted";
+        }
+    }
+    is_over = true;
+    other.join();
+    if (!has_changed) {
+        fail({}, "a change of lengths is never seen");
+    }
+#endif
+}
+
+// Texts without a letter are equal.
+void check_empty_texts() {
+    Case at;
+    at.lengths.assign(5, 1);
+    const std::vector<Text> texts(5);
+    if (list(at, lay_out(at), std::span<const Text>(texts)) != list(at, lay_out(at), Ids{})) {
+        fail(at, "empty texts change the order of rows");
+    }
 }
 
 // Sums that just fit in 64 bits, and those that just do not.
@@ -319,6 +484,9 @@ int main(int argc, char** argv) {
     const long long cases = argc > 1 ? std::atoll(argv[1]) : 20'000;
     const long long seed = argc > 2 ? std::atoll(argv[2]) : 0;
     check_errors();
+    check_more_errors();
+    check_changes();
+    check_empty_texts();
     check_overflow();
     check_forgeries();
     check_bad_patterns();

@@ -16,7 +16,8 @@ import pytest
 from command import run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from instances import optimum, triplets
+from instances import triplets
+from reference import check_plan
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, Layout, PackingPlan, _core, column_generation
@@ -29,40 +30,6 @@ def tight(packer: GreedyPacker) -> GreedyPacker:
     return packer
 
 
-def check(plan: PackingPlan, lengths: list[int], packer: GreedyPacker) -> None:
-    """Coverage, limits and order, from the rows alone."""
-    assert sorted(plan.indices.tolist()) == list(range(len(lengths)))
-    limit = plan.max_sequence_length
-    tokens = [min(length, limit) + plan.special_tokens for length in lengths]
-    longest = []
-    for rows in plan:
-        of_rows = [tokens[row] for row in rows.tolist()]
-        assert sum(of_rows) <= packer.max_tokens_per_batch
-        assert 1 <= len(of_rows) <= (packer.max_sequences_per_batch or len(lengths))
-        assert of_rows == sorted(of_rows, reverse=True)
-        longest.append(of_rows[0])
-    assert longest == sorted(longest, reverse=True)
-    # Equal ones in order of rows.
-    order = sorted(plan.indices.tolist(), key=lambda row: -tokens[row])
-    assert order == sorted(order, key=lambda row: (-tokens[row], row))
-
-
-@settings(max_examples=300)
-@given(
-    st.lists(st.integers(1, 30), min_size=1, max_size=11),
-    st.integers(30, 60),
-    st.one_of(st.none(), st.integers(1, 4)),
-)
-def test_between_the_bound_and_first_fit(sizes: list[int], budget: int, most: int | None) -> None:
-    packer = GreedyPacker(budget, budget, special_tokens=0, max_sequences_per_batch=most)
-    first_fit = packer.pack_lengths(sizes)
-    plan = tight(packer).pack_lengths(sizes)
-    check(plan, sizes, packer)
-    best = optimum(sizes, budget, most)
-    assert first_fit.lower_bound <= plan.lower_bound <= best <= len(plan) <= len(first_fit)
-    assert plan.proven_optimal == (len(plan) == plan.lower_bound)
-
-
 @settings(max_examples=150)
 @given(cases())
 def test_any_case(case: Case) -> None:
@@ -73,7 +40,7 @@ def test_any_case(case: Case) -> None:
     assert len(plan) <= len(first_fit)
     assert first_fit.lower_bound <= plan.lower_bound <= len(plan)
     if len(plan) < len(first_fit):
-        check(plan, case.lengths, packer)
+        check_plan(plan, case.lengths, packer)
     copy = pickle.loads(pickle.dumps(plan))
     assert (copy, copy.lower_bound) == (plan, plan.lower_bound)
 
@@ -252,7 +219,7 @@ def test_work_is_limited(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     packer = GreedyPacker(1000, 1000, special_tokens=0)
     first_fit = packer.pack_lengths(lengths)
     plan = tight(packer).pack_lengths(lengths)
-    check(plan, lengths, packer)
+    check_plan(plan, lengths, packer)
     assert 167 <= plan.lower_bound <= len(plan) <= len(first_fit)
 
 

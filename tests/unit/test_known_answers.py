@@ -7,7 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import reference
-from instances import optimum, triplets, uniform
+from exact import optimum
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from instances import triplets, uniform
 
 from virnucpro.data import GreedyPacker, PackingPlan
 
@@ -93,3 +96,17 @@ def test_exact_optimum(
         above.append(len(first_fit) - best)
     # FFD is at some optima, and never at those of triplets.
     assert (min(above) > 0) == (make is triplets)
+
+
+@settings(max_examples=300)
+@given(
+    st.lists(st.integers(1, 30), min_size=1, max_size=11),
+    st.integers(30, 60),
+    st.one_of(st.none(), st.integers(1, 4)),
+)
+def test_small_counts(sizes: list[int], budget: int, most: int | None) -> None:
+    first_fit, tight = pack(sizes, budget, most)
+    packer = GreedyPacker(budget, budget, special_tokens=0, max_sequences_per_batch=most)
+    reference.check_plan(tight, sizes, packer)
+    check_order(first_fit, tight, optimum(sizes, budget, most))
+    assert tight.proven_optimal == (len(tight) == tight.lower_bound)

@@ -1,0 +1,195 @@
+"""Plants mutations in the kernel, one at a time, and tells which of them its tests let live.
+
+Usage: mutate_kernel.py [WORD], those whose file or text has the word. Each is built from a copy of
+cpp/ in build/mutation. The exit status is 1 below 90 % killed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPY = ROOT / "build" / "mutation"
+PROGRAMS = ["packing_test", "packing_in_parts_test", "allocation_test"]
+COMMANDS = [["packing_test", "1000"], ["packing_in_parts_test", "1000"], ["allocation_test"]]
+
+# Where, what stands there once, and what takes its place.
+MUTATIONS = [
+    # Sums, and those that do not fit.
+    ("checked.hpp", "if (a > std::numeric_limits<std::int64_t>::max() - b)", "if (false)"),
+    ("checked.hpp", "(a > std::numeric_limits", "(a >= std::numeric_limits"),
+    ("checked.hpp", "a > std::numeric_limits<std::int64_t>::max() / b", "false"),
+    ("checked.hpp", "a > std::numeric_limits<std::int64_t>::max() / b", "a >= INT64_MAX / b"),
+    ("checked.hpp", "a % b == 0 ? 0 : 1", "a % b <= 1 ? 0 : 1"),
+    # Parts for threads.
+    ("parallel.hpp", "std::min(i, work % parts)", "0"),
+    ("parallel.hpp", "run(part);", ""),
+    # Counting.
+    ("counts.cpp", "has_negative = has_negative || bits < 0;", ""),
+    ("counts.cpp", "has_negative = has_negative || other.has_negative;", ""),
+    ("counts.cpp", "carries += excess < cut ? 1 : 0;", ""),
+    ("counts.cpp", "carries += truncated < residues ? 1 : 0;", ""),
+    ("counts.cpp", "carries += other.carries;", ""),
+    ("counts.cpp", "found.carries > 0 || found.truncated > most", "found.carries > 0"),
+    ("counts.cpp", "if (length > limit) {", "if (length >= limit) {"),
+    ("counts.cpp", "counts.tokens.back() == tokens", "false"),
+    ("counts.cpp", "if (total[length] > 0)", "if (total[length] > 1)"),
+    ("counts.cpp", "DenseBins{limit + 1}", "DenseBins{limit}"),
+    ("counts.cpp", "std::min(as_unsigned(std::ranges::max(lengths)), limit + 1)", "limit"),
+    ("counts.cpp", "*first, last - first", "*first, 1"),
+    ("counts.cpp", "a.tokens[i] >= b.tokens[j]", "a.tokens[i] > b.tokens[j]"),
+    ("counts.cpp", "sum.num_sequences();", ""),
+    ("counts.cpp", "a.max_length != b.max_length || ", ""),
+    ("counts.cpp", "truncated_tokens >= num_truncated", "truncated_tokens >= 0"),
+    ("counts.cpp", "has_longest ? sequences.front() : 0", "has_longest ? most_tokens : 0"),
+    ("histogram.hpp", "num_tables_ * num_bins) {}", "num_tables_ * num_bins, 1) {}"),
+    ("histogram.hpp", "i < all.size(); i += num_bins_", "i < num_bins_; i += num_bins_"),
+    ("histogram.hpp", "std::min(largest + 1, counts.max_length)", "largest"),
+    ("histogram.hpp", "found != tokens.end() && *found == size", "found != tokens.end()"),
+    ("histogram.hpp", "std::min(as_unsigned(length), max_length)", "as_unsigned(length)"),
+    # First-fit decreasing on counts.
+    ("layout.cpp", "group.num_sequences == max_sequences_", "false"),
+    ("layout.cpp", "lower_bound(rest, group.free_tokens", "upper_bound(rest, group.free_tokens"),
+    ("layout.cpp", "pop_heap(open_, std::greater{}", "pop_heap(open_, std::less{}"),
+    ("layout.cpp", "i != none; i = nodes_[i].next", "i != none; i = none"),
+    ("layout.cpp", "std::exchange(waiting_[size], node)", "none; waiting_[size] = node"),
+    ("layout.cpp", "free_nodes_.push_back(node);", "free_nodes_.push_back(0);"),
+    ("layout.cpp", "tokens == 0 ? left", "tokens == 0 ? 1"),
+    ("layout.cpp", "std::min(fit, max_sequences - num_sequences)", "std::min(fit, max_sequences)"),
+    ("layout.cpp", "ceil_divide(left, fit), max_tokens, 0}", "left / fit + 1, max_tokens, 0}"),
+    ("layout.cpp", "std::min(group.num_batches, left / fit)", "std::min(group.num_batches, left)"),
+    ("layout.cpp", "fill(rest > 0 ? 1 : 0, rest);", ""),
+    ("layout.cpp", "fill(group.num_batches, 0);", ""),
+    ("layout.cpp", "group.first_batch += num_batches;", ""),
+    ("layout.cpp", "free_tokens - per_batch * tokens", "free_tokens - tokens"),
+    ("layout.cpp", "group.num_sequences + per_batch}", "group.num_sequences + 1}"),
+    ("layout.cpp", "{placed, group.first_batch", "{0, group.first_batch"),
+    # Layouts of patterns.
+    ("layout.cpp", "-one.sequences", "one.sequences"),
+    ("layout.cpp", "least_size = size + 1", "least_size = size"),
+    ("layout.cpp", "sequences <= left[size] / num_batches[i]", "true"),
+    ("layout.cpp", "sequences <= max_sequences_per_batch - group.num_sequences", "true"),
+    ("layout.cpp", "left[size] -= sequences * num_batches[i];", "left[size] -= num_batches[i];"),
+    ("layout.cpp", "slot += sequences;\n        }\n        layout", "}\n        layout"),
+    ("layout.cpp", "found.second.back() += number;", "found.second.back() = number;"),
+    # The lower bound.
+    ("layout.cpp", "sizes[half] > budget / 2", "sizes[half] >= budget / 2"),
+    (
+        "layout.cpp",
+        "sizes[large - 1] <= budget - threshold",
+        "sizes[large - 1] < budget - threshold",
+    ),
+    (
+        "layout.cpp",
+        "small_tokens += sizes[size] * sequences[size];",
+        "small_tokens += sizes[size];",
+    ),
+    ("layout.cpp", "consider(0);", ""),
+    # Going through a layout.
+    ("layout.hpp", "end_of(part) <= batch", "end_of(part) < batch"),
+    ("layout.hpp", "std::min(end, end_of(part))", "end"),
+    ("layout.cpp", "out[last] -= value;", ""),
+    ("layout.cpp", "offsets[batch] += offsets[batch - 1];", ""),
+    ("layout.cpp", "run.first_sequence == sequences,", "true,"),
+    ("layout.cpp", "part.run->first_slot == sequences", "true"),
+    ("layout.cpp", "tokens <= max_tokens_per_batch", "true"),
+    # Places and rows.
+    ("assign.cpp", "left == 0 ? 1 : 0", "left <= 1 ? 1 : 0"),
+    ("assign.cpp", "+= in_run / run->per_batch", "+= in_run"),
+    ("assign.cpp", "-= in_run % run->per_batch", "-= 0"),
+    ("assign.cpp", "run.first_slot + run.per_batch", "run.per_batch"),
+    (
+        "assign.cpp",
+        "counts.tokens[size] > before.tokens[i]",
+        "counts.tokens[size] >= before.tokens[i]",
+    ),
+    ("assign.cpp", "counts.sequences[size] < before.sequences[i]", "false"),
+    ("assign.cpp", "num_counted != static_cast<std::int64_t>(histogram.num_lengths())", "false"),
+    ("assign.cpp", "counted[size] > layout", "counted[size] >= layout"),
+    ("assign.cpp", "+= std::exchange(count, before[size])", "+= count"),
+    ("assign.cpp", "if (ends[size] != starts[size + 1])", "if (ends[size] > starts[size + 1])"),
+    ("assign.cpp", "positions.counts(part)[bin] != end", "false"),
+    ("assign.cpp", "(batch - run.first_batch) * run.per_batch", "0"),
+    ("assign.cpp", "left > 1; --left", "left > 2; --left"),
+    ("assign.cpp", "SplitMix64(seed)() + size", "size"),
+    # Ties.
+    ("ids.cpp", "prefix = std::min(prefix, other.prefix);", "prefix = other.prefix;"),
+    ("ids.cpp", "largest = std::max(largest, other.largest);", "largest = other.largest;"),
+    ("ids.cpp", "^ (std::uint64_t{1} << 63)", ""),
+    ("ids.cpp", "- smallest_ + 1 : 0", "- smallest_ : 0"),
+    ("ids.cpp", "std::bit_width(values)", "std::bit_width(values - 1)"),
+    ("ids.cpp", "(key & last_point) != 0", "false"),
+    ("ids.cpp", "rest_a.size() < rest_b.size()", "rest_a.size() > rest_b.size()"),
+    ("ids.cpp", "a.row < b.row", "a.row > b.row"),
+    # The knapsack.
+    ("knapsack.cpp", "if (most < sequences)", "if (most <= sequences)"),
+    ("knapsack.cpp", "power *= 2", "power *= 3"),
+    ("knapsack.cpp", "std::min({sequences, budget / tokens, max_sequences})", "sequences"),
+    ("knapsack.cpp", "most <= max_sequences ? 0", "most <= max_sequences + 1 ? 0"),
+    ("knapsack.cpp", "piece.is_repeated ? i : last_row_ + rows - i", "i"),
+    ("knapsack.cpp", "improve(before_.data(), tokens", "improve(best_.data(), tokens"),
+    ("knapsack.cpp", "table.best() >= exact", "table.best() > exact"),
+    ("knapsack.cpp", "values[piece.size] <= 0", "values[piece.size] < -9"),
+    ("knapsack.cpp", "table.best() > before && ", ""),
+    ("knapsack.cpp", "if (!piece.is_repeated) {\n                    break;", "if (false) {"),
+]
+
+
+def build() -> bool:
+    """Whether the copy compiles."""
+    command = ["cmake", "--build", str(COPY / "build"), "--target", *PROGRAMS]
+    return subprocess.run(command, capture_output=True).returncode == 0
+
+
+def is_killed() -> bool:
+    """Whether a test fails, or does not end."""
+    for program, *arguments in COMMANDS:
+        command = [str(COPY / "build" / program), *arguments]
+        try:
+            # A mutation may ask for memory without end.
+            result = subprocess.run(
+                ["prlimit", f"--as={4 << 30}", *command], capture_output=True, timeout=120
+            )
+        except subprocess.TimeoutExpired:
+            return True
+        if result.returncode != 0:
+            return True
+    return False
+
+
+def main() -> int:
+    """Plant the mutations and return the exit status."""
+    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    chosen = [mutation for mutation in MUTATIONS if any(word in part for part in mutation)]
+    shutil.rmtree(COPY, ignore_errors=True)
+    for folder in ("cpp", "benchmarks"):
+        shutil.copytree(ROOT / folder, COPY / folder)
+    shutil.copy(ROOT / "CMakeLists.txt", COPY)
+    flags = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-O1"]
+    configure = ["cmake", "-S", str(COPY), "-B", str(COPY / "build"), *flags]
+    subprocess.run(configure, check=True, capture_output=True)
+    if not build() or is_killed():
+        raise SystemExit("the kernel fails its tests as it is")
+    survivors = 0
+    for name, old, new in chosen:
+        path = COPY / "cpp" / "packing" / name
+        text = path.read_text()
+        if text.count(old) != 1:
+            raise SystemExit(f"{name} has {text.count(old)} times, not once: {old}")
+        path.write_text(text.replace(old, new))
+        if not build():
+            raise SystemExit(f"{name} does not compile with: {new}")
+        verdict = "killed" if is_killed() else "SURVIVED"
+        survivors += verdict == "SURVIVED"
+        print(f"{verdict:8} {name}: {old!r} -> {new!r}", flush=True)
+        path.write_text(text)
+    killed = len(chosen) - survivors
+    print(f"{killed} of {len(chosen)} killed")
+    return 0 if killed >= 0.9 * len(chosen) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

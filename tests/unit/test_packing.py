@@ -601,7 +601,7 @@ def test_edge_cases(
 def test_empty_input_gives_an_empty_plan() -> None:
     empty: list[Any]
     for empty in ([], np.empty(0, np.uint8), np.array([])):  # type: ignore[assignment]
-        plan = GreedyPacker(4096).pack_lengths(empty, ids=[])
+        plan = GreedyPacker(4096).pack_lengths(empty, ids=empty)
         assert (len(plan), plan.num_sequences, plan.efficiency, plan.lower_bound) == (0, 0, 0.0, 0)
         assert plan.offsets.tolist() == [0]
         assert list(plan) == []

@@ -91,7 +91,7 @@ def check_ids(
         check_count(len(ids), num_sequences)
         return check_arrow_ids(ids, arrow)
     array = check_dimension(ids, "ids") if hasattr(ids, "__array__") else None
-    if array is None or array.dtype.kind in "OT":
+    if array is None or array.dtype.kind in "OT" or array.size == 0:
         objects = tuple(ids if array is None else array.tolist())
         check_count(len(objects), num_sequences)
         return check_id_objects(objects, describe)

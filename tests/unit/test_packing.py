@@ -513,6 +513,10 @@ def test_truncation_warnings_are_limited_a_packer(caplog: pytest.LogCaptureFixtu
     with caplog.at_level(logging.WARNING, LOGGER):
         packer.pack_sequences(make_records([1024] * 3))
         assert len(caplog.records) == 1
+        caplog.clear()
+        GreedyPacker(4096).pack_sequences(make_records([1024] * 100))
+        assert all("Sequence seq" in message for message in caplog.messages)
+        assert len(caplog.messages) == 100
 
 
 def test_truncation_of_arrays_is_one_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -844,7 +848,11 @@ def test_bad_ids(ids: Any, error: type, message: str) -> None:
         ({"id": "a"}, ValueError, r"sequences\[1\] has no 'sequence'"),
         ({"sequence": "MK"}, ValueError, r"sequences\[1\] has no 'id'"),
         ("MK", TypeError, r"sequences\[1\] must be a dict \(got str\)"),
-        ({"id": "a", "sequence": b"MK"}, TypeError, r"sequences\[1\]\['sequence'\] must be a str"),
+        (
+            {"id": "a", "sequence": b"MK"},
+            TypeError,
+            r"\[1\]\['sequence'\] must be a str \(got bytes\)",
+        ),
         ({"id": "a", "sequence": None}, TypeError, r"must be a str \(got NoneType\)"),
         ({"id": 7, "sequence": "MK"}, TypeError, r"sequences\[1\]\['id'\] must be str like"),
     ],

@@ -27,6 +27,7 @@ class FakeDevice:
         pytest.param(4, {"bytes_per_token": 2**20, "min_tokens": 100}, 512, id="half a GiB"),
         pytest.param(80, {"bytes_per_token": 2**20}, 16384, id="ceiling"),
         pytest.param(16, {"max_tokens": 10**9}, 9 * 2**30 // 4096, id="bytes of a token"),
+        pytest.param(16, {"bytes_per_token": 2**20 + 1}, 9215, id="no part of a token"),
         pytest.param(
             3,
             {"model_memory_gb": 0, "safety_margin_gb": 0, "bytes_per_token": 2**20},

@@ -221,7 +221,7 @@ coverage: .venv/dev
 	llvm-profdata merge -o build/coverage/all.profdata build/coverage/*.profraw
 	llvm-cov export -instr-profile build/coverage/all.profdata \
 		$(KERNEL_TESTS:%=-object build/coverage/%) cpp/packing | python tests/kernel_coverage.py
-	coverage run -m pytest -q $(API_TESTS)
+	HYPOTHESIS_PROFILE=few coverage run -m pytest -q $(API_TESTS)
 	coverage report
 
 ## mutate: faults put into the kernel, one by one; an error where its tests see less than nine tenths

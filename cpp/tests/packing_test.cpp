@@ -229,7 +229,8 @@ void check_more_errors() {
     });
     expect_error<Invalid>("a buffer has the wrong size", [&] {
         Rows room(3);
-        list_rows(layout, all, Ids{}, std::span(room), std::span(out), std::span(room), 1);
+        Rows offsets(static_cast<std::size_t>(layout.num_batches) + 2);
+        list_rows(layout, all, Ids{}, std::span(room), std::span(out), std::span(offsets), 1);
     });
     // Sizes too far apart for a table.
     const std::vector<std::int64_t> far{std::int64_t{1} << 40, 5};

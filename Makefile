@@ -17,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-python fuzz wheel range fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel range fuzz-records coverage mutate tidy mutate-python clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -111,16 +111,26 @@ SANITIZED := import sys, pytest; \
 	import virnucpro.data._core as core; assert "build/sanitize" in core.__file__, core.__file__; \
 	sys.exit(pytest.main(sys.argv[1:]))
 
-## sanitize: the kernel's tests with AddressSanitizer and UBSan, and with ThreadSanitizer
-sanitize: .venv/dev
-	cmake --preset sanitize
-	cmake --build --preset sanitize
-	ctest --preset sanitize
-	cmake --preset thread-sanitize
-	cmake --build --preset thread-sanitize
-	ctest --preset thread-sanitize
+# The tests of the kernel in which threads share small cases too.
+KERNEL_TESTS := packing_in_parts_test allocation_test replay_lengths replay_fields
+RUN_KERNEL_TESTS := --exclude-regex '^packing$$'
 
-## sanitize-python: the bindings' tests with AddressSanitizer and UBSan
+## sanitize: all of the three that follow
+sanitize: sanitize-kernel sanitize-threads sanitize-python
+
+## sanitize-kernel: the kernel's tests with AddressSanitizer and UndefinedBehaviorSanitizer
+sanitize-kernel: .venv/dev
+	cmake --preset sanitize
+	cmake --build --preset sanitize --target $(KERNEL_TESTS)
+	ctest --preset sanitize $(RUN_KERNEL_TESTS)
+
+## sanitize-threads: the kernel's tests with ThreadSanitizer
+sanitize-threads: .venv/dev
+	cmake --preset thread-sanitize
+	cmake --build --preset thread-sanitize --target $(KERNEL_TESTS)
+	ctest --preset thread-sanitize $(RUN_KERNEL_TESTS)
+
+## sanitize-python: the bindings' tests with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize-python: .venv/dev
 	rm -rf build/sanitize-python
 	pip install --quiet --no-build-isolation --no-deps --target build/sanitize-python . \
@@ -132,7 +142,8 @@ sanitize-python: .venv/dev
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
 		tests/unit/test_packing.py tests/unit/test_records.py tests/unit/test_robustness.py \
 		tests/unit/test_fuzz_records.py tests/unit/test_column_generation.py \
-		-k "not no_torch and not token_budget and not import_needs and not failed_allocations and not command and not solver"
+		-k "not import_needs and not failed_allocations and not command and not solver and not no_torch \
+		and not token_budget and not interrupted and not forks and not workers"
 
 # libFuzzer is clang's. Sixty seconds each for the two targets would be SECONDS=120.
 FUZZ := -max_total_time=$$(($(SECONDS) / 2)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
@@ -206,7 +217,6 @@ API_TESTS := $(addprefix tests/unit/, test_packing.py test_records.py test_robus
 	test_arrow_ids.py test_token_budget.py \
 	test_column_generation.py::test_dicts_and_files test_column_generation.py::test_without_the_solver \
 	test_plan_file.py::test_saved_plans_are_loaded test_plan_file.py::test_saving_without_pyarrow_says_so)
-KERNEL_TESTS := packing_in_parts_test allocation_test replay_lengths replay_fields
 
 ## coverage: code and branches that tests reach; an error where any of the kernel, or of the Python
 ## API, is missed
@@ -217,7 +227,7 @@ coverage: .venv/dev
 	cmake --build --preset coverage --target $(KERNEL_TESTS)
 	rm -f build/coverage/*.profraw
 	LLVM_PROFILE_FILE=$(CURDIR)/build/coverage/%p.profraw \
-		ctest --preset coverage --exclude-regex '^packing$$'
+		ctest --preset coverage $(RUN_KERNEL_TESTS)
 	llvm-profdata merge -o build/coverage/all.profdata build/coverage/*.profraw
 	llvm-cov export -instr-profile build/coverage/all.profdata \
 		$(KERNEL_TESTS:%=-object build/coverage/%) cpp/packing | python tests/kernel_coverage.py

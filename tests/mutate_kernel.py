@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 COPY = ROOT / "build" / "mutation"
 # The tests, and the cases that those on random ones try.
-COMMANDS = [["packing_in_parts_test", "1000"], ["allocation_test"]]
+COMMANDS = [["packing_in_parts_test", "300"], ["allocation_test"]]
 
 # Where, what stands there once, and what takes its place.
 MUTATIONS = [

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import highspy
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -280,6 +281,21 @@ def test_without_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
     tight(GreedyPacker(1000, 1000, special_tokens=0)).pack_lengths(triplets(60, 0))
     assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_another_use_of_the_solver_may_have_more_threads() -> None:
+    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
+    alone = packer.pack_lengths(triplets(60, 0))
+    highspy.Highs.resetGlobalScheduler(True)
+    try:
+        other = highspy.Highs()
+        other.setOptionValue("threads", 2)
+        other.minimize(other.addBinary() + other.addBinary())
+        plan = packer.pack_lengths(triplets(60, 0))
+    finally:
+        highspy.Highs.resetGlobalScheduler(True)
+    assert plan == alone
+    assert len(plan) == 20
 
 
 def test_unknown_method() -> None:

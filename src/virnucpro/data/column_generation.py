@@ -84,6 +84,7 @@ class Program(highspy.Highs):
     def __init__(self, num_sizes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.setOptionValue("threads", 1)
+        self.setOptionValue("parallel", "off")
         self.setOptionValue("solver", "simplex")
         self.setOptionValue("presolve", "off")
         self.scale = 1.0
@@ -130,7 +131,10 @@ class Program(highspy.Highs):
         """
         left = max(0, MOST_PIVOTS_IN_ALL - self.pivots) // self.num_sizes
         self.setOptionValue("simplex_iteration_limit", left)
-        self.run()
+        if self.run() == highspy.HighsStatus.kError:
+            # All solvers of a process share their threads, and another one has asked for more.
+            self.setOptionValue("threads", 0)
+            self.run()
         self.pivots += self.getInfo().simplex_iteration_count * self.num_sizes
         if self.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None

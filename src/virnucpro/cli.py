@@ -21,7 +21,7 @@ from rich.table import Table
 
 from virnucpro.data._core import __version__
 from virnucpro.data.inputs import Reading, Sequences
-from virnucpro.data.packing import GreedyPacker
+from virnucpro.data.packing import GreedyPacker, column_generation
 from virnucpro.data.plan import Layout
 from virnucpro.data.plan_file import (
     Summary,
@@ -166,6 +166,10 @@ def pack(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
+    if method is Method.tight:
+        with failing_in_one_line():
+            # Before any work, which would be lost without it.
+            column_generation()
     if not quiet:
         level = logging.INFO if console.is_terminal else logging.WARNING
         show_log("virnucpro.data.column_generation", level)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import pickle
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -276,6 +277,21 @@ def test_without_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModuleNotFoundError, match=message) as found:
         packer.pack_lengths([1])
     assert found.value.name == "highspy"
+
+
+def test_command_asks_for_the_solver_before_it_reads() -> None:
+    code = (
+        "import sys; sys.modules['highspy'] = None; "
+        "sys.argv = ['virnucpro', 'pack', 'none.fa', '-o', 'plan', '--method', 'tight']\n"
+        "from virnucpro.__main__ import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "virnucpro: method='tight' needs highspy: pip install 'virnucpro[tight]'\n"
+    )
 
 
 def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:

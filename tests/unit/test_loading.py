@@ -268,7 +268,8 @@ def test_workers_see_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"buffer_size": 0}, ValueError, "buffer_size must be at least 1"),
         ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
         ({"timeout": -1.0}, ValueError, "timeout must be at least 0"),
-        ({"timeout": None}, ValueError, r"timeout must be at least 0 \(got None\)"),
+        ({"timeout": None}, TypeError, r"timeout must be a number \(got None\)"),
+        ({"timeout": float("nan")}, ValueError, "timeout must be at least 0"),
         ({"token_budget": 2}, ValueError, "room for one residue"),
     ],
 )

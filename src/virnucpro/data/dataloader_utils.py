@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -114,7 +115,9 @@ def create_async_dataloader(
         )
     if batch_size is not None:
         batch_size = check_integer(batch_size, "batch_size", 1)
-    if not isinstance(timeout, (int, float)) or not timeout >= 0:
+    if not isinstance(timeout, (int, float, np.integer)):
+        raise TypeError(f"timeout must be a number (got {timeout!r})")
+    if not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 (got {timeout})")
     num_workers = check_integer(num_workers, "num_workers", 0)
     prefetch_factor = check_integer(prefetch_factor, "prefetch_factor", 1)

@@ -117,7 +117,8 @@ class Reading:
                 length is null, negative or no integer.
             OSError: A file cannot be read.
 
-        Cost: one pass; about 40 bytes of memory a sequence with IDs of 12 letters.
+        Cost: one pass, two of tables, which are hashed first; about 40 bytes of memory a sequence
+        with IDs of 12 letters.
         """
         ids: list[Any] = []
         lengths: list[NDArray[np.int64]] = []

@@ -283,7 +283,8 @@ class GreedyPacker:
             ValueError: A length is negative, above the limit under overlong="error", or not in
                 one dimension.
             TypeError: Lengths are not integers.
-            OverflowError: All tokens together, or the residues cut off, need more than 64 bits.
+            OverflowError: The residues cut off need more than 64 bits. `lay_out` tells whether all
+                tokens do.
 
         Cost: O(n), memory for a table of all lengths up to the longest one or the limit; where
         that were larger than `lengths`, a sorted copy of these.

@@ -67,7 +67,7 @@ class TokenCounts:
 
         Raises:
             ValueError: They were made with different limits or special tokens.
-            OverflowError: All sequences together need more than 64 bits.
+            OverflowError: All sequences together, or the residues cut off, need more than 64 bits.
 
         Cost: O(distinct sizes).
         """
@@ -199,7 +199,8 @@ class Layout:
             lengths: Residues of each row, a 1-D array of any integer type or a list of int.
             before: Counts of all rows that come before these in the data set.
             out: Where to write: an int32 or int64 array of the shape of `lengths` that does not
-                overlap it, ``np.memmap`` included. It stays as it is where an error is raised.
+                overlap it, ``np.memmap`` included. It stays as it is where an error is raised,
+                unless `lengths` are changed meanwhile.
 
         Returns:
             `out`, or a new array [n] of int32, or of int64 where the layout has 2**31 sequences or

@@ -84,7 +84,7 @@ bench-job: .venv/dev
 bench-cluster: .venv/dev
 	python benchmarks/cluster.py
 
-## bench-tight: method="tight" against First-Fit Decreasing, two minutes; docs/algorithm.md
+## bench-tight: method="tight" against First-Fit Decreasing, a minute; docs/algorithm.md
 bench-tight: .venv/dev
 	python benchmarks/tight.py
 
@@ -145,8 +145,8 @@ sanitize-python: .venv/dev
 		-k "not import_needs and not failed_allocations and not command and not solver and not no_torch \
 		and not token_budget and not interrupted and not forks and not workers"
 
-# libFuzzer is clang's. Sixty seconds each for the two targets would be SECONDS=120.
-FUZZ := -max_total_time=$$(($(SECONDS) / 2)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
+# libFuzzer is clang's. Half of the time is each target's, rounded up, as 0 would be without end.
+FUZZ := -max_total_time=$$((($(SECONDS) + 1) / 2)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
 
 ## fuzz: the kernel against the obvious algorithm for SECONDS, guided by what inputs reach; what fails
 ## is kept in build/fuzz/, and all that is worth keeping in build/fuzz/lengths/ and fields/
@@ -174,7 +174,8 @@ wheel: .venv/dev
 	auditwheel repair --wheel-dir dist build/dist/*.whl
 	auditwheel show dist/*.whl
 	python -m venv build/clean
-	! $(CLEAN) command -v cc c++ gcc g++ clang clang++ cmake ninja
+	for tool in cc c++ gcc g++ clang clang++ cmake ninja; do \
+		! $(CLEAN) command -v $$tool || exit 1; done
 	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: dist/*.whl pytest hypothesis
 	$(CLEAN) python tests/installed.py core
 	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: "$$(echo dist/*.whl)[cli,tight]" \

@@ -347,7 +347,7 @@ class PackingPlan(Layout):
         The file appears when it is complete. Needs pyarrow.
 
         Raises:
-            OSError: The file cannot be written.
+            OSError: The file cannot be written, or what is there is no file.
             ModuleNotFoundError: pyarrow is not installed.
 
         Cost: O(n).

@@ -167,6 +167,8 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """Give a path to write to; what is there takes the place of `path` when all went well."""
     # What a link points to is replaced, not the link.
     path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: is no regular file")
     unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield unfinished

@@ -152,7 +152,7 @@ def is_killed() -> bool:
         try:
             # A mutation may ask for memory without end.
             result = subprocess.run(
-                ["prlimit", f"--as={4 << 30}", *command], capture_output=True, timeout=120
+                ["prlimit", f"--as={4 << 30}", *command], capture_output=True, timeout=60
             )
         except subprocess.TimeoutExpired:
             return True

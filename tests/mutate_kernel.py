@@ -165,6 +165,8 @@ def main() -> int:
     """Plant the mutations and return the exit status."""
     word = sys.argv[1] if len(sys.argv) > 1 else ""
     chosen = [mutation for mutation in MUTATIONS if any(word in part for part in mutation)]
+    if not chosen:
+        raise SystemExit(f"no mutation has the word {word!r}")
     shutil.rmtree(COPY, ignore_errors=True)
     for folder in ("cpp", "benchmarks"):
         shutil.copytree(ROOT / folder, COPY / folder)

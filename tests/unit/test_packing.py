@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -805,8 +806,10 @@ def test_parameters_at_their_bounds(parameters: dict[str, Any]) -> None:
         ([5, 2**63], ValueError, r"lengths\[1\] does not fit in int64 \(got 9223372036854775808\)"),
         ([5, -(2**63) - 1], ValueError, r"lengths\[1\] does not fit in int64 \(got -922"),
         ([2**63 - 1, -(2**63), 2**64], ValueError, r"lengths\[2\] does not fit in int64"),
-        ("MKTAY", TypeError, r"lengths\[0\] must be an integer \(got 'M'\)"),
-        (None, TypeError, r"'NoneType' object is not iterable"),
+        ("MKTAY", TypeError, r"lengths must be a list or an array of integers \(got str\)"),
+        (b"MKTAY", TypeError, r"lengths must be a list or an array of integers \(got bytes\)"),
+        ({5: 6}, TypeError, r"lengths must be a list or an array of integers \(got dict\)"),
+        (None, TypeError, r"lengths must be a list or an array of integers \(got NoneType\)"),
     ],
 )
 def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
@@ -829,6 +832,7 @@ def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
         (b"abc", TypeError, r"ids must be a list or an array of IDs \(got bytes\)"),
         ([1, 2.5, 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got float\)"),
         ("abc", TypeError, r"ids must be a list or an array of IDs \(got str\)"),
+        (7, TypeError, r"ids must be a list or an array of IDs \(got int\)"),
         (np.array([1.5, 2, 3]), TypeError, r"ids must be str or int \(got float64\)"),
         (np.array([True, False, True]), TypeError, r"ids must be str or int \(got bool\)"),
         (np.array([b"a", b"b", b"c"]), TypeError, r"ids must be str or int \(got \|S1\)"),
@@ -845,8 +849,9 @@ def test_bad_ids(ids: Any, error: type, message: str) -> None:
 @pytest.mark.parametrize(
     ("record", "error", "message"),
     [
-        ({"id": "a"}, ValueError, r"sequences\[1\] has no 'sequence'"),
-        ({"sequence": "MK"}, ValueError, r"sequences\[1\] has no 'id'"),
+        ({"id": "a", 5: 6}, ValueError, r"\[1\] has no 'sequence' \(it has 'id'\)$"),
+        ({"sequence": "MK", "n": 5}, ValueError, r"\[1\] has no 'id' \(it has 'sequence', 'n'\)$"),
+        ({}, ValueError, r"sequences\[1\] has no 'id' \(it has no keys\)$"),
         ("MK", TypeError, r"sequences\[1\] must be a dict \(got str\)"),
         (
             {"id": "a", "sequence": b"MK"},
@@ -863,6 +868,26 @@ def test_bad_records(record: Any, error: type, message: str) -> None:
     for call in (packer.pack_sequences, packer.sort_by_length):
         with pytest.raises(error, match=message):
             call(records)
+
+
+class Table(list[str]):
+    """Like a data frame, which iterates over the names of its columns."""
+
+    columns = ("id", "sequence")
+
+
+@pytest.mark.parametrize(
+    "sequences",
+    [None, 5, "MK", b"MK", Path("proteins.fasta"), {"id": "a", "sequence": "MK"}, Table()],
+)
+def test_what_is_no_list_of_records(sequences: Any) -> None:
+    packer = GreedyPacker(4096)
+    wanted = rf"must be a list of dicts \(got {type(sequences).__name__}\)"
+    for call in (packer.pack_sequences, packer.sort_by_length):
+        with pytest.raises(TypeError, match="^sequences " + wanted):
+            call(sequences)
+    with pytest.raises(TypeError, match=r"^batches\[1\] " + wanted):
+        packer.compute_efficiency([[], sequences])
 
 
 def test_bad_batches() -> None:
@@ -1022,6 +1047,13 @@ def test_calculate_token_budget_no_torch(caplog: pytest.LogCaptureFixture) -> No
 def test_calculate_token_budget_bad_arguments(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         calculate_token_budget(**arguments)
+
+
+@pytest.mark.parametrize("name", ["model_memory_gb", "safety_margin_gb"])
+def test_memory_that_is_no_number(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be a number \(got '5'\)"):
+        calculate_token_budget(**{name: "5"})  # type: ignore[arg-type]
+    assert calculate_token_budget(**{name: np.float32(5)}) == 4096  # type: ignore[arg-type]
 
 
 # The package

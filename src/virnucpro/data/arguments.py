@@ -50,10 +50,23 @@ def check_threads(num_threads: int | None) -> int:
     return os.cpu_count() or 1
 
 
+def check_list(values: Iterable[Any], name: str, wanted: str) -> list[Any]:
+    """Return the values of an iterable; a text, a dict and a table are none of what is wanted."""
+    try:
+        iterator = iter(values)
+    except TypeError:
+        iterator = None
+    # What these iterate over are letters, keys and columns.
+    if iterator is None or isinstance(values, (str, bytes, dict)) or hasattr(values, "columns"):
+        raise TypeError(f"{name} must be {wanted} (got {type(values).__name__})")
+    return list(iterator)
+
+
 def check_lengths(lengths: ArrayLike) -> NDArray[np.integer[Any]]:
     """Return lengths as a contiguous integer array, the same one where it is that already."""
     if not hasattr(lengths, "__array__"):
-        return check_length_objects(list(lengths))  # type: ignore[arg-type]
+        wanted = "a list or an array of integers"
+        return check_length_objects(check_list(lengths, "lengths", wanted))  # type: ignore[arg-type]
     array = check_dimension(lengths, "lengths")
     if array.size == 0:
         return np.empty(0, np.int64)
@@ -84,15 +97,14 @@ def check_ids(
 
     `describe` names the ID at a position in messages.
     """
-    if isinstance(ids, (str, bytes)):
-        raise TypeError(f"ids must be a list or an array of IDs (got {type(ids).__name__})")
     arrow = sys.modules.get("pyarrow")
     if arrow is not None and isinstance(ids, (arrow.Array, arrow.ChunkedArray)):
         check_count(len(ids), num_sequences)
         return check_arrow_ids(ids, arrow)
     array = check_dimension(ids, "ids") if hasattr(ids, "__array__") else None
     if array is None or array.dtype.kind in "OT" or array.size == 0:
-        objects = tuple(ids if array is None else array.tolist())
+        wanted = "a list or an array of IDs"
+        objects = tuple(check_list(ids, "ids", wanted) if array is None else array.tolist())
         check_count(len(objects), num_sequences)
         return check_id_objects(objects, describe)
     check_count(len(array), num_sequences)

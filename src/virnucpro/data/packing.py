@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 import math
+import numbers
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from virnucpro.data.arguments import (
     check_ids,
     check_integer,
     check_lengths,
+    check_list,
     check_threads,
 )
 from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
@@ -137,7 +139,7 @@ class GreedyPacker:
             [[{'id': 7, 'sequence': 'MKT', 'truncated': True}]]
         """
         limit = self._parameters().limit
-        records = list(sequences)
+        records = check_list(sequences, "sequences", "a list of dicts")
         ids, lengths = read_records(records, "sequences")
         overlong = np.flatnonzero(lengths > limit)
         if len(overlong) > 0:
@@ -170,7 +172,7 @@ class GreedyPacker:
             >>> [record["id"] for record in GreedyPacker(4096).sort_by_length(records)]
             ['c', 'a', 'b']
         """
-        records = list(sequences)
+        records = check_list(sequences, "sequences", "a list of dicts")
         ids, lengths = read_records(records, "sequences")
         # One batch without limits holds all sequences in this order.
         whole = GreedyPacker(
@@ -204,11 +206,11 @@ class GreedyPacker:
         total = 0
         num_batches = 0
         for num_batches, batch in enumerate(batches, start=1):
-            tokens = count_tokens(list(batch), f"batches[{num_batches - 1}]", parameters)
+            name = f"batches[{num_batches - 1}]"
+            tokens = count_tokens(check_list(batch, name, "a list of dicts"), name, parameters)
             if tokens > budget:
                 raise ValueError(
-                    f"batches[{num_batches - 1}] has {tokens:,} tokens, more than the budget of "
-                    f"{budget:,}"
+                    f"{name} has {tokens:,} tokens, more than the budget of {budget:,}"
                 )
             total += tokens
         return total / (num_batches * budget) if num_batches else 0.0
@@ -472,7 +474,8 @@ def check_value(record: Any, key: str, name: str, row: int) -> Any:
     except KeyError:
         # Comparing keys may run code that changes the record.
         pass
-    raise ValueError(f"{name}[{row}] has no {key!r}")
+    keys = ", ".join(repr(other) for other in tuple(record) if type(other) is str)
+    raise ValueError(f"{name}[{row}] has no {key!r} (it has {keys or 'no keys'})")
 
 
 def check_sequence(record: Any, name: str, row: int) -> str:
@@ -510,7 +513,8 @@ def calculate_token_budget(
 
     Raises:
         ValueError: The device does not exist, or a parameter is out of range.
-        TypeError: `bytes_per_token`, `min_tokens` or `max_tokens` is not an integer.
+        TypeError: `bytes_per_token`, `min_tokens` or `max_tokens` is not an integer, or the memory
+            or the margin not a number.
 
     Example:
         >>> calculate_token_budget(max_tokens=2048)
@@ -520,6 +524,8 @@ def calculate_token_budget(
     min_tokens = check_integer(min_tokens, "min_tokens", 1)
     max_tokens = check_integer(max_tokens, "max_tokens", min_tokens)
     for name, gb in ("model_memory_gb", model_memory_gb), ("safety_margin_gb", safety_margin_gb):
+        if not isinstance(gb, numbers.Real):
+            raise TypeError(f"{name} must be a number (got {gb!r})")
         if not 0 <= gb < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite (got {gb})")
     try:

@@ -375,11 +375,16 @@ def test_saving_keeps_what_is_there_until_it_is_done(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_what_is_no_regular_file_stays(tmp_path: Path) -> None:
+def test_where_a_plan_cannot_be_saved(tmp_path: Path) -> None:
+    plan = GreedyPacker(100).pack_lengths([1])
+    with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a directory$"):
+        plan.save(tmp_path)
+    path = tmp_path / "missing" / "plan.arrow"
+    with pytest.raises(FileNotFoundError, match=f"^{path}: no such directory$"):
+        plan.save(path)
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(OSError, match="is no regular file"):
-            GreedyPacker(9).pack_lengths([1]).save(path)
+    with pytest.raises(OSError, match=f"^{tmp_path}/pipe: is no regular file$"):
+        plan.save(tmp_path / "pipe")
     assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 
 

@@ -167,8 +167,12 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """Give a path to write to; what is there takes the place of `path` when all went well."""
     # What a link points to is replaced, not the link.
     path = Path(path).resolve()
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a directory")
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: is no regular file")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"{path}: no such directory")
     unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield unfinished

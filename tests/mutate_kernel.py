@@ -126,7 +126,7 @@ MUTATIONS = [
     ("ids.cpp", "a.row < b.row", "a.row > b.row"),
     # The knapsack.
     ("knapsack.cpp", "if (most < sequences)", "if (most <= sequences)"),
-    ("knapsack.cpp", "power *= 2", "power *= 3"),
+    ("knapsack.cpp", "std::min(2 * taken, most)", "std::min(3 * taken, most)"),
     ("knapsack.cpp", "std::min({sequences, budget / tokens, max_sequences})", "sequences"),
     ("knapsack.cpp", "most <= max_sequences ? 0", "most <= max_sequences + 1 ? 0"),
     ("knapsack.cpp", "piece.is_repeated ? i : last_row_ + rows - i", "i"),

@@ -312,8 +312,10 @@ py::array shuffle_rows_of(const Layout& layout, const py::array& rows, std::uint
     py::array_t<Row> scratch(rows.size());
     const std::span to = mutable_view<Row>(shuffled);
     const std::span room = mutable_view<Row>(scratch);
-    const py::gil_scoped_release release;
-    shuffle_rows(layout, view<Row>(rows), seed, room, to, num_threads);
+    {
+        const py::gil_scoped_release release;
+        shuffle_rows(layout, view<Row>(rows), seed, room, to, num_threads);
+    }
     return shuffled;
 }
 

@@ -33,8 +33,7 @@ void add_pieces(std::vector<Piece>& pieces, std::size_t size, std::int64_t seque
         pieces.push_back({size, 1, true});
         return;
     }
-    for (std::int64_t power = 1; most > 0; power *= 2) {
-        const std::int64_t taken = std::min(power, most);
+    for (std::int64_t taken = 1; most > 0; taken = std::min(2 * taken, most)) {
         pieces.push_back({size, taken, false});
         most -= taken;
     }

@@ -257,7 +257,7 @@ Layout layout_of(TokenCounts counts, std::int64_t max_tokens_per_batch,
     }
 
     std::vector<Filled> batches = filled_batches(rest);
-    std::ranges::sort(batches, comes_before);
+    std::ranges::stable_sort(batches, comes_before);
     for (std::vector<Run>& of_size : runs) {
         of_size.clear();
     }

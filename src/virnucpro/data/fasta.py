@@ -237,7 +237,11 @@ class PlainText(threading.Thread):
         start = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
         if not start.startswith(b">"):
             kind = "FASTQ" if start.startswith(b"@") else "no FASTA"
-            self._refuse(f"{kind}: it begins with {start[:20]!r}, not with '>'")
+            tables = "; tables of lengths are known by .tsv, .parquet, .arrow and .fai"
+            self._refuse(
+                f"{kind}: it begins with {start[:20]!r}, not with '>'"
+                + ("" if kind == "FASTQ" else tables)
+            )
 
     def _refuse(self, why: str) -> None:
         raise ValueError(f"{self._name}: {why}")

@@ -369,7 +369,8 @@ class PackingPlan(Layout):
         """Return the plan that `save` wrote.
 
         Its arrays are read-only and lie in the file, mapped into memory: opening takes no time,
-        and only what is used is read. The file must stay as it is meanwhile. Needs pyarrow.
+        and only what is used is read. The file must stay as it is meanwhile, and its row numbers
+        are taken as they are. Needs pyarrow.
 
         Raises:
             ValueError: The file is no such plan.

@@ -590,7 +590,7 @@ def load_arrays(path: str | PathLike[str]) -> PackingPlan:
         indices, offsets = as_numpy(rows.values), as_numpy(rows.offsets)
         num_sequences = layout.counts.num_sequences
         if (len(indices), len(offsets)) != (num_sequences, layout.num_batches + 1) or (
-            (offsets[0], offsets[-1]) != (0, num_sequences)
+            (offsets[0], offsets[-1]) != (0, num_sequences) or (np.diff(offsets) < 1).any()
         ):
             raise ValueError("its rows are not those of its layout")
     except (KeyError, TypeError, AttributeError, OverflowError) as error:

@@ -376,6 +376,10 @@ void check_overflow() {
     expect_error<std::overflow_error>("number of steps", [&] {
         most_valuable(counts_of(1, most), Rows{1}, most_tokens, 3, 0, 0, 1);
     });
+    // As many sequences as there can be are taken together in powers of two.
+    const TokenCounts endless = counts_of(1, most_tokens);
+    expect_error<std::overflow_error>("number of steps",
+                                      [&] { knapsack_steps(endless, most_tokens, unlimited); });
     expect_error<std::invalid_argument>(
         "one value a size", [&] { most_valuable(few, Rows{1, 1}, 4, unlimited, 0, 0, 1); });
 }

@@ -310,6 +310,23 @@ def test_loaded_plans_lie_in_the_file(tmp_path: Path) -> None:
         loaded.indices[0] = 1
 
 
+def test_saved_batches_that_overlap_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.arrow"
+    GreedyPacker(100).pack_lengths([90, 90, 90]).save(path)
+    with pa.memory_map(str(path)) as source:
+        file = pa.ipc.open_file(source)
+        batch, schema = file.get_batch(0), file.schema
+    offsets = pa.array([0, 2, 1, 3], batch.column("rows").offsets.type)
+    rows = type(batch.column("rows")).from_arrays(offsets, batch.column("rows").values)
+    with (
+        pa.OSFile(str(tmp_path / "other.arrow"), "wb") as sink,
+        pa.ipc.new_file(sink, schema) as to,
+    ):
+        to.write_batch(pa.record_batch([rows, batch.column("tokens")], schema=schema))
+    with pytest.raises(ValueError, match="its rows are not those of its layout"):
+        PackingPlan.load(tmp_path / "other.arrow")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -84,10 +84,9 @@ MUTATIONS = [
     ),
     (
         "layout.cpp",
-        "small_tokens += sizes[size] * sequences[size];",
+        "small_tokens += threshold * sequences[size];",
         "small_tokens += sizes[size];",
     ),
-    ("layout.cpp", "consider(0);", ""),
     # Going through a layout.
     ("layout.hpp", "end_of(part) <= batch", "end_of(part) < batch"),
     ("layout.hpp", "std::min(end, end_of(part))", "end"),

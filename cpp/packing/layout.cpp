@@ -314,19 +314,16 @@ std::int64_t lower_bound(const Layout& layout) {
     std::int64_t small_tokens = 0;
     std::int64_t room = 0;
     std::size_t large = half;
-    const auto consider = [&](std::int64_t threshold) {
+    for (std::size_t size = half; size < sizes.size(); ++size) {
+        const std::int64_t threshold = sizes[size];
+        small_tokens += threshold * sequences[size];
         for (; large > 0 && sizes[large - 1] <= budget - threshold; --large) {
             room += (budget - sizes[large - 1]) * sequences[large - 1];
         }
         if (small_tokens > room) {
             bound = std::max(bound, num_large + ceil_divide(small_tokens - room, budget));
         }
-    };
-    for (std::size_t size = half; size < sizes.size(); ++size) {
-        small_tokens += sizes[size] * sequences[size];
-        consider(sizes[size]);
     }
-    consider(0);
     return std::max(
         {bound, ceil_divide(total, layout.max_sequences_per_batch), layout.proven_bound});
 }

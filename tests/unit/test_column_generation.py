@@ -304,7 +304,7 @@ def test_another_use_of_the_solver_may_have_more_threads() -> None:
     alone = packer.pack_lengths(triplets(60, 0))
     highspy.Highs.resetGlobalScheduler(True)
     try:
-        other = highspy.Highs()
+        other = highspy.Highs()  # type: ignore[no-untyped-call]
         other.setOptionValue("threads", 2)
         other.minimize(other.addBinary() + other.addBinary())
         plan = packer.pack_lengths(triplets(60, 0))

@@ -230,7 +230,7 @@ coverage: .venv/dev
 	LLVM_PROFILE_FILE=$(CURDIR)/build/coverage/%p.profraw \
 		ctest --preset coverage $(RUN_KERNEL_TESTS)
 	llvm-profdata merge -o build/coverage/all.profdata build/coverage/*.profraw
-	llvm-cov export -instr-profile build/coverage/all.profdata \
+	llvm-cov export -instr-profile build/coverage/all.profdata build/coverage/$(firstword $(KERNEL_TESTS)) \
 		$(KERNEL_TESTS:%=-object build/coverage/%) cpp/packing | python tests/kernel_coverage.py
 	HYPOTHESIS_PROFILE=few coverage run -m pytest -q $(API_TESTS)
 	coverage report

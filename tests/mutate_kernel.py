@@ -113,7 +113,7 @@ MUTATIONS = [
     ("assign.cpp", "positions.counts(part)[bin] != end", "false"),
     ("assign.cpp", "(batch - run.first_batch) * run.per_batch", "0"),
     ("assign.cpp", "left > 1; --left", "left > 2; --left"),
-    ("assign.cpp", "SplitMix64(seed)() + size", "size"),
+    ("assign.cpp", "SplitMix64(seed)() + size", "size + 1"),
     # Ties.
     ("ids.cpp", "prefix = std::min(prefix, other.prefix);", "prefix = other.prefix;"),
     ("ids.cpp", "largest = std::max(largest, other.largest);", "largest = other.largest;"),

@@ -26,6 +26,7 @@ from virnucpro.data.plan import Layout
 from virnucpro.data.plan_file import (
     Summary,
     Totals,
+    check_place,
     read_summary,
     sum_up,
     verify_plan,
@@ -347,12 +348,7 @@ def failing_in_one_line() -> Iterator[None]:
 
 def check_output(output: Path, inputs: list[str]) -> None:
     """Refuse before any work what could not be written after it."""
-    if output.is_dir():
-        raise IsADirectoryError(f"{output}: is a directory")
-    if output.exists() and not output.is_file():
-        raise ValueError(f"{output}: is no regular file")
-    if not output.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{output}: no such directory")
+    check_place(output)
     paths = [Path(name) for name in inputs if name != "-"]
     if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
         raise ValueError(f"{output}: is an input too")

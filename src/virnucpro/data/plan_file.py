@@ -162,17 +162,22 @@ def group_batches(offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
         first = last
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path that no file can be written to."""
+    if path.is_dir():
+        raise IsADirectoryError(f"{path}: is a directory")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: is no regular file")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: no such directory")
+
+
 @contextmanager
 def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     """Give a path to write to; what is there takes the place of `path` when all went well."""
     # What a link points to is replaced, not the link.
     path = Path(path).resolve()
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a directory")
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path}: is no regular file")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{path}: no such directory")
+    check_place(path)
     unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield unfinished

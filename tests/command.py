@@ -5,8 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from typer.testing import CliRunner
+
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Return what `virnucpro` printed and its exit status."""
+    """Return what `virnucpro` printed and its exit status, run in this process."""
+    # Else every test would import what the command line needs anew.
+    from virnucpro.cli import app
+
+    words = list(map(str, arguments))
+    result = CliRunner().invoke(app, words, prog_name="virnucpro", catch_exceptions=False)
+    return subprocess.CompletedProcess(words, result.exit_code, result.stdout, result.stderr)
+
+
+def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Return the same, run in a process of its own."""
     command = [sys.executable, "-m", "virnucpro", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -12,13 +12,17 @@ settings.register_profile("long", deadline=None, max_examples=40_000)
 settings.register_profile("few", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
+# Ray ends workers beyond this number, by default that of cores, as soon as they are idle; to start
+# one takes seconds.
+os.environ.setdefault("RAY_num_workers_soft_limit", "8")
+
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[None]:
-    """Ray with two workers and nothing on the terminal."""
+def local_ray() -> Iterator[str]:
+    """Give the address of Ray with two workers and nothing on the terminal."""
     import ray.data
 
-    ray.init(
+    context = ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -28,5 +32,5 @@ def local_ray() -> Iterator[None]:
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    yield
+    yield context.address_info["gcs_address"]
     ray.shutdown()

@@ -171,9 +171,6 @@ def pack(
         with failing_in_one_line():
             # Before any work, which would be lost without it.
             column_generation()
-    if not quiet:
-        level = logging.INFO if console.is_terminal else logging.WARNING
-        show_log("virnucpro.data.column_generation", level)
     if engine is Engine.ray:
         unknown = {
             "--overlong drop": overlong is Overlong.drop,
@@ -184,10 +181,11 @@ def pack(
         if any(unknown.values()):
             names = ", ".join(name for name, is_given in unknown.items() if is_given)
             raise typer.BadParameter(f"--engine ray does not know {names}")
-        pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
+        with showing_log(quiet):
+            pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
         return
     reading = Reading(id_column, length_column, strip_stop)
-    with failing_in_one_line():
+    with failing_in_one_line(), showing_log(quiet):
         check_output(output, inputs)
         with showing_progress(quiet) as show:
             sequences = reading.read(inputs, show("Reading"))
@@ -251,8 +249,6 @@ def pack_on_ray(
         ray.data.DataContext.get_current().enable_progress_bars = is_shown
         # What fails is raised too.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-        if is_shown:
-            show_log("virnucpro.data.distributed", logging.INFO)
         columns = {"id_column": id_column, "length_column": length_column}
         try:
             layout = pack_tables(inputs, output, packer, **columns)
@@ -375,15 +371,26 @@ def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
         yield begin
 
 
-def show_log(name: str, level: int) -> None:
-    """Show on stderr what a module of the library logs."""
+@contextmanager
+def showing_log(quiet: bool) -> Iterator[None]:
+    """Show on stderr what modules whose work takes long log: on a terminal, how far it is too."""
     handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))
     if console.is_terminal:
         handler = RichHandler(console=console, show_level=False, show_path=False)
-    logger = logging.getLogger(name)
-    logger.addHandler(handler)
-    logger.setLevel(level)
+    level = logging.INFO if console.is_terminal else logging.WARNING
+    names = () if quiet else ("column_generation", "distributed")
+    loggers = [logging.getLogger(f"virnucpro.data.{name}") for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, before in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(before)
 
 
 def print_line(text: str) -> None:

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.data
-from command import run
+from command import run, run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases
@@ -266,7 +266,8 @@ def test_command(tmp_path: Path) -> None:
     of_columns = ("--id-column", "name", "--length-column", "size")
     local = run("pack", *paths, "-o", tmp_path / "plan.parquet", *of_columns)
     assert local.returncode == 0
-    result = run("pack", *paths, "-o", tmp_path / "plan", *of_columns, "--engine", "ray")
+    on_ray = (*of_columns, "--engine", "ray")
+    result = run_program("pack", *paths, "-o", tmp_path / "plan", *on_ray)
     assert (result.returncode, result.stdout) == (0, "")
     for name in ("Sequences", "Residues lost", "Batches", "Lower bound"):
         (line,) = (line for line in local.stderr.splitlines() if line.strip().startswith(name))
@@ -320,9 +321,13 @@ def test_bad_commands(
     options: tuple[str, ...],
     status: int,
     message: str,
+    local_ray: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make(tmp_path / name)
-    result = run("pack", tmp_path / name, "-o", tmp_path / "plan", "--engine", "ray", *options)
+    monkeypatch.setenv("RAY_ADDRESS", local_ray)
+    on_ray = ("--engine", "ray", *options)
+    result = run_program("pack", tmp_path / name, "-o", tmp_path / "plan", *on_ray)
     assert (result.returncode, result.stdout) == (status, "")
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -127,7 +127,7 @@ class Program(highspy.Highs):
     def optimum(self) -> tuple[float, NDArray[np.float64], NDArray[np.float64]] | None:
         """Return the number of batches, those of each pattern, and what a sequence is worth.
 
-        None where that takes too long.
+        None where that takes too long or the solver fails.
         """
         left = max(0, MOST_PIVOTS_IN_ALL - self.pivots) // self.num_sizes
         self.setOptionValue("simplex_iteration_limit", left)
@@ -157,7 +157,7 @@ class Search:
         self.known: set[tuple[bytes, bytes]] = set()
         self.program = Program(len(self.counts.tokens))
         self.steps = 0
-        # Whether there has been as much work as there may be.
+        # Whether there has been as much work as there may be, or the solver failed.
         self.is_tired = False
 
     def run(self) -> _core.Layout:
@@ -185,13 +185,12 @@ class Search:
                 break
         if self.is_tired:
             logger.warning(
-                "Stopped early, after as much work as there may be: %s batches, at least %s",
+                "Stopped early, at the limit of work or by the solver: %s batches, at least %s",
                 f"{self.best.num_batches:,}",
                 f"{self.bound:,}",
             )
-        fields = list(self.best.__reduce__()[1])
-        fields[3] = self.bound
-        return _core.make_layout(*fields)
+        *limits, num_batches, _, counts, first_run, runs = self.best.__reduce__()[1]
+        return _core.make_layout(*limits, num_batches, self.bound, counts, first_run, runs)
 
     def add(self, patterns: list[Pattern]) -> bool:
         """Add the patterns that are new; whether there were any."""

@@ -146,10 +146,11 @@ def write_plan(
             is_dropped = np.ones(len(sequences.lengths), np.bool_)
             is_dropped[rows] = False
             dropped = np.flatnonzero(is_dropped)
-            nulls = pa.nulls(len(dropped), pa.int64())
-            if len(dropped):
-                none = np.zeros(len(dropped), np.bool_)
-                writer.write_table(table(nulls, dropped, nulls, none))
+            for first in range(0, len(dropped), GROUP):
+                of_rows = dropped[first : first + GROUP]
+                nulls = pa.nulls(len(of_rows), pa.int64())
+                none = np.zeros(len(of_rows), np.bool_)
+                writer.write_table(table(nulls, of_rows, nulls, none))
 
 
 def group_batches(offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
@@ -181,6 +182,9 @@ def replacing(path: str | PathLike[str]) -> Iterator[Path]:
     unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield unfinished
+        with unfinished.open("rb+") as file:
+            # Else the name could be on disk before what it names.
+            os.fsync(file)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)

@@ -189,8 +189,8 @@ class Search:
                 f"{self.best.num_batches:,}",
                 f"{self.bound:,}",
             )
-        *limits, num_batches, _, counts, first_run, runs = self.best.__reduce__()[1]
-        return _core.make_layout(*limits, num_batches, self.bound, counts, first_run, runs)
+        budget, most, num_batches, _, counts, *runs = self.best.__reduce__()[1]
+        return _core.make_layout(budget, most, num_batches, self.bound, counts, *runs)
 
     def add(self, patterns: list[Pattern]) -> bool:
         """Add the patterns that are new; whether there were any."""

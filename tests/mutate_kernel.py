@@ -170,7 +170,7 @@ def main() -> int:
     for folder in ("cpp", "benchmarks"):
         shutil.copytree(ROOT / folder, COPY / folder)
     shutil.copy(ROOT / "CMakeLists.txt", COPY)
-    flags = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-O1"]
+    flags = ["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Debug", "-DCMAKE_CXX_FLAGS=-O0"]
     configure = ["cmake", "-S", str(COPY), "-B", str(COPY / "build"), *flags]
     subprocess.run(configure, check=True, capture_output=True)
     if not build() or is_killed():

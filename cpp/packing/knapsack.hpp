@@ -19,10 +19,10 @@ struct Priced {
 };
 
 // Returns what the most valuable batch is worth where each sequence of counts.tokens[i] is worth
-// values[i], and at most `most` batches that are worth more than `least`, that one first; the
-// others are the best ones of sizes in an order that begins with `first_size` and ends early. No
-// batch has more sequences of a size than there are; sizes without tokens are left out. Throws
-// std::overflow_error where a batch is worth 2**53 or more.
+// values[i], and at most `most` batches that are worth more than `least`, that one first and each
+// worth less than the one before; the others are the best ones of sizes in an order that begins
+// with `first_size` and ends early. No batch has more sequences of a size than there are; sizes
+// without tokens are left out. Throws std::overflow_error where a batch is worth 2**53 or more.
 //
 // The bounded knapsack problem by dynamic programming over tokens (and sequences, where their
 // number is limited): Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, chapter 7.

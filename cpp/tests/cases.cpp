@@ -198,6 +198,8 @@ void check_ids(const Case& at, const Layout& layout, std::mt19937_64& random) {
     // Each text in a width of its own, as Python stores them.
     const std::uint32_t largest[] = {1, 0xff, 0xffff, 0x10ffff, 0xffffffff};
     const std::uint32_t most = largest[random() % std::size(largest)];
+    // Most texts have none of the large points.
+    const std::uint32_t common = std::min<std::uint32_t>(most, 4);
     const std::size_t shared = random() % 20;
     std::vector<std::vector<std::uint32_t>> points(num_rows);
     std::vector<std::vector<std::uint8_t>> bytes(num_rows);
@@ -205,12 +207,13 @@ void check_ids(const Case& at, const Layout& layout, std::mt19937_64& random) {
     std::vector<Text> texts;
     for (std::size_t row = 0; row < num_rows; ++row) {
         std::vector<std::uint32_t>& text = points[row];
-        text.assign(shared, most);
+        text.assign(shared, common);
+        const std::uint32_t high = random() % 4 == 0 ? most : common;
         for (std::size_t length = random() % 14; length > 0; --length) {
             const std::uint32_t point = static_cast<std::uint32_t>(random());
-            text.push_back(random() % 2 == 0    ? most
-                           : most == 0xffffffff ? point
-                                                : point % (most + 1));
+            text.push_back(random() % 2 == 0    ? high
+                           : high == 0xffffffff ? point
+                                                : point % (high + 1));
         }
         const std::uint32_t widest = text.empty() ? 0 : *std::ranges::max_element(text);
         if (widest <= 0xff) {
@@ -272,6 +275,7 @@ std::vector<Pattern> check_most_valuable(const Case& at, const TokenCounts& coun
         (most > 0 && best > std::max<std::int64_t>(least, 0) && priced.patterns.empty())) {
         fail(at, "the number of valuable batches is wrong");
     }
+    std::int64_t before = best + 1;
     for (const Pattern& pattern : priced.patterns) {
         std::int64_t worth = 0;
         std::int64_t tokens = 0;
@@ -284,9 +288,13 @@ std::vector<Pattern> check_most_valuable(const Case& at, const TokenCounts& coun
                 fail(at, "a valuable batch has sequences that there are not");
             }
         }
-        if (worth <= least || (&pattern == &priced.patterns.front() && worth != best)) {
+        if (worth <= least || (before > best && worth != best)) {
             fail(at, "a valuable batch is worth too little");
         }
+        if (worth >= before) {
+            fail(at, "a valuable batch is worth as much as the one before it");
+        }
+        before = worth;
         if (tokens > at.budget || number > at.max_sequences) {
             fail(at, "a valuable batch exceeds a limit");
         }

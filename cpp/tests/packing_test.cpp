@@ -376,6 +376,11 @@ void check_overflow() {
     expect_error<std::overflow_error>("number of steps", [&] {
         most_valuable(counts_of(1, most), Rows{1}, most_tokens, 3, 0, 0, 1);
     });
+    // One piece, repeated, where a batch has no room for all; powers of two where it has.
+    if (knapsack_steps(counts_of(1, most), 9, unlimited) != 10 ||
+        knapsack_steps(few, 9, unlimited) != 30) {
+        fail({}, "the number of steps is wrong");
+    }
     // As many sequences as there can be are taken together in powers of two.
     const TokenCounts endless = counts_of(1, most_tokens);
     expect_error<std::overflow_error>("number of steps",

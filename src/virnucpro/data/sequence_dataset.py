@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import threading
+import uuid
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -236,7 +237,8 @@ def make_index(path: str) -> None:
         if index.stat().st_mtime < Path(path).stat().st_mtime:
             raise ValueError(f"{index}: older than {path}; remove it, and a new one is made")
         return
-    unfinished = [f"{path}.{os.getpid()}.{kind}" for kind in ("fai", "gzi")]
+    mark = uuid.uuid4().hex[:8]
+    unfinished = [f"{path}.{mark}.{kind}" for kind in ("fai", "gzi")]
     # The library's own warnings do not name the file.
     verbosity = pysam.set_verbosity(0)
     try:

@@ -106,7 +106,7 @@ MUTATIONS = [
         "counts.tokens[size] >= before.tokens[i]",
     ),
     ("assign.cpp", "counts.sequences[size] < before.sequences[i]", "false"),
-    ("assign.cpp", "num_counted != static_cast<std::int64_t>(histogram.num_lengths())", "false"),
+    ("assign.cpp", "std::cmp_not_equal(num_counted, histogram.num_lengths())", "false"),
     ("assign.cpp", "counted[size] > layout", "counted[size] >= layout"),
     ("assign.cpp", "+= std::exchange(count, before[size])", "+= count"),
     ("assign.cpp", "if (ends[size] != starts[size + 1])", "if (ends[size] > starts[size + 1])"),

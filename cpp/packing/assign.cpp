@@ -126,7 +126,7 @@ void accumulate(Histogram& histogram, const Bins& bins, std::span<std::int64_t> 
             before[size] += std::exchange(count, before[size]);
         }
     }
-    if (num_counted != static_cast<std::int64_t>(histogram.num_lengths())) {
+    if (std::cmp_not_equal(num_counted, histogram.num_lengths())) {
         throw std::invalid_argument("lengths has a sequence of a size that the layout lacks");
     }
 }
@@ -162,6 +162,7 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
     }
 
     std::vector<Cursors> cursors;
+    cursors.reserve(static_cast<std::size_t>(histogram.num_parts()));
     for (int part = 0; part < histogram.num_parts(); ++part) {
         cursors.emplace_back(layout, bins, histogram.counts(part));
     }

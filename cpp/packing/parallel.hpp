@@ -15,17 +15,19 @@ namespace packing {
 #endif
 inline constexpr std::size_t least_part = PACKING_LEAST_PART;
 
-// How many parts to cut `work` items into: one a thread, none smaller than `least` items.
-inline int num_parts(std::size_t work, int num_threads, std::size_t least = least_part) {
-    const std::size_t most = std::max<std::size_t>(1, work / least);
+// How many parts to cut `num_items` into: one a thread, none smaller than `least` items.
+inline int num_parts(std::size_t num_items, int num_threads, std::size_t least = least_part) {
+    const std::size_t most = std::max<std::size_t>(1, num_items / least);
     return static_cast<int>(std::min(most, static_cast<std::size_t>(std::max(1, num_threads))));
 }
 
-// Items [first, second) of `work` that belong to a part.
-inline std::pair<std::size_t, std::size_t> part_of(std::size_t work, int num_parts, int part) {
+// Items [first, second) of `num_items` that belong to a part.
+inline std::pair<std::size_t, std::size_t> part_of(std::size_t num_items, int num_parts, int part) {
     const auto parts = static_cast<std::size_t>(num_parts);
     const auto p = static_cast<std::size_t>(part);
-    const auto begin = [&](std::size_t i) { return work / parts * i + std::min(i, work % parts); };
+    const auto begin = [&](std::size_t i) {
+        return num_items / parts * i + std::min(i, num_items % parts);
+    };
     return {begin(p), begin(p + 1)};
 }
 

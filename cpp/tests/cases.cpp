@@ -210,7 +210,7 @@ void check_ids(const Case& at, const Layout& layout, std::mt19937_64& random) {
         text.assign(shared, common);
         const std::uint32_t high = random() % 4 == 0 ? most : common;
         for (std::size_t length = random() % 14; length > 0; --length) {
-            const std::uint32_t point = static_cast<std::uint32_t>(random());
+            const auto point = static_cast<std::uint32_t>(random());
             text.push_back(random() % 2 == 0    ? high
                            : high == 0xffffffff ? point
                                                 : point % (high + 1));

@@ -69,6 +69,7 @@ void check_threads() {
 void check_concurrency(std::uint64_t seed) {
     const auto on_eight_threads = [](const std::function<void(std::uint64_t)>& run) {
         std::vector<std::thread> threads;
+        threads.reserve(8);
         for (std::uint64_t i = 0; i < 8; ++i) {
             threads.emplace_back(run, i);
         }

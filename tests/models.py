@@ -9,9 +9,10 @@ from typing import Any
 
 import esm
 import torch
-from tokenizers import Tokenizer, models, processors
 from torch.utils.data import IterableDataset
-from transformers import EsmConfig, EsmModel, EsmTokenizer, PreTrainedTokenizerFast
+
+# What takes seconds to import is imported where it is used: workers that are spawned import this
+# file too.
 
 AMINO_ACIDS = "LAGVSERTIDPKQNFYMHWC"
 ESM2 = [
@@ -23,6 +24,8 @@ ESM2 = [
 
 def huggingface_tokenizer(folder: Path) -> Any:
     """ESM-2's tokenizer, as transformers has it."""
+    from transformers import EsmTokenizer
+
     (folder / "vocab.txt").write_text("\n".join(ESM2))
     return EsmTokenizer(str(folder / "vocab.txt"))
 
@@ -34,6 +37,9 @@ def fair_esm_converter() -> Any:
 
 def byte_pairs() -> Any:
     """A tokenizer whose tokens have more than one letter."""
+    from tokenizers import Tokenizer, models, processors
+    from transformers import PreTrainedTokenizerFast
+
     letters = {letter: i for i, letter in enumerate(["<s>", "</s>", "<unk>", *AMINO_ACIDS])}
     vocabulary = {**letters, "MK": len(letters), "TA": len(letters) + 1}
     model = models.BPE(vocab=vocabulary, merges=[("M", "K"), ("T", "A")], unk_token="<unk>")
@@ -48,6 +54,8 @@ def byte_pairs() -> Any:
 
 def tiny_esm2(**parameters: Any) -> Any:
     """ESM-2 with three layers."""
+    from transformers import EsmConfig, EsmModel
+
     torch.manual_seed(0)
     config = EsmConfig(
         vocab_size=len(ESM2),

@@ -11,8 +11,8 @@ import logging
 import sys
 from typing import Any
 
-import esm
 import torch.distributed
+from models import fair_esm_converter
 from torch.utils.data import DataLoader
 
 from virnucpro.data import SequenceDataset, VarlenCollator, create_async_dataloader
@@ -28,12 +28,11 @@ def main() -> None:
         "gloo", init_method=f"file://{store}", rank=int(rank), world_size=int(world_size)
     )
     logging.disable()
-    converter = esm.data.Alphabet.from_architecture("ESM-1b").get_batch_converter()
     found: dict[str, list[Any]] = {}
     for number in numbers:
         if number.endswith("s"):
             packed = create_async_dataloader(
-                dataset, VarlenCollator(converter), num_workers=int(number[:-1])
+                dataset, VarlenCollator(fair_esm_converter()), num_workers=int(number[:-1])
             )
             found[number] = [name for batch in packed for name in batch["sequence_ids"]]
             continue

@@ -181,8 +181,7 @@ def pack(
         if any(unknown.values()):
             names = ", ".join(name for name, is_given in unknown.items() if is_given)
             raise typer.BadParameter(f"--engine ray does not know {names}")
-        with showing_log(quiet):
-            pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
+        pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
         return
     reading = Reading(id_column, length_column, strip_stop)
     with failing_in_one_line(), showing_log(quiet):
@@ -243,7 +242,7 @@ def pack_on_ray(
         raise typer.Exit(1) from error
     is_shown = console.is_terminal and not quiet
     # Messages of Ray go where ours do.
-    with failing_in_one_line(), redirect_stdout(sys.stderr):
+    with failing_in_one_line(), showing_log(quiet), redirect_stdout(sys.stderr):
         list_tables(inputs, output.absolute(), [id_column, length_column])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = is_shown

@@ -28,9 +28,10 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
-def test_embed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_embed(tmp_path: Path, workers: int) -> None:
     output = tmp_path / "embeddings.parquet"
-    run(EXAMPLES / "embed.py", PROTEINS, "-o", output, "--workers", 1)
+    run(EXAMPLES / "embed.py", PROTEINS, "-o", output, "--workers", workers)
     table = pq.read_table(output)
     assert sorted(table["id"].to_pylist()) == sorted(r["id"] for r in SequenceDataset(PROTEINS))
     vectors = np.array(table["embedding"].to_pylist())

@@ -7,10 +7,10 @@ import itertools
 import logging
 import os
 import threading
-import uuid
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -237,16 +237,16 @@ def make_index(path: str) -> None:
         if index.stat().st_mtime < Path(path).stat().st_mtime:
             raise ValueError(f"{index}: older than {path}; remove it, and a new one is made")
         return
-    mark = uuid.uuid4().hex[:8]
-    unfinished = [f"{path}.{mark}.{kind}" for kind in ("fai", "gzi")]
     # The library's own warnings do not name the file.
     verbosity = pysam.set_verbosity(0)
     try:
-        pysam.faidx(path, "--fai-idx", unfinished[0], "--gzi-idx", unfinished[1])
-        # The other one first: with the `.fai`, the index is there.
-        for made, kind in zip(reversed(unfinished), ("gzi", "fai"), strict=True):
-            if Path(made).exists():
-                Path(made).replace(f"{path}.{kind}")
+        with TemporaryDirectory(prefix=".virnucpro.", dir=Path(path).absolute().parent) as folder:
+            gzi, fai = Path(folder, "gzi"), Path(folder, "fai")
+            pysam.faidx(path, "--fai-idx", str(fai), "--gzi-idx", str(gzi))
+            # The other one first: with the `.fai`, the index is there.
+            if gzi.exists():
+                gzi.replace(f"{path}.gzi")
+            fai.replace(index)
     except (OSError, SamtoolsError) as error:
         raise OSError(
             f"{path}: cannot be indexed; there must be room for the index beside it, and no gzip "
@@ -254,8 +254,6 @@ def make_index(path: str) -> None:
         ) from error
     finally:
         pysam.set_verbosity(verbosity)
-        for made in unfinished:
-            Path(made).unlink(missing_ok=True)
 
 
 def check_unique(path: str) -> None:

@@ -12,25 +12,24 @@ settings.register_profile("long", deadline=None, max_examples=40_000)
 settings.register_profile("few", deadline=None, max_examples=20, derandomize=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
-# Ray ends workers beyond this number, by default that of cores, as soon as they are idle; to start
-# one takes seconds.
-os.environ.setdefault("RAY_num_workers_soft_limit", "8")
-
 
 @pytest.fixture(scope="session")
-def local_ray() -> Iterator[str]:
-    """Give the address of Ray with two workers and nothing on the terminal."""
+def local_ray() -> Iterator[None]:
+    """Ray with two workers and nothing on the terminal."""
     import ray.data
 
-    context = ray.init(
+    ray.init(
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
         object_store_memory=2**29,
         ignore_reinit_error=True,
+        # By default it ends workers that it has more of than cores, and starts them anew, which
+        # takes seconds.
+        _system_config={"num_workers_soft_limit": 8},
     )
     ray.data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    yield context.address_info["gcs_address"]
+    yield
     ray.shutdown()

@@ -321,11 +321,8 @@ def test_bad_commands(
     options: tuple[str, ...],
     status: int,
     message: str,
-    local_ray: str,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     make(tmp_path / name)
-    monkeypatch.setenv("RAY_ADDRESS", local_ray)
     on_ray = ("--engine", "ray", *options)
     result = run_program("pack", tmp_path / name, "-o", tmp_path / "plan", *on_ray)
     assert (result.returncode, result.stdout) == (status, "")

@@ -40,9 +40,8 @@ def test_embed(tmp_path: Path, workers: int) -> None:
     assert len(np.unique(vectors.round(4), axis=0)) == 200
 
 
-def test_embed_on_ray(tmp_path: Path, local_ray: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_embed_on_ray(tmp_path: Path) -> None:
     """Actors give what one process gives, batch by batch."""
-    monkeypatch.setenv("RAY_ADDRESS", local_ray)
     records = list(SequenceDataset(PROTEINS))
     table = {name: [record[name] for record in records] for name in ("id", "sequence")}
     pq.write_table(pa.table(table), tmp_path / "proteins.parquet", row_group_size=50)

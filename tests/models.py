@@ -75,6 +75,27 @@ def tiny_esm2(**parameters: Any) -> Any:
     return EsmModel(config, add_pooling_layer=False).eval()
 
 
+def tiny_model(model_type: str, head: str = "AutoModel", **parameters: Any) -> Any:
+    """A model of random weights and any type that transformers knows, for ESM-2's vocabulary."""
+    import transformers
+
+    torch.manual_seed(0)
+    common = {
+        "vocab_size": len(ESM2),
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        # Larger than what is trained, so that neighbours would be seen.
+        "initializer_range": 0.2,
+    }
+    config = transformers.AutoConfig.for_model(model_type, **{**common, **parameters})
+    return getattr(transformers, head).from_config(config).eval()
+
+
 class ShowsEnvironment(IterableDataset[dict[str, Any]]):
     """A record whose ID is what the process that reads it sees as CUDA devices."""
 

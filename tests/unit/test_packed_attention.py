@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import logging
 import random
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from models import AMINO_ACIDS, fair_esm_converter, huggingface_tokenizer, tiny_esm2
-from torch.nn.functional import scaled_dot_product_attention
+import transformers.masking_utils as masking
+from models import (
+    AMINO_ACIDS,
+    ESM2,
+    fair_esm_converter,
+    huggingface_tokenizer,
+    tiny_esm2,
+    tiny_model,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.models.esm.modeling_esm import EsmEmbeddings
+from varlen_signatures import SIGNATURES, by_definition, check, stand_in
 
 from virnucpro.data import GreedyPacker, VarlenCollator, model_inputs, packed_attention, unpack
 from virnucpro.data.packed_attention import packed_sdpa
@@ -40,7 +50,7 @@ def model() -> Any:
 
 def states_packed(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     with torch.no_grad():
-        states = model(**model_inputs(batch)).last_hidden_state
+        states = model(**model_inputs(batch, model)).last_hidden_state
     bounds = batch["cu_seqlens"].tolist()
     return {
         name: states[0, bounds[i] : bounds[i + 1]] for i, name in enumerate(batch["sequence_ids"])
@@ -74,7 +84,7 @@ def test_packed_equals_one_at_a_time(model: Any, tmp_path: Path) -> None:
     for batch in map(collate, batches):
         assert max(differences(model, batch, alone)) < 1e-5
         with torch.no_grad():
-            states = model(**model_inputs(batch)).last_hidden_state
+            states = model(**model_inputs(batch, model)).last_hidden_state
         unpacked = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])
         for name, embedding in zip(unpacked.sequence_ids, unpacked.embeddings, strict=True):
             assert torch.allclose(embedding, alone[name][1:-1].mean(0), atol=1e-5)
@@ -190,12 +200,49 @@ def attend(**arguments: Any) -> torch.Tensor:
         ({"sinks": torch.zeros(2)}, "does not support sinks"),
         ({"softcap": 30.0}, "does not support softcap"),
         ({"sliding_window": 4}, "does not support sliding_window"),
+        ({"output_attentions": True}, "does not support output_attentions"),
+        ({"relative_bias": torch.zeros(1, 2, 7, 7)}, "does not know the tensor relative_bias"),
     ],
 )
 def test_refused(arguments: dict[str, Any], message: str) -> None:
     assert attend().shape == (1, 7, 2, 4)
     with pytest.raises(ValueError, match=message):
         attend(**arguments)
+
+
+def with_config(**settings: Any) -> torch.nn.Module:
+    layer = torch.nn.Identity()
+    layer.config = SimpleNamespace(**settings)  # type: ignore[assignment]
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"output_attentions": True}, "output_attentions"),
+        ({"layer_types": ["full_attention", "linear_attention"]}, "type 'linear_attention'"),
+        ({"layers_block_type": ["mamba", "attention"]}, "type 'mamba'"),
+        ({"layer_types": ["chunked_attention"]}, "type 'chunked_attention'"),
+        ({"is_encoder_decoder": True}, "cross-attention"),
+        ({"rope_parameters": {"rope_type": "dynamic"}, "max_position_embeddings": 3}, "'dynamic'"),
+    ],
+)
+def test_layers_of_other_models_are_refused(settings: dict[str, Any], message: str) -> None:
+    q, k, v = torch.randn(3, 1, 2, 7, 4)
+    bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
+    plain = with_config(layer_types=["full_attention", "moe"], output_attentions=False)
+    packed_sdpa(plain, q, k, v, None, cu_seq_lens_q=bounds, max_length_q=4)
+    with pytest.raises(ValueError, match=f"packed_sdpa does not support .*{message}"):
+        packed_sdpa(with_config(**settings), q, k, v, None, cu_seq_lens_q=bounds, max_length_q=4)
+
+
+def test_unused_arguments_change_nothing() -> None:
+    tensor = torch.zeros(1, 7)
+    harmless = {"position_ids": tensor, "seq_idx": tensor, "output_attentions": False}
+    torch.manual_seed(0)
+    plain = attend()
+    torch.manual_seed(0)
+    assert attend(**harmless, cu_seq_lens_k=torch.tensor([0, 3, 7]), sinks=None).equal(plain)
 
 
 def test_masks_of_models_are_refused(model: Any) -> None:
@@ -205,6 +252,119 @@ def test_masks_of_models_are_refused(model: Any) -> None:
         model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
     with pytest.raises(ValueError, match="does not support local attention"):
         packed_attention.refuse_masks(local_size=8)
+    full = SimpleNamespace(layer_types=["full_attention"])
+    assert packed_attention.refuse_masks(local_size=8, config=full) is None  # type: ignore[func-returns-value]
+
+
+def test_masks_of_a_models_own_are_refused() -> None:
+    plain, own = masking.causal_mask_function, masking.chunked_overlay(4, torch.zeros(1))
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    packed = masking.packed_sequence_compatibility_function(plain, positions, positions)
+    for mask in (plain, masking.bidirectional_mask_function, packed):
+        packed_attention.refuse_masks(mask_function=mask)
+    nested = masking.packed_sequence_compatibility_function(
+        masking.and_masks(plain, own), positions, positions
+    )
+    window = masking.sliding_window_causal_mask_function(4)
+    for mask, name in (
+        (own, "chunked_overlay"),
+        (nested, "chunked_overlay"),
+        (window, "sliding_window_overlay"),
+        (masking.or_masks(plain, plain), "or_masks"),
+        (lambda *_: True, "test_masks_of_a_models_own_are_refused"),
+    ):
+        with pytest.raises(ValueError, match=f"does not support the mask of {name}"):
+            packed_attention.refuse_masks(mask_function=mask)
+
+
+@pytest.mark.parametrize("name", ["esm", "bert", "llama", "gpt2", "opt"])
+@pytest.mark.parametrize("how", ["in the call", "in the config"])
+def test_attention_weights_are_refused(name: str, how: str) -> None:
+    parameters: dict[str, Any] = {"mask_token_id": 32} if name == "esm" else {}
+    if name == "opt":
+        parameters |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
+    model = tiny_model(name, **parameters)
+    wanted = {"output_attentions": True}
+    if how == "in the config":
+        model.set_attn_implementation("eager")
+        model.config.output_attentions = True
+        wanted = {}
+    model.set_attn_implementation("packed_sdpa")
+    batch = VarlenCollator(fair_esm_converter())(proteins(4))
+    with pytest.raises(ValueError, match="packed_sdpa does not support output_attentions"):
+        model(**model_inputs(batch, model), **wanted)
+
+
+def test_positions_from_elsewhere_are_noticed() -> None:
+    batch = VarlenCollator(fair_esm_converter())(proteins(4))
+    for model in (
+        tiny_model("roberta"),
+        tiny_model("esm", mask_token_id=32, position_embedding_type="absolute"),
+    ):
+        model.set_attn_implementation("packed_sdpa")
+        with pytest.raises(
+            ValueError, match=r"from 2 \(got 0\): pass model_inputs\(batch, model\)"
+        ):
+            model(**model_inputs(batch))
+        model(**model_inputs(batch, model))
+
+
+def masked(records: list[Record], mask: str = "<mask>") -> list[Record]:
+    """Every other sequence with masks, ever more."""
+    return [
+        {**record, "sequence": mask * (i // 2) + record["sequence"] + mask * (i % 2)}
+        for i, record in enumerate(records)
+    ]
+
+
+@pytest.mark.parametrize("positions", ["rotary", "absolute"])
+@pytest.mark.parametrize("norm_before", [False, True])
+def test_masks_of_neighbours_change_nothing(
+    tmp_path: Path, positions: str, norm_before: bool
+) -> None:
+    parameters: dict[str, Any] = {
+        "position_embedding_type": positions,
+        "emb_layer_norm_before": norm_before,
+    }
+    model = tiny_model("esm", token_dropout=True, mask_token_id=ESM2.index("<mask>"), **parameters)
+    tokenizer = huggingface_tokenizer(tmp_path)
+    records = masked(proteins(12, longest=60))
+    with torch.no_grad():
+        alone = {
+            record["id"]: model(**tokenizer(record["sequence"], return_tensors="pt"))[0][0]
+            for record in records
+        }
+    model.set_attn_implementation("packed_sdpa")
+    found = differences(model, VarlenCollator(tokenizer)(records), alone)
+    assert len(found) == 12
+    assert max(found) < 1e-5
+
+
+def test_rows_that_are_not_packed_stay_the_same() -> None:
+    forward = EsmEmbeddings.forward
+    importlib.reload(packed_attention)
+    assert EsmEmbeddings.forward is forward
+    own = inspect.unwrap(forward)
+    assert own is not forward
+    embeddings = tiny_esm2().embeddings
+    ids = torch.randint(4, len(ESM2), (3, 20))
+    ids[0, 3:9] = ESM2.index("<mask>")
+    ones = torch.ones_like(ids)
+    for given in (
+        {"input_ids": ids},
+        {"input_ids": ids, "position_ids": torch.arange(20)[None]},
+        {"input_ids": ids, "position_ids": torch.arange(5, 25).expand(3, -1)},
+        {"input_ids": ids, "attention_mask": ones, "position_ids": torch.arange(20)[None]},
+        {"inputs_embeds": torch.randn(3, 20, 32)},
+    ):
+        assert forward(embeddings, **given).equal(own(embeddings, **given))
+    assert forward(embeddings, ids, None, torch.arange(20)[None]).equal(own(embeddings, ids))
+
+
+def test_masks_are_counted_without_reading_values() -> None:
+    embeddings = tiny_esm2().embeddings.to("meta")
+    ids = torch.zeros(1, 9, dtype=torch.int64, device="meta")
+    assert embeddings(input_ids=ids, position_ids=ids).shape == (1, 9, 32)
 
 
 def test_dropout_is_done() -> None:
@@ -242,30 +402,6 @@ def _flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "flash_attn", module)
 
 
-def by_definition(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: torch.Tensor,
-    scale: float | None,
-    causal: bool,
-) -> torch.Tensor:
-    """Attention over all tokens, those of other sequences masked; [tokens, heads, dimension]."""
-    sequence = torch.bucketize(torch.arange(len(query)), bounds[1:].long(), right=True)
-    mask = sequence[:, None] == sequence[None, :]
-    if causal:
-        mask = mask.tril()
-    output = scaled_dot_product_attention(
-        query.transpose(0, 1),
-        key.transpose(0, 1),
-        value.transpose(0, 1),
-        attn_mask=mask,
-        scale=scale,
-        enable_gqa=True,
-    )
-    return output.transpose(0, 1)
-
-
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize("scale", [None, 0.5])
 @pytest.mark.parametrize("key_heads", [4, 2])
@@ -295,9 +431,12 @@ def test_torch_kernel_is_called_as_it_is_declared(
     calls: list[dict[str, Any]] = []
 
     def varlen_attn(*args: Any, **kwargs: Any) -> torch.Tensor:
-        calls.append(declared.bind(*args, **kwargs).arguments)
+        bound = declared.bind(*args, **kwargs)
+        bound.apply_defaults()
+        calls.append(bound.arguments)
         return torch.zeros(())
 
+    varlen_attn.__signature__ = declared  # type: ignore[attr-defined]
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
     q, k, v = torch.randn(3, 7, 2, 4)
     bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
@@ -305,7 +444,38 @@ def test_torch_kernel_is_called_as_it_is_declared(
     assert packed_attention.attend_varlen(q, k, v, bounds, 4, 0.0, 0.5, causal) is not None
     (call,) = calls
     assert (call["max_q"], call["max_k"], call["scale"]) == (4, 4, 0.5)
-    assert call["window_size"] == ((-1, 0) if causal else (-1, -1))
+    assert tuple(call["window_size"]) == ((-1, 0) if causal else (-1, -1))
+
+
+@pytest.mark.parametrize("release", SIGNATURES)
+def test_torch_kernel_of_each_release(release: str) -> None:
+    check(SIGNATURES[release])
+
+
+def test_a_kernel_that_cannot_be_causal_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention import varlen
+
+    bare = stand_in("query, key, value, cu_seq_q, cu_seq_k, max_q, max_k")
+    monkeypatch.setattr(varlen, "varlen_attn", bare)
+    q, k, v = torch.randn(3, 7, 2, 4)
+    bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
+    assert packed_attention.attend_varlen(q, k, v, bounds, 4, 0.0, None, True) is None
+    assert packed_attention.attend_varlen(q, k, v, bounds, 4, 0.0, None, False) is not None
+
+
+def test_grouped_heads_alone_are_said_to_be_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[set[str]] = []
+    attention = torch.nn.functional.scaled_dot_product_attention
+
+    def watch(*args: Any, **kwargs: Any) -> torch.Tensor:
+        given.append(set(kwargs))
+        return attention(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watch)
+    attend()
+    assert all("enable_gqa" not in names for names in given)
+    attend(query=torch.randn(1, 4, 7, 4))
+    assert "enable_gqa" in given[-1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")

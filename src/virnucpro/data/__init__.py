@@ -10,9 +10,10 @@ from virnucpro.data.packing import GreedyPacker, calculate_token_budget
 from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
 
 if TYPE_CHECKING:
-    from virnucpro.data.collators import VarlenCollator, model_inputs, unpack
+    from virnucpro.data.collators import VarlenCollator, unpack
     from virnucpro.data.dataloader_utils import create_async_dataloader
     from virnucpro.data.distributed import pack_dataset
+    from virnucpro.data.models import check_packed, model_inputs
     from virnucpro.data.samplers import PackedBatchSampler
     from virnucpro.data.sequence_dataset import PackedFastaDataset, SequenceDataset
 
@@ -26,6 +27,7 @@ __all__ = [
     "TokenCounts",
     "VarlenCollator",
     "calculate_token_budget",
+    "check_packed",
     "create_async_dataloader",
     "model_inputs",
     "pack_dataset",
@@ -41,8 +43,9 @@ OPTIONAL = {
     "PackedFastaDataset": ("sequence_dataset", "torch"),
     "SequenceDataset": ("sequence_dataset", "torch"),
     "VarlenCollator": ("collators", "torch"),
+    "check_packed": ("models", "torch"),
     "create_async_dataloader": ("dataloader_utils", "torch"),
-    "model_inputs": ("collators", "torch"),
+    "model_inputs": ("models", "torch"),
     "pack_dataset": ("distributed", "ray"),
     "unpack": ("collators", "torch"),
 }

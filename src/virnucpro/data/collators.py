@@ -173,35 +173,6 @@ def make_batch(
     }
 
 
-def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the arguments of a Hugging Face model for a batch of `VarlenCollator`.
-
-    They are ``input_ids`` and ``position_ids``, int64 [1, tokens], and the boundaries
-    ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q`` and ``max_length_k``.
-
-    Positions are those of rotary embeddings, from 0. A model with absolute embeddings may count
-    from elsewhere (ESM-1b does, from its padding token's number + 1).
-
-    Raises:
-        KeyError: The batch is of another collator, or empty.
-
-    Cost: none; tensors are views.
-
-    Example:
-        >>> import numpy as np
-        >>> from virnucpro.data.collators import make_batch, model_inputs
-        >>> batch = make_batch(np.array([0, 20, 2]), np.array([0, 3], np.int32), ["a"], 4096)
-        >>> model_inputs(batch)["input_ids"].shape
-        torch.Size([1, 3])
-    """
-    boundaries = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-    return {
-        "input_ids": batch["input_ids"][None],
-        "position_ids": batch["position_ids"][None],
-        **{name: batch[name] for name in boundaries},
-    }
-
-
 class Unpacked(NamedTuple):
     """What a model says of each sequence of a batch, in the order of the batch.
 

@@ -4,21 +4,33 @@ Importing this module registers ``"packed_sdpa"`` with transformers::
 
     import virnucpro.data.packed_attention
     model.set_attn_implementation("packed_sdpa")
-    model(**model_inputs(batch))
+    model(**model_inputs(batch, model))
 
-It serves models with rotary or relative positions in which every token attends to all others of
-its sequence, or to all before it, such as ESM-2 and Llama. Where a model scales embeddings
-by the share of mask tokens (``token_dropout`` of ESM-2), that share is the batch's and no longer
-the sequence's, so sequences with ``<mask>`` come out as if unpacked only where it is off.
+It serves models in which every token attends to all others of its sequence, or to all before it,
+such as ESM-2, BERT and Llama. Windows, masks, biases, sinks, caches, cross-attention and attention
+weights as output are refused. So are models with layers that carry a state from token to token.
+`virnucpro.data.check_packed` runs a model to see whether packing changes what it gives.
+
+ESM-2 scales embeddings by the share of mask tokens in a row (``token_dropout``). Importing this
+module makes that the share in each sequence, for every attention implementation.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, wraps
 from itertools import pairwise
 from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.models.esm.modeling_esm import EsmEmbeddings
+from transformers.utils import output_capturing
+
+from virnucpro.data.models import find_unserved, other_layers
 
 # What would change the result and is not done here.
 UNSUPPORTED = (
@@ -26,8 +38,11 @@ UNSUPPORTED = (
     "attention_bias",
     "block_mask",
     "cache",
+    "encoder_hidden_states",
     "head_mask",
     "indices",
+    "output_attentions",
+    "past_key_values",
     "position_bias",
     "s_aux",
     "sinks",
@@ -35,6 +50,32 @@ UNSUPPORTED = (
     "softcap",
     "softmax_cap",
     "window_size",
+)
+
+# The tensors that layers pass on and that change nothing here. All others are refused.
+HARMLESS = frozenset(
+    {
+        "cache_position",
+        "cu_seq_lens_k",
+        "input_ids",
+        "labels",
+        "num_items_in_batch",
+        "position_ids",
+        "seq_idx",
+        "token_type_ids",
+    }
+)
+
+# The functions of transformers.masking_utils whose masks boundaries replace.
+PLAIN_MASKS = frozenset(
+    {
+        "add_offsets_to_mask_function",
+        "and_masks",
+        "bidirectional_mask_function",
+        "causal_mask_function",
+        "packed_sequence_mask_function",
+        "remap_positions_for_packed_sequence",
+    }
 )
 
 
@@ -73,7 +114,8 @@ def packed_sdpa(
         [1, tokens, heads, dimension], and None in place of attention weights.
 
     Raises:
-        ValueError: Boundaries are missing or do not fit, or more is asked for than is done here.
+        ValueError: Boundaries are missing or do not fit, or more is asked for than is done here,
+            by the arguments or by the configuration of the layer.
 
     Cost: that of attention within each sequence, O(sum of squared lengths).
 
@@ -87,20 +129,17 @@ def packed_sdpa(
     """
     num_tokens = query.shape[2]
     if cu_seq_lens_q is None:
-        raise ValueError("packed_sdpa needs cu_seq_lens_q: pass model_inputs(batch) to the model")
+        raise ValueError(
+            "packed_sdpa needs cu_seq_lens_q: pass model_inputs(batch, model) to the model"
+        )
     if query.shape[0] != 1 or key.shape[2] != num_tokens:
         raise ValueError(
-            "packed_sdpa takes one row of sequences end to end "
+            "packed_sdpa takes one row of sequences end to end, without a cache or cross-attention "
             f"(got query {list(query.shape)}, key {list(key.shape)})"
         )
     if attention_mask is not None:
         raise ValueError("packed_sdpa takes no attention_mask")
-    for name in UNSUPPORTED:
-        if kwargs.get(name) is not None:
-            raise ValueError(f"packed_sdpa does not support {name}")
-    boundaries_k = kwargs.get("cu_seq_lens_k")
-    if boundaries_k is not None and not torch.equal(boundaries_k, cu_seq_lens_q):
-        raise ValueError("packed_sdpa needs the same cu_seq_lens_k as cu_seq_lens_q")
+    refuse(module, cu_seq_lens_q, max_length_q, kwargs)
     if num_tokens == 0:
         raise ValueError("packed_sdpa needs at least one token")
     if is_causal is None:
@@ -123,6 +162,7 @@ def packed_sdpa(
     if boundaries[0] != 0 or boundaries[-1] != num_tokens or sorted(boundaries) != boundaries:
         raise ValueError(f"cu_seq_lens_q must rise from 0 to {num_tokens:,} (got {boundaries})")
     lengths = [end - begin for begin, end in pairwise(boundaries)]
+    grouped: dict[str, Any] = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
     outputs = [
         torch.nn.functional.scaled_dot_product_attention(
             one_query,
@@ -131,7 +171,7 @@ def packed_sdpa(
             dropout_p=dropout,
             scale=scaling,
             is_causal=is_causal,
-            enable_gqa=key.shape[1] != query.shape[1],
+            **grouped,
         )
         for one_query, one_key, one_value in zip(
             query.split_with_sizes(lengths, dim=2),
@@ -141,6 +181,43 @@ def packed_sdpa(
         )
     ]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def refuse(
+    module: torch.nn.Module,
+    boundaries: torch.Tensor,
+    longest: int | None,
+    arguments: dict[str, Any],
+) -> None:
+    """Raise for what a layer asks for beyond attention inside sequences."""
+    for name in UNSUPPORTED:
+        if arguments.get(name) is not None and arguments[name] is not False:
+            raise ValueError(f"packed_sdpa does not support {name}")
+    for name, argument in arguments.items():
+        if isinstance(argument, torch.Tensor) and name not in HARMLESS:
+            raise ValueError(
+                f"packed_sdpa does not know the tensor {name}, which may change scores"
+            )
+    boundaries_k = arguments.get("cu_seq_lens_k")
+    if boundaries_k is None:
+        boundaries_k = boundaries
+    if boundaries_k is not boundaries and not torch.equal(boundaries_k, boundaries):
+        raise ValueError("packed_sdpa needs the same cu_seq_lens_k as cu_seq_lens_q")
+    config = getattr(module, "config", None)
+    if getattr(config, "output_attentions", False) or is_capturing_attentions():
+        raise ValueError("packed_sdpa does not support output_attentions")
+    check_positions(module, config, arguments.get("position_ids"))
+    unserved = find_unserved(config, longest)
+    if unserved is not None:
+        raise ValueError(f"packed_sdpa does not support {unserved}")
+
+
+def is_capturing_attentions() -> bool:
+    """Whether the model that runs collects attention weights, which some do without telling."""
+    collector = getattr(output_capturing, "_active_collector", None)
+    if collector is None or torch.compiler.is_compiling():
+        return False
+    return "attentions" in (collector.get() or ())
 
 
 def attend_varlen(
@@ -181,31 +258,146 @@ def attend_varlen(
         from torch.nn.attention.varlen import varlen_attn
     except ImportError:
         return None
-    attended = varlen_attn(
-        query,
-        key,
-        value,
-        boundaries,
-        boundaries,
-        longest,
-        longest,
-        scale=scale,
-        window_size=(-1, 0) if is_causal else (-1, -1),
-        enable_gqa=key.shape[1] != query.shape[1],
-    )
+    # Each release of torch takes other arguments: 2.10 no scale, 2.11 no grouped heads.
+    takes = parameters_of(varlen_attn)
+    options: dict[str, Any] = {}
+    if is_causal and "window_size" in takes:
+        options["window_size"] = (-1, 0)
+    elif is_causal and "is_causal" in takes:
+        options["is_causal"] = True
+    elif is_causal:
+        return None
+    if scale is not None and "scale" in takes:
+        options["scale"] = scale
+    elif scale is not None:
+        query = query * (scale * math.sqrt(query.shape[-1]))
+    if key.shape[1] != query.shape[1] and "enable_gqa" in takes:
+        options["enable_gqa"] = True
+    elif key.shape[1] != query.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
+    attended = varlen_attn(query, key, value, boundaries, boundaries, longest, longest, **options)
     assert isinstance(attended, torch.Tensor)
     return attended
 
 
+@cache
+def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
+    """Return the names of a function's parameters."""
+    return frozenset(inspect.signature(function).parameters)
+
+
 def refuse_masks(
-    attention_mask: torch.Tensor | None = None, local_size: int | None = None, **_: Any
+    attention_mask: torch.Tensor | None = None,
+    local_size: int | None = None,
+    mask_function: Callable[..., Any] | None = None,
+    config: Any = None,
+    **_: Any,
 ) -> None:
     """Make no mask, as boundaries are enough; refuse those that they do not replace."""
     if attention_mask is not None:
         raise ValueError("packed_sdpa takes no attention_mask")
+    # Models with layers of several kinds make the masks of all, also of those that they lack.
+    if local_size is not None and getattr(config, "layer_types", None) and not other_layers(config):
+        return
     if local_size is not None:
         raise ValueError(f"packed_sdpa does not support local attention (of {local_size} tokens)")
+    if mask_function is None or torch.compiler.is_compiling():
+        return
+    for name in names_of_masks(mask_function):
+        if name not in PLAIN_MASKS:
+            raise ValueError(f"packed_sdpa does not support the mask of {name}")
+
+
+def names_of_masks(function: Callable[..., Any]) -> Iterator[str]:
+    """Yield the names of a mask function and of all that it is made from."""
+    yield getattr(function, "__qualname__", repr(function)).partition(".<locals>")[0]
+    for cell in getattr(function, "__closure__", None) or ():
+        held = cell.cell_contents
+        for part in held if isinstance(held, (tuple, list)) else (held,):
+            if callable(part):
+                yield from names_of_masks(part)
+
+
+def count_masks_by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `EsmEmbeddings.forward` that scales each sequence of a row by its own mask tokens.
+
+    A sequence begins where positions begin again at the first of the row.
+    """
+    signature = inspect.signature(forward)
+
+    @wraps(forward)
+    def embed(self: Any, *args: Any, **kwargs: Any) -> Any:
+        given = signature.bind(self, *args, **kwargs).arguments
+        input_ids, position_ids = given.get("input_ids"), given.get("position_ids")
+        if input_ids is None or position_ids is None or given.get("attention_mask") is not None:
+            return forward(self, *args, **kwargs)
+        if getattr(self, "position_embedding_type", None) == "absolute":
+            check_first_position(position_ids, self.padding_idx)
+        if not self.token_dropout:
+            return forward(self, *args, **kwargs)
+        embeddings = given.get("inputs_embeds")
+        if embeddings is None:
+            embeddings = self.word_embeddings(input_ids)
+        is_mask = input_ids == self.mask_token_id
+        share = share_by_sequence(is_mask, position_ids.expand_as(input_ids))
+        embeddings = embeddings.masked_fill(is_mask[..., None], 0.0)
+        # What ESM's models had masked in training, as in EsmEmbeddings.
+        scaled = (embeddings * (1 - 0.15 * 0.8) / (1 - share)[..., None]).to(embeddings.dtype)
+        return forward(**{**given, "input_ids": None, "inputs_embeds": scaled})
+
+    embed.counts_masks_by_sequence = True  # type: ignore[attr-defined]
+    return embed
+
+
+def share_by_sequence(is_mask: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """Return for each token the share of mask tokens in its sequence; all are [rows, tokens]."""
+    sequence = (position_ids == position_ids[:, :1]).cumsum(1) - 1
+    none = torch.zeros_like(sequence)
+    masks = none.scatter_add(1, sequence, is_mask.to(sequence.dtype))
+    tokens = none.scatter_add(1, sequence, torch.ones_like(sequence))
+    return masks.gather(1, sequence).float() / tokens.gather(1, sequence)
+
+
+def check_first_position(position_ids: torch.Tensor, padding_idx: int) -> None:
+    """Refuse positions from 0 where a model counts them from its padding token's number + 1.
+
+    This reads a value, so it waits for the device.
+    """
+    if torch.compiler.is_compiling() or not position_ids.numel():
+        return
+    if position_ids.is_cuda and torch.cuda.is_current_stream_capturing():
+        return
+    first = int(position_ids[0, 0])
+    if first <= padding_idx:
+        raise ValueError(
+            f"the model counts positions from {padding_idx + 1} (got {first}): "
+            "pass model_inputs(batch, model) to it"
+        )
+
+
+def check_positions(module: torch.nn.Module, config: Any, position_ids: Any) -> None:
+    """Check the positions that the first layer of a model of RoBERTa's kind is told."""
+    if isinstance(position_ids, torch.Tensor) and getattr(module, "layer_idx", None) == 0:
+        padding_idx = getattr(config, "pad_token_id", None)
+        is_rotary = getattr(config, "rope_parameters", None) is not None
+        if (
+            padding_idx is not None
+            and not is_rotary
+            and counts_from_padding(type(module).__module__)
+        ):
+            check_first_position(position_ids, padding_idx)
+
+
+@cache
+def counts_from_padding(module_name: str) -> bool:
+    """Whether embeddings in a Python module of transformers count positions as RoBERTa does."""
+    parts = vars(sys.modules[module_name]).values()
+    name = "create_position_ids_from_input_ids"
+    return any(isinstance(part, type) and hasattr(part, name) for part in parts)
 
 
 AttentionInterface.register("packed_sdpa", packed_sdpa)
 AttentionMaskInterface.register("packed_sdpa", refuse_masks)
+if not getattr(EsmEmbeddings.forward, "counts_masks_by_sequence", False):
+    EsmEmbeddings.forward = count_masks_by_sequence(EsmEmbeddings.forward)

@@ -17,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel range fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel range range-torch fuzz-records coverage mutate tidy mutate-python clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -187,7 +187,7 @@ UV_INSTALL := uv pip install --quiet --no-build
 
 ## range: the tests on the OLDEST Python with the oldest of all that pyproject.toml names, and on the
 ## NEWEST with the newest; what warns of its own age may do so
-range: .venv/dev
+range: .venv/dev range-torch
 	rm -rf build/range
 	uv venv --quiet --no-python-downloads --python $(OLDEST) build/range/oldest
 	uv venv --quiet --no-python-downloads --python $(NEWEST) build/range/newest
@@ -204,6 +204,11 @@ range: .venv/dev
 	build/range/oldest/bin/python tests/installed.py files -W default::DeprecationWarning \
 		-W default::PendingDeprecationWarning
 	build/range/newest/bin/python tests/installed.py files
+
+## range-torch: the calls of varlen attention against what each release of torch declares, whose wheels
+## for macOS are downloaded into build/torch, 600 MB
+range-torch: .venv/dev
+	python tests/varlen_signatures.py build/torch
 
 ## fuzz-records: odd records, lengths and parameters for SECONDS, guided by what they reach; what
 ## fails is kept in build/fuzz-records/, and all that is worth keeping in build/fuzz-records/corpus/

@@ -2,9 +2,9 @@
 
     python examples/embed.py proteins.fasta -o embeddings.parquet --model esm2_folder
 
-The model is the folder of any ESM-2 checkpoint of Hugging Face transformers. Without it, a tiny
-one of random weights shows how things go together. Needs transformers and pyarrow besides
-virnucpro[torch].
+The model is the folder of any checkpoint of ESM-1b, ESM-2 or ESM C of Hugging Face transformers; it
+is checked that packing does not change what it gives. Without it, a tiny one of random weights
+shows how things go together. Needs transformers and pyarrow besides virnucpro[torch].
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
 from virnucpro.data import (
     SequenceDataset,
     VarlenCollator,
+    check_packed,
     create_async_dataloader,
     model_inputs,
     unpack,
@@ -41,13 +42,13 @@ def load(folder: Path | None) -> tuple[Any, Any]:
         raise SystemExit(f"{folder}: no such folder")
     else:
         tokenizer = AutoTokenizer.from_pretrained(folder)
-        model = AutoModel.from_pretrained(folder, add_pooling_layer=False)
-    if model.config.position_embedding_type != "rotary":
-        raise SystemExit("the model must have rotary positions, as ESM-2 has")
+        model = AutoModel.from_pretrained(folder)
     model.set_attn_implementation("packed_sdpa")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     # Varlen kernels take half precision.
-    return tokenizer, model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+    model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
+    check_packed(model, tokenizer)
+    return tokenizer, model
 
 
 def make_tiny() -> tuple[Any, Any]:
@@ -76,7 +77,7 @@ def embed(model: Any, batch: dict[str, Any]) -> tuple[list[Any], NDArray[np.floa
     """Return the IDs of a batch's sequences, and a vector for each, float32 [n, width]."""
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
-        for name, value in model_inputs(batch).items()
+        for name, value in model_inputs(batch, model).items()
     }
     states = model(**inputs).last_hidden_state
     embedded = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
 
 import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
-from virnucpro.data import GreedyPacker, PackedBatchSampler
+from virnucpro.data import GreedyPacker, PackedBatchSampler, check_packed
 
 VOCABULARY_SIZE = 64
 MAX_TOKENS = 512
@@ -61,6 +61,7 @@ def main() -> None:
         attn_implementation="packed_sdpa",
     )
     model = LlamaForCausalLM(config).train()
+    check_packed(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for epoch in range(2):
         sampler.set_epoch(epoch)

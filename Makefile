@@ -56,13 +56,15 @@ format: .venv/dev
 	clang-format -i $(CPP)
 
 ## compare: the kernel against the reference on CASES random cases from SEED, some of them on
-## several threads, and on 200,000 examples through Python
+## several threads, and on 200,000 examples through Python; the scanner of FASTA against the obvious
+## reader on 200,000 texts
 compare: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
 	build/dev/packing_test $(CASES) $(SEED)
 	build/dev/packing_in_parts_test $$(($(CASES) / 15)) $(SEED)
 	HYPOTHESIS_PROFILE=long pytest tests/unit/test_packing.py -k "reference or whole or unique_ids"
+	SCANNER_CASES=200000 pytest tests/unit/test_scanner.py
 
 ## bench: native against Python, tables and plots into docs/; bench-quick: two minutes of it
 bench: bench-peers
@@ -77,7 +79,6 @@ bench-loading: .venv/dev
 
 ## bench-job: `virnucpro pack` on 1.5 million proteins and 50 million lengths, six minutes; docs/job.md
 bench-job: .venv/dev
-	pip install --quiet biopython==1.88
 	python benchmarks/job.py
 
 ## bench-cluster: a Ray data set of 50 million rows, and the layout of trillions, a minute; docs/scale.md
@@ -112,7 +113,7 @@ SANITIZED := import sys, pytest; \
 	sys.exit(pytest.main(sys.argv[1:]))
 
 # The tests of the kernel in which threads share small cases too.
-KERNEL_TESTS := packing_in_parts_test allocation_test replay_lengths replay_fields
+KERNEL_TESTS := packing_in_parts_test allocation_test replay_lengths replay_fields replay_scanner
 RUN_KERNEL_TESTS := --exclude-regex '^packing$$'
 
 ## sanitize: all of the three that follow
@@ -141,27 +142,27 @@ sanitize-python: .venv/dev
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
 		tests/unit/test_packing.py tests/unit/test_records.py tests/unit/test_robustness.py \
-		tests/unit/test_fuzz_records.py tests/unit/test_column_generation.py \
+		tests/unit/test_fuzz_records.py tests/unit/test_column_generation.py tests/unit/test_scanner.py \
 		-k "not import_needs and not failed_allocations and not command and not solver and not no_torch \
 		and not token_budget and not interrupted and not forks and not workers"
 
-# libFuzzer is clang's. Half of the time is each target's, rounded up, as 0 would be without end.
-FUZZ := -max_total_time=$$((($(SECONDS) + 1) / 2)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
+# libFuzzer is clang's. A third of the time is each target's, rounded up, as 0 would be without end.
+FUZZ := -max_total_time=$$((($(SECONDS) + 2) / 3)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
 
-## fuzz: the kernel against the obvious algorithm for SECONDS, guided by what inputs reach; what fails
-## is kept in build/fuzz/, and all that is worth keeping in build/fuzz/lengths/ and fields/
+## fuzz: the kernel against the obvious algorithm, and the scanner of FASTA against itself in pieces,
+## for SECONDS, guided by what inputs reach; what fails is kept in build/fuzz/, and all that is worth
+## keeping in build/fuzz/lengths/, fields/ and scanner/
 fuzz: .venv/dev
 	@printf 'int main(){}' | clang++ -x c++ -fsanitize=address - -o /dev/null 2> /dev/null || \
 		{ echo "make: clang++ with its runtime is missing (on Debian: apt-get install clang libclang-rt-dev)" >&2; exit 1; }
 	cmake --preset fuzz
-	cmake --build --preset fuzz --target fuzz_lengths fuzz_fields
-	cd build/fuzz && mkdir -p lengths fields && \
-		./fuzz_lengths $(FUZZ) lengths $(CURDIR)/cpp/tests/corpus/lengths && \
-		./fuzz_fields $(FUZZ) fields $(CURDIR)/cpp/tests/corpus/fields
+	cmake --build --preset fuzz --target fuzz_lengths fuzz_fields fuzz_scanner
+	cd build/fuzz && for target in lengths fields scanner; do \
+		mkdir -p $$target && ./fuzz_$$target $(FUZZ) $$target $(CURDIR)/cpp/tests/corpus/$$target || exit 1; done
 
 # What is built apart from the development's own environment is built with the same tools.
 PINNED := PIP_CONSTRAINT=$(CURDIR)/requirements-dev.txt
-TEST_TOOLS := pytest hypothesis duckdb pandas polars
+TEST_TOOLS := pytest hypothesis duckdb pandas polars pysam biopython
 # The clean environment's own programs, and no others.
 CLEAN := PATH=$(CURDIR)/build/clean/bin
 
@@ -236,7 +237,7 @@ coverage: .venv/dev
 		ctest --preset coverage $(RUN_KERNEL_TESTS)
 	llvm-profdata merge -o build/coverage/all.profdata build/coverage/*.profraw
 	llvm-cov export -instr-profile build/coverage/all.profdata build/coverage/$(firstword $(KERNEL_TESTS)) \
-		$(KERNEL_TESTS:%=-object build/coverage/%) cpp/packing | python tests/kernel_coverage.py
+		$(KERNEL_TESTS:%=-object build/coverage/%) cpp/packing cpp/fasta | python tests/kernel_coverage.py
 	HYPOTHESIS_PROFILE=few coverage run -m pytest -q $(API_TESTS)
 	coverage report
 
@@ -246,7 +247,7 @@ mutate: .venv/dev
 
 ## tidy: clang-tidy, ten minutes
 tidy: .venv/dev
-	clang-tidy --quiet cpp/packing/*.cpp cpp/tests/*.cpp -- -std=c++20 -Icpp -Wall -Wextra -Wconversion
+	clang-tidy --quiet cpp/packing/*.cpp cpp/fasta/*.cpp cpp/tests/*.cpp -- -std=c++20 -Icpp -Wall -Wextra -Wconversion
 
 # In a copy, since the mutants are written beside the sources and need the kernel there. The
 # editable install would come first.

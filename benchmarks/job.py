@@ -45,12 +45,14 @@ first_fit_tree([tokens[row] for row in order], [4096] * tree_nodes(tokens), [0] 
 """
 STAGES = """
 import json, sys, time
+from dataclasses import asdict
 from virnucpro.data import GreedyPacker
-from virnucpro.data.inputs import Reading
+from virnucpro.data.fasta import ReadOptions
+from virnucpro.data.inputs import read_files
 from virnucpro.data.plan_file import Summary, sum_up, verify_plan, write_plan
 import logging; logging.disable()
 times = [time.perf_counter()]
-sequences = Reading().read([sys.argv[1]])
+sequences = read_files([sys.argv[1]])
 times.append(time.perf_counter())
 repeated, _ = sequences.find_duplicates()
 times.append(time.perf_counter())
@@ -58,7 +60,7 @@ plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
 times.append(time.perf_counter())
 parameters = {"max_tokens_per_batch": 4096, "max_sequence_length": 1022, "special_tokens": 2,
               "max_sequences_per_batch": None, "method": "ffd", "overlong": "truncate",
-              "strip_stop": False, "id_column": "id", "length_column": "length"}
+              **asdict(ReadOptions())}
 summary = Summary(parameters, sum_up(plan, sequences, None, repeated), sequences.sources)
 write_plan(sys.argv[2], plan, sequences, summary)
 times.append(time.perf_counter())

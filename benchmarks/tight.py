@@ -16,7 +16,7 @@ from rich.console import Console
 from run import ROOT, machine
 
 from virnucpro.data import GreedyPacker
-from virnucpro.data.inputs import Reading
+from virnucpro.data.inputs import read_files
 
 console = Console(stderr=True)
 
@@ -38,12 +38,12 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     folder = os.environ.get("VIRNUCPRO_REAL_DATA")
     if folder is not None:
         for name in ("uniprot_viruses", "ecoli_k12"):
-            lengths = Reading().read([str(Path(folder, f"{name}.faa.gz"))]).lengths
+            lengths = read_files([str(Path(folder, f"{name}.faa.gz"))]).lengths
             for budget in (1024, 2048, 4096):
                 yield name, lengths, {"max_tokens_per_batch": budget}
         yield (
             "uniprot_viruses, 8 a batch",
-            Reading().read([str(Path(folder, "uniprot_viruses.faa.gz"))]).lengths,
+            read_files([str(Path(folder, "uniprot_viruses.faa.gz"))]).lengths,
             {"max_tokens_per_batch": 4096, "max_sequences_per_batch": 8},
         )
     plain = {"max_sequence_length": 1000, "special_tokens": 0}

@@ -18,8 +18,8 @@ import virnucpro
 UNIT = Path(__file__).parent / "unit"
 
 # A test file imports no more than what its list may.
-CORE = ["algorithm", "fuzz_records", "packing", "records"]
-FILES = [*CORE, "arrow_ids", "cli", "column_generation", "inputs", "plan_file", "report"]
+CORE = ["algorithm", "fuzz_records", "packing", "records", "scanner"]
+FILES = [*CORE, "arrow_ids", "cli", "column_generation", "fasta", "inputs", "plan_file", "report"]
 
 
 def main(name: str, *options: str) -> int:

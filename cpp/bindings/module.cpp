@@ -13,7 +13,9 @@
 #include <utility>
 #include <vector>
 
+#include "bindings/made.hpp"
 #include "bindings/records.hpp"
+#include "bindings/scanner.hpp"
 #include "packing/assign.hpp"
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
@@ -281,12 +283,7 @@ void make_picklable(py::class_<Value>& type, const char* maker) {
         const auto module = py::module_::import("virnucpro.data._core");
         return py::make_tuple(module.attr(maker), fields_of(value));
     });
-    // An object made by __new__ alone would hold no value.
-    reinterpret_cast<PyTypeObject*>(type.ptr())->tp_new = [](PyTypeObject* refused, PyObject*,
-                                                             PyObject*) -> PyObject* {
-        PyErr_Format(PyExc_TypeError, "%s cannot be made this way", refused->tp_name);
-        return nullptr;
-    };
+    refuse_new(type);
 }
 
 template <class Row, class Length>
@@ -492,4 +489,5 @@ PYBIND11_MODULE(_core, module) {
         py::arg("layout"), py::arg("rows"), py::arg("seed"), py::arg("num_threads"));
 
     add_records(module);
+    add_scanner(module);
 }

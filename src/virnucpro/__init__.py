@@ -1,10 +1,21 @@
 """Token-budget batches for protein language models, packed by exact First-Fit Decreasing."""
 
 from pkgutil import extend_path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from virnucpro.data._core import __version__
+
+__all__ = ["__version__"]
 
 # A pipeline of the same name may have modules of its own elsewhere on the path.
 __path__ = extend_path(__path__, __name__)
 
-from virnucpro.data._core import __version__
 
-__all__ = ["__version__"]
+def __getattr__(name: str) -> Any:
+    """Import the kernel, and NumPy with it, when the version is asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from virnucpro.data._core import __version__
+
+    return __version__

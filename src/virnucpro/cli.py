@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import enum
+import functools
 import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from virnucpro.data._core import __version__
-from virnucpro.data.inputs import Reading, Sequences
-from virnucpro.data.packing import GreedyPacker, column_generation
-from virnucpro.data.plan import Layout
-from virnucpro.data.plan_file import (
-    Summary,
-    Totals,
-    check_place,
-    read_summary,
-    sum_up,
-    verify_plan,
-    write_plan,
-)
+# Commands import what they need themselves, so that help and the version come at once.
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+    from rich.console import Console
+    from rich.table import Table
+
+    from virnucpro.data.inputs import Sequences
+    from virnucpro.data.packing import GreedyPacker
+    from virnucpro.data.plan import Layout
+    from virnucpro.data.plan_file import Totals
 
 app = typer.Typer(
     add_completion=False,
@@ -39,7 +33,6 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-console = Console(stderr=True)
 
 
 class Engine(str, enum.Enum):
@@ -75,8 +68,8 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help="FASTA files, plain, gzip or bgzip, or - for standard input; or tables of lengths: "
-        ".fai, .parquet, .arrow, .tsv.",
+        help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), or - for "
+        "standard input; or tables of lengths: .fai, .parquet, .arrow, .tsv.",
         show_default=False,
     ),
 ]
@@ -87,7 +80,9 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but erro
 def print_version(wanted: bool) -> None:
     """Print the version and stop."""
     if wanted:
-        typer.echo(f"virnucpro {__version__}")
+        from importlib.metadata import version
+
+        typer.echo(f"virnucpro {version('virnucpro')}")
         raise typer.Exit
 
 
@@ -134,8 +129,19 @@ def pack(
     duplicates: Annotated[
         Duplicates, typer.Option(help="What becomes of IDs that are there more than once.")
     ] = Duplicates.report,
-    strip_stop: Annotated[
-        bool, typer.Option("--strip-stop", help="Leave out a * at the end of a sequence.")
+    keep_stop: Annotated[
+        bool, typer.Option("--keep-stop", help="Keep each * at the end of a sequence as a residue.")
+    ] = False,
+    keep_case: Annotated[
+        bool, typer.Option("--keep-case", help="Keep lower-case letters as they are.")
+    ] = False,
+    drop_gaps: Annotated[
+        bool,
+        typer.Option(
+            "--drop-gaps",
+            help="Leave out gaps (- and .); with --keep-case also lower-case letters, the "
+            "insertions of A3M files.",
+        ),
     ] = False,
     id_column: Annotated[str, typer.Option(help="The column of tables with the IDs.")] = "id",
     length_column: Annotated[
@@ -155,6 +161,9 @@ def pack(
     Equally long sequences are in order of their IDs. The plan has every sequence that was read,
     those that were dropped without a batch.
     """
+    from virnucpro.data.fasta import ReadOptions
+    from virnucpro.data.packing import GreedyPacker, column_generation
+
     try:
         packer = GreedyPacker(
             max_tokens,
@@ -175,7 +184,9 @@ def pack(
         unknown = {
             "--overlong drop": overlong is Overlong.drop,
             "--duplicates error": duplicates is Duplicates.error,
-            "--strip-stop": strip_stop,
+            "--keep-stop": keep_stop,
+            "--keep-case": keep_case,
+            "--drop-gaps": drop_gaps,
             "--threads": threads is not None,
         }
         if any(unknown.values()):
@@ -183,11 +194,20 @@ def pack(
             raise typer.BadParameter(f"--engine ray does not know {names}")
         pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
         return
-    reading = Reading(id_column, length_column, strip_stop)
+    from virnucpro.data.inputs import read_files
+    from virnucpro.data.plan_file import Summary, sum_up, write_plan
+
+    options = ReadOptions(
+        id_column,
+        length_column,
+        strip_stop=not keep_stop,
+        uppercase=not keep_case,
+        drop_gaps=drop_gaps,
+    )
     with failing_in_one_line(), showing_log(quiet):
         check_output(output, inputs)
         with showing_progress(quiet) as show:
-            sequences = reading.read(inputs, show("Reading"))
+            sequences = read_files(inputs, options, show("Reading"))
             repeated, some = sequences.find_duplicates()
             if repeated and duplicates is Duplicates.error:
                 raise ValueError(f"{repeated:,} duplicate IDs, such as {', '.join(some)}")
@@ -206,9 +226,7 @@ def pack(
                     "max_sequences_per_batch": max_sequences,
                     "method": method.value,
                     "overlong": overlong.value,
-                    "strip_stop": strip_stop,
-                    "id_column": id_column,
-                    "length_column": length_column,
+                    **asdict(options),
                 },
                 sum_up(plan, sequences, rows, repeated),
                 sequences.sources,
@@ -216,7 +234,7 @@ def pack(
             write_plan(output, plan, sequences, summary, rows, show("Writing"))
     if quiet:
         return
-    console.print(table_of_totals(summary.totals))
+    stderr().print(table_of_totals(summary.totals))
     if repeated:
         print_line(f"Duplicate IDs, such as {', '.join(some)}")
     print_line(f"Plan written to {output}")
@@ -240,7 +258,7 @@ def pack_on_ray(
             f"virnucpro: --engine ray needs {error.name}: pip install 'virnucpro[ray]'", err=True
         )
         raise typer.Exit(1) from error
-    is_shown = console.is_terminal and not quiet
+    is_shown = stderr().is_terminal and not quiet
     # Messages of Ray go where ours do.
     with failing_in_one_line(), showing_log(quiet), redirect_stdout(sys.stderr):
         list_tables(inputs, output.absolute(), [id_column, length_column])
@@ -255,7 +273,7 @@ def pack_on_ray(
             # What Ray tells ends with what happened.
             raise OSError(str(error).strip().splitlines()[-1]) from error
     if not quiet:
-        console.print(table_of_layout(layout))
+        stderr().print(table_of_layout(layout))
         print_line(f"Plan written to {output}")
 
 
@@ -268,6 +286,10 @@ def stats(
     """Print the summary of a plan, which stands in the file itself."""
     if as_json and as_tsv:
         raise typer.BadParameter("--json and --tsv exclude each other")
+    from rich.console import Console
+
+    from virnucpro.data.plan_file import read_summary
+
     with failing_in_one_line():
         summary = read_summary(plan)
         found = summary.as_dict()
@@ -288,11 +310,13 @@ def verify(plan: Plan, inputs: Inputs, quiet: Quiet = False) -> None:
     and, but for --method tight, to be what First-Fit Decreasing gives; and the totals in the file
     have to be right.
     """
+    from virnucpro.data.inputs import read_files
+    from virnucpro.data.plan_file import read_summary, verify_plan
+
     with failing_in_one_line():
-        parameters = read_summary(plan).parameters
-        reading = Reading(*(parameters[n] for n in ("id_column", "length_column", "strip_stop")))
+        options = read_summary(plan).options
         with showing_progress(quiet) as show:
-            sequences = reading.read(inputs, show("Reading"))
+            sequences = read_files(inputs, options, show("Reading"))
         findings = verify_plan(plan, sequences)
     for finding in findings:
         typer.echo(f"virnucpro: {plan}: {finding}", err=True)
@@ -320,6 +344,8 @@ def report(
 
 def choose(sequences: Sequences, limit: int, overlong: Overlong) -> NDArray[np.int64] | None:
     """Return which sequences to pack, None for all."""
+    import numpy as np
+
     is_overlong = sequences.lengths > limit
     if overlong is Overlong.error and is_overlong.any():
         row = int(np.argmax(is_overlong))
@@ -343,6 +369,8 @@ def failing_in_one_line() -> Iterator[None]:
 
 def check_output(output: Path, inputs: list[str]) -> None:
     """Refuse before any work what could not be written after it."""
+    from virnucpro.data.plan_file import check_place
+
     check_place(output)
     paths = [Path(name) for name in inputs if name != "-"]
     if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
@@ -352,6 +380,9 @@ def check_output(output: Path, inputs: list[str]) -> None:
 @contextmanager
 def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
     """Give what begins a stage of work, and returns what shows its progress on a terminal."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = stderr()
     progress = Progress(
         SpinnerColumn(),
         TextColumn("{task.description} {task.completed:,.0f} sequences"),
@@ -373,6 +404,9 @@ def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
 @contextmanager
 def showing_log(quiet: bool) -> Iterator[None]:
     """Show on stderr what modules whose work takes long log: on a terminal, how far it is too."""
+    from rich.logging import RichHandler
+
+    console = stderr()
     handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))
     if console.is_terminal:
@@ -392,9 +426,17 @@ def showing_log(quiet: bool) -> Iterator[None]:
             logger.setLevel(before)
 
 
+@functools.cache
+def stderr() -> Console:
+    """Return the terminal's standard error."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
 def print_line(text: str) -> None:
     """Print a line on stderr as it is."""
-    console.print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
+    stderr().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def text_of(value: object) -> str:
@@ -409,7 +451,10 @@ def table_of_totals(totals: Totals) -> Table:
         "Packed": totals.packed,
         "Dropped": totals.dropped,
         "Empty": totals.empty,
-        "With a stop (*)": totals.stops,
+        "Stops (*) left out": totals.stops,
+        "Lower case made upper": totals.lower_case,
+        "Gaps left out": totals.gaps,
+        "Insertions left out": totals.insertions,
         "Duplicate IDs": totals.duplicate_ids,
         "Residues": totals.residues,
         "Residues kept": totals.residues_kept,
@@ -419,7 +464,8 @@ def table_of_totals(totals: Totals) -> Table:
         "Batches by FFD": totals.first_fit_batches,
         "Batches": totals.batches,
     }
-    rare = ("Dropped", "Empty", "With a stop (*)", "Duplicate IDs", "Residues dropped")
+    rare = {"Dropped", "Empty", "Duplicate IDs", "Residues dropped", "Stops (*) left out"}
+    rare |= {"Lower case made upper", "Gaps left out", "Insertions left out"}
     occurred = {name: value for name, value in rows.items() if value or name not in rare}
     if totals.first_fit_batches == totals.batches:
         del occurred["Batches by FFD"]
@@ -442,6 +488,8 @@ def table_of_layout(layout: Layout) -> Table:
 
 def as_table(rows: dict[str, int], efficiency: float, lower_bound: int) -> Table:
     """Return a table of names and numbers."""
+    from rich.table import Table
+
     table = Table(box=None, show_header=False)
     table.add_column()
     table.add_column(justify="right")

@@ -146,16 +146,29 @@ def test_duplicates(tmp_path: Path) -> None:
     assert not plan.exists()
 
 
-def test_stops(tmp_path: Path) -> None:
+def test_what_reading_changes_is_said_and_kept_with_the_plan(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
-    path.write_bytes(fasta([("a", "MKT*"), ("b", "MK"), ("c", "*"), ("d", "M*K")]))
+    path.write_bytes(fasta([("a", "MKT*"), ("b", "mk-"), ("c", "*"), ("d", "M*K")]))
     plan = tmp_path / "plan.parquet"
-    for option, lengths in ([], [4, 3, 2, 1]), (["--strip-stop"], [3, 3, 2, 0]):
-        result = run("pack", path, "-o", plan, *option)
+    names = ("Stops (*) left out", "Lower case made upper", "Gaps left out", "Insertions left out")
+    for options, lengths, counts in (
+        ([], [3, 3, 3, 0], ["2", "2", None, None]),
+        (["--keep-stop"], [4, 3, 3, 1], [None, "2", None, None]),
+        (["--drop-gaps"], [3, 3, 2, 0], ["2", "2", "1", None]),
+        (["--drop-gaps", "--keep-case"], [3, 3, 0, 0], ["2", None, "1", "2"]),
+    ):
+        result = run("pack", path, "-o", plan, *options)
         assert columns(plan)["length"] == lengths
-        assert summary_of(result.stderr)["With a stop (*)"] == "2"
+        summary = summary_of(result.stderr)
+        assert [summary.get(name) for name in names] == counts
+        # The plan says how its input was read.
         assert run("verify", plan, path).returncode == 0
-    assert summary_of(result.stderr)["Empty"] == "1"
+        lines = dict(line.split("\t") for line in run("stats", plan, "--tsv").stdout.splitlines())
+        for option in ("strip_stop", "uppercase", "drop_gaps"):
+            flag = {"strip_stop": "--keep-stop", "uppercase": "--keep-case"}.get(option)
+            kept = flag not in options if flag else "--drop-gaps" in options
+            assert lines[option] == str(kept).lower()
+    assert summary["Empty"] == "2"
 
 
 def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
@@ -281,7 +294,7 @@ def test_stats(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert summary_of(shown.stdout) == summary_of(packed.stderr)
     found = json.loads(run("stats", plan, "--json").stdout)
-    assert found["version"] == 2
+    assert found["version"] == 3
     totals = found["totals"]
     assert found["parameters"]["max_tokens_per_batch"] == 2000
     assert found["inputs"][0]["bytes"] == path.stat().st_size
@@ -292,7 +305,7 @@ def test_stats(tmp_path: Path) -> None:
     for name, value in totals.items():
         assert float(lines[name]) == value
     assert lines["max_sequences_per_batch"] == ""
-    assert lines["strip_stop"] == "false"
+    assert lines["strip_stop"] == "true"
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", None, b"parquet"])

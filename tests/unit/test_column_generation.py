@@ -23,7 +23,7 @@ from reference import check_plan
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, Layout, PackingPlan, _core, column_generation
-from virnucpro.data.inputs import Reading
+from virnucpro.data.inputs import read_files
 from virnucpro.data.plan_file import verify_plan
 
 
@@ -262,7 +262,7 @@ def test_command(tmp_path: Path) -> None:
         metadata["totals"].update(totals)
         changed = found.replace_schema_metadata({b"virnucpro": json.dumps(metadata)})
         pq.write_table(changed, tmp_path / "changed.parquet")
-        return verify_plan(tmp_path / "changed.parquet", Reading().read([str(table)]))
+        return verify_plan(tmp_path / "changed.parquet", read_files([str(table)]))
 
     assert findings() == []
     assert findings(lower_bound=169) == ["the metadata says lower_bound 169, which cannot be"]

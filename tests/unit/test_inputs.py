@@ -1,14 +1,8 @@
-"""What is read from FASTA files and tables, and what is refused with one line."""
+"""What is read from tables of lengths, and what is refused with one line."""
 
 from __future__ import annotations
 
 import gzip
-import hashlib
-import os
-import random
-import signal
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -26,140 +20,13 @@ from fasta import bgzip, fasta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.data import fasta as fasta_module
-from virnucpro.data.fasta import read_fasta
-from virnucpro.data.inputs import Reading
-
-CONTENT = fasta([(f"seq{i}", "MKTAYIAKQR" * 20) for i in range(5000)])
+from virnucpro.data.fasta import ReadOptions
+from virnucpro.data.inputs import read_files
 
 
 def read(path: Path, **options: Any) -> list[tuple[str, int]]:
-    sequences = Reading(**options).read([str(path)])
+    sequences = read_files([str(path)], ReadOptions(**options))
     return list(zip(sequences.ids.to_pylist(), sequences.lengths.tolist(), strict=True))
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        (b">a x\nMKT\nAY\n>b\nMK\n", [("a", "MKTAY"), ("b", "MK")]),
-        (b">a x\r\nMKT\r\nAY\r\n>b\r\n>c\r\nMK\r\n", [("a", "MKTAY"), ("b", ""), ("c", "MK")]),
-        (b">a\nMKT", [("a", "MKT")]),
-        (b">a\nmktAY\n", [("a", "mktAY")]),
-        (b"\n\n>a\n\nMK\n\n\nT\n\n>b\n\n", [("a", "MKT"), ("b", "")]),
-        (b">a\nMK T A\tY\n K \n", [("a", "MKTAYK")]),
-        (b">a\nMKT*\n>b\n*\n", [("a", "MKT*"), ("b", "*")]),
-        (b">a\n>b\n>\nMK\n", [("a", ""), ("b", ""), ("", "MK")]),
-        (b">a>b\nMKT\n>b@c+d\nM@+\n", [("a>b", "MKT"), ("b@c+d", "M@+")]),
-        (b">a\nM\vK\f\n", [("a", "MK")]),
-        ("\ufeff>é\nMK\n".encode(), [("é", "MK")]),
-        (b">a\nMK\n>a\nMKT\n", [("a", "MK"), ("a", "MKT")]),
-    ],
-)
-def test_what_fasta_holds(tmp_path: Path, content: bytes, expected: list[Any]) -> None:
-    path = tmp_path / "a.fa"
-    for written in (content, gzip.compress(content), bgzip(path, content).read_bytes()):
-        path.write_bytes(written)
-        digest = hashlib.sha256()
-        assert list(read_fasta(path, digest)) == expected
-        assert digest.hexdigest() == hashlib.sha256(written).hexdigest()
-        assert read(path) == [(name, len(sequence)) for name, sequence in expected]
-
-
-def test_members_of_gzip_follow_each_other(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa.gz"
-    path.write_bytes(gzip.compress(b">a\nMK\n") + gzip.compress(b"T\n>b\nMK\n"))
-    assert read(path) == [("a", 3), ("b", 2)]
-
-
-def test_a_line_of_100_million_residues(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(b">a\n" + b"M" * 100_000_000 + b"\n>b\nMK\n")
-    assert read(path) == [("a", 100_000_000), ("b", 2)]
-
-
-def truncate_gzip(path: Path) -> None:
-    path.write_bytes(gzip.compress(CONTENT)[:-100])
-
-
-def cut_bgzip(path: Path) -> None:
-    """Leave the first block alone, as a stopped download may."""
-    content = bgzip(path, CONTENT).read_bytes()
-    path.write_bytes(content[: int.from_bytes(content[16:18], "little") + 1])
-
-
-def spoil_gzip(path: Path) -> None:
-    content = bytearray(gzip.compress(CONTENT))
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-
-
-def binary(path: Path) -> None:
-    path.write_bytes(random.Random(0).randbytes(100_000))
-
-
-def writes(content: bytes) -> Callable[[Path], Any]:
-    return lambda path: path.write_bytes(content)
-
-
-BAD_FASTA: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("missing.fa", lambda _: None, "no such file"),
-    ("directory.fa", lambda path: path.mkdir(), "is a directory"),
-    ("empty.fa", writes(b""), "empty file"),
-    ("blank.fa", writes(b"\n\n  \n"), "no FASTA"),
-    ("empty.fa.gz", writes(gzip.compress(b"")), "empty file"),
-    ("text.fa", writes(b"hello\n>a\nMK\n"), "no FASTA: it begins with b'hello"),
-    ("nul.fa", writes(b">a\nMK\n>b\nM\0K\n"), "has a NUL byte at 10"),
-    ("nul.fa.gz", writes(gzip.compress(b">a\nMK\n>b\0\nMK\n")), "has a NUL byte at 8"),
-    ("a.fastq", writes(b"@a\nMK\n+\nII\n"), "FASTQ: it begins with b'@a"),
-    ("later.fa", writes(b">a\nMK\n@b\nMK\n+\nII\n"), "a line that begins with '@'; is it FASTQ?"),
-    ("end.fa", writes(b">a\nMK\n>"), "cut off: it ends with '>'"),
-    ("plus.fa", writes(b">a\nMK\n+\nMK\n"), "a line that begins with '+'; is it FASTQ?"),
-    ("mac.fa", writes(b">a\rMK\r>b\rMK\r"), "lines that end with CR alone"),
-    ("mixed.fa", writes(b">a\nMK\n>b\rMKT\r>c\rMK\r"), "lines that end with CR alone"),
-    ("merged.fa", writes(b">a\nMKTAY>b\nMK\n"), "record 1 (a) has a '>' in its sequence"),
-    ("indented.fa", writes(b">a\nMK\n >b\nMK\n"), "record 1 (a) has a '>' in its sequence"),
-    ("latin.fa", writes(b">a\nMK\n>\xe9\nMK\n"), "record 2 is not text in UTF-8"),
-    ("binary.fa", binary, "no FASTA"),
-    ("truncated.fa.gz", truncate_gzip, "damaged or cut off"),
-    ("spoilt.fa.gz", spoil_gzip, "damaged or cut off"),
-    ("cut.fa.gz", cut_bgzip, "the bgzip end-of-file block is missing"),
-]
-
-
-@pytest.mark.parametrize(("name", "make", "message"), BAD_FASTA, ids=[bad[0] for bad in BAD_FASTA])
-def test_bad_fasta_is_one_line(
-    tmp_path: Path, name: str, make: Callable[[Path], Any], message: str
-) -> None:
-    good = tmp_path / "good.fa"
-    good.write_bytes(b">a\nMK\n")
-    make(tmp_path / name)
-    before = sorted(tmp_path.iterdir())
-    result = run("pack", good, tmp_path / name, "-o", tmp_path / "plan.parquet")
-    assert (result.returncode, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / name}: ")
-    assert message in line
-    assert sorted(tmp_path.iterdir()) == before
-    with pytest.raises((OSError, ValueError), match=name):
-        list(read_fasta(tmp_path / name))
-
-
-@given(st.data())
-def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
-    """What is read has every residue of the file."""
-    piece = st.sampled_from([b">", b"a", b"\n", b"\r\n", b" ", b"M", b"@", b"+", b"\0", b"\xe9"])
-    content = b">a\n" + b"".join(data.draw(st.lists(piece, max_size=30)))
-    with NamedTemporaryFile(suffix=".fa") as file:
-        Path(file.name).write_bytes(content)
-        try:
-            records = list(read_fasta(file.name))
-        except ValueError:
-            return
-    assert b"\0" not in content
-    lines = content.decode(errors="replace").replace("\r\n", "\n").split("\n")
-    residues = Counter("".join("".join(x.split()) for x in lines if not x.startswith(">")))
-    assert Counter("".join(sequence for _, sequence in records)) == residues
-    assert len(records) == sum(line.startswith(">") for line in lines)
 
 
 IDS = ["b", "a", "007", "", "x y"]
@@ -197,72 +64,6 @@ def test_numbers_as_ids_and_dictionaries(tmp_path: Path) -> None:
     assert read(path) == [("x", 1), ("y", 2), ("x", 3)]
 
 
-def test_a_read_that_fails_is_not_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(CONTENT)
-    read_into = fasta_module.Digested.readinto
-
-    def fail(file: Any, buffer: Any) -> int:
-        if file.end:
-            raise MemoryError
-        return read_into(file, buffer)
-
-    monkeypatch.setattr(fasta_module, "CHUNK", 2**16)
-    monkeypatch.setattr(fasta_module.Digested, "readinto", fail)
-    with pytest.raises(MemoryError):
-        list(read_fasta(path))
-
-
-def test_forks_do_not_hold_a_pipe_open(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(CONTENT * 3)
-    records = read_fasta(path)
-    next(records)
-    child = os.fork()
-    if child == 0:
-        time.sleep(20)
-        os._exit(0)
-    begin = time.monotonic()
-    assert sum(1 for _ in records) == 14_999
-    assert time.monotonic() - begin < 10
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-
-
-def test_signals_lose_nothing(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(CONTENT * 10)
-    before = signal.signal(signal.SIGUSR1, lambda *_: None)
-    others = threading.enumerate()
-    records = read_fasta(path)
-    next(records)
-    (reader,) = [thread for thread in threading.enumerate() if thread not in others]
-    for _ in range(5):
-        time.sleep(0.02)
-        if reader.ident is not None and reader.is_alive():
-            signal.pthread_kill(reader.ident, signal.SIGUSR1)
-    assert sum(1 for _ in records) == 49_999
-    signal.signal(signal.SIGUSR1, before)
-
-
-def test_pipes_that_give_little_at_first(tmp_path: Path) -> None:
-    fifo = tmp_path / "a.fa"
-    os.mkfifo(fifo)
-    for content in (gzip.compress(CONTENT), bgzip(tmp_path / "b.fa.gz", CONTENT).read_bytes()):
-
-        def write(content: bytes = content) -> None:
-            with fifo.open("wb", buffering=0) as file:
-                for begin in range(4):
-                    file.write(content[begin : begin + 1])
-                    time.sleep(0.02)
-                file.write(content[4:])
-
-        writer = threading.Thread(target=write)
-        writer.start()
-        assert len(list(read_fasta(fifo))) == 5000
-        writer.join()
-
-
 def test_index_of_samtools(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(fasta([("b", "MKT" * 100), ("007", "MK")]))
     pysam.faidx(str(tmp_path / "a.fa"))
@@ -283,6 +84,10 @@ def cut_stream(path: Path) -> None:
     with pa.ipc.new_stream(str(path), some.schema) as stream:
         stream.write_table(some, max_chunksize=3)
     path.write_bytes(path.read_bytes()[:-8])
+
+
+def writes(content: bytes) -> Callable[[Path], Any]:
+    return lambda path: path.write_bytes(content)
 
 
 BAD_TABLES: list[tuple[str, Callable[[Path], Any], str]] = [
@@ -332,7 +137,7 @@ def test_bad_tables_are_one_line(
 def test_duplicates_are_found(ids: list[str]) -> None:
     with NamedTemporaryFile(suffix=".parquet") as file:
         pq.write_table(pa.table({"id": ids, "length": np.arange(len(ids))}), file.name)
-        number, some = Reading().read([file.name]).find_duplicates()
+        number, some = read_files([file.name]).find_duplicates()
     assert number == len(ids) - len(set(ids))
     repeated = {name for name, count in Counter(ids).items() if count > 1}
     assert set(some) <= repeated

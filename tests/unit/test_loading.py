@@ -25,6 +25,7 @@ import virnucpro.data
 from virnucpro.data import (
     GreedyPacker,
     PackedFastaDataset,
+    ReadOptions,
     SequenceDataset,
     VarlenCollator,
     create_async_dataloader,
@@ -83,7 +84,7 @@ def test_odd_records(tmp_path: Path) -> None:
     path = tmp_path / "odd.fa"
     path.write_bytes("\ufeff>é x\r\n\r\nmk T*\r\n>\r\n>é\r\nMK".encode())
     assert [(record["id"], record["sequence"]) for record in SequenceDataset(path)] == [
-        ("é", "mkT*"),
+        ("é", "MKT"),
         ("", ""),
         ("é", "MK"),
     ]
@@ -312,7 +313,15 @@ def test_batches_by_random_access(tmp_path: Path) -> None:
     plan = packer.pack_lengths([len(record["sequence"]) for record in records])
     dataset = PackedFastaDataset(files, plan)
     expected = [
-        [packer.pack_sequences([records[row]])[0][0] for row in rows.tolist()] for rows in plan
+        [
+            {
+                **packer.pack_sequences([records[row]])[0][0],
+                "row": row,
+                "tokens": min(len(records[row]["sequence"]), 1022) + 2,
+            }
+            for row in rows.tolist()
+        ]
+        for rows in plan
     ]
     assert len(dataset) == len(plan) > 5
     assert [dataset[i] for i in reversed(range(len(plan)))] == expected[::-1]
@@ -334,11 +343,14 @@ def plan_for(lengths: list[int]) -> Any:
     return GreedyPacker(4096).pack_lengths(lengths)
 
 
-def test_repeated_ids_are_refused(tmp_path: Path) -> None:
+def test_repeated_ids_are_read_by_their_place(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT"), ("a", "MKTA")])
-    for lengths in ([2, 3, 4], [2, 3]):
-        with pytest.raises(ValueError, match=r"a.fa: more than one record has the ID 'a'"):
-            PackedFastaDataset(path, plan_for(lengths))
+    (records,) = PackedFastaDataset(path, plan_for([2, 3, 4]))
+    assert [(record["id"], record["sequence"], record["row"]) for record in records] == [
+        ("a", "MKTA", 2),
+        ("b", "MKT", 1),
+        ("a", "MK", 0),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -346,7 +358,10 @@ def test_repeated_ids_are_refused(tmp_path: Path) -> None:
     [
         ([2, 3], r"the plan has 2 sequences, the files have 3"),
         ([2, 3, 4, 5], r"the plan has 4 sequences, the files have 3"),
-        ([2, 3, 5], r"those of its batch 0 have other lengths"),
+        (
+            [2, 3, 5],
+            r"record 3 of .*a.fa \('c', row 2\) has 4 .* 6 tokens; the plan has 7",
+        ),
         ([], r"the plan has 0 sequences, the files have 3"),
     ],
 )
@@ -357,19 +372,49 @@ def test_plans_of_other_files_are_refused(tmp_path: Path, lengths: list[int], me
         PackedFastaDataset(path, plan_for(lengths))
 
 
-def test_files_without_a_fit_index_are_refused(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT")])
-    plan = plan_for([2, 3])
-    (tmp_path / "a.fa.gz").write_bytes(gzip.compress(path.read_bytes()))
-    with pytest.raises(OSError, match=r"a.fa.gz: cannot be indexed"):
-        PackedFastaDataset(tmp_path / "a.fa.gz", plan)
-    PackedFastaDataset(path, plan)
-    later = (tmp_path / "a.fa.fai").stat().st_mtime + 10
-    os.utime(path, (later, later))
-    with pytest.raises(ValueError, match=r"a.fa.fai: older than .*a.fa; remove it"):
-        PackedFastaDataset(path, plan)
+def test_damaged_plans_are_refused(tmp_path: Path) -> None:
+    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MK"), ("c", "MKTA")])
+    for rows in ([2, 1, 1], [2, 1, 3], [2, 1, -1]):
+        plan = plan_for([2, 2, 4])
+        plan.indices = np.array(rows, np.int32)
+        with pytest.raises(ValueError, match="the plan is damaged: it does not have each row once"):
+            PackedFastaDataset(path, plan)
+
+
+def test_a_plan_is_checked_for_each_record(tmp_path: Path) -> None:
+    """Batches of the same tokens in all are not enough."""
+    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKTA"), ("c", "MKT"), ("d", "MKT")])
+    with pytest.raises(ValueError, match=r"record 1 of .*\('a', row 0\) .* has 5 \(4 such"):
+        PackedFastaDataset(path, plan_for([3, 3, 2, 4]))
     with pytest.raises(TypeError, match="plan must be a PackingPlan"):
         PackedFastaDataset(path, [[0, 1]])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"options must be ReadOptions \(got dict\)"):
+        PackedFastaDataset(path, plan_for([2, 4, 3, 3]), {})  # type: ignore[arg-type]
+
+
+def test_what_reading_changes_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = write_fasta(tmp_path / "a.fa", [("a", "mk*"), ("b", "MKT*"), ("c", "MK-")])
+    said = "sequences were changed as they were read: "
+    for dataset in (SequenceDataset(path), PackedFastaDataset(path, plan_for([2, 3, 3]))):
+        for _ in range(2):
+            assert len(list(dataset)) > 0
+    assert (
+        caplog.messages
+        == [said + "2 stops (*) left out, 2 lower-case residues read as upper case"] * 2
+    )
+    caplog.clear()
+    options = ReadOptions(strip_stop=False, uppercase=False)
+    (records,) = PackedFastaDataset(path, plan_for([3, 4, 3]), options)
+    assert [record["sequence"] for record in records] == ["MKT*", "mk*", "MK-"]
+    assert sorted(record["sequence"] for record in SequenceDataset(path, options=options)) == [
+        "MK-",
+        "MKT*",
+        "mk*",
+    ]
+    assert caplog.messages == []
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe: no regular file"):
+        SequenceDataset(tmp_path / "pipe")
 
 
 def test_batches_from_threads_and_forks(tmp_path: Path) -> None:
@@ -385,18 +430,6 @@ def test_batches_from_threads_and_forks(tmp_path: Path) -> None:
     )
     for record in itertools.chain(*batches, *forked):
         assert record["sequence"] == records[record["id"]]
-
-
-def test_indexes_of_other_files_are_refused(tmp_path: Path) -> None:
-    path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MKT")])
-    PackedFastaDataset(path, plan_for([2, 3]))
-    index = tmp_path / "a.fa.fai"
-    index.write_text(index.read_text().splitlines()[0] + "\n")
-    with pytest.raises(ValueError, match=r"a.fa.fai: not the index of .*a.fa"):
-        PackedFastaDataset(path, plan_for([2]))
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="pipe: no regular file"):
-        SequenceDataset(tmp_path / "pipe")
 
 
 def test_real_proteins_by_random_access(tmp_path: Path) -> None:

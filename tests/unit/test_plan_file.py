@@ -7,7 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from hypothesis import strategies as st
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, PackingPlan, plan_file
-from virnucpro.data.inputs import Reading, Sequences, Source
+from virnucpro.data.fasta import Changes, ReadOptions
+from virnucpro.data.inputs import Sequences, Source, read_files
 from virnucpro.data.plan_file import Summary, read_summary, sum_up, verify_plan, write_plan
 
 
@@ -34,7 +35,7 @@ def sequences_of(lengths: list[int], ids: list[str]) -> Sequences:
     half = len(lengths) // 2
     sources = [Source("first", 10, "00", half), Source("second", 20, "11", len(lengths) - half)]
     array = np.array(lengths, np.int64)
-    return Sequences(pa.array(ids, pa.large_string()), array, sources, 0)
+    return Sequences(pa.array(ids, pa.large_string()), array, sources, Changes())
 
 
 def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str) -> PackingPlan:
@@ -51,9 +52,7 @@ def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str)
         "max_sequences_per_batch": packer.max_sequences_per_batch,
         "method": packer.method,
         "overlong": overlong,
-        "strip_stop": False,
-        "id_column": "id",
-        "length_column": "length",
+        **asdict(ReadOptions()),
     }
     totals = sum_up(plan, sequences, rows, sequences.find_duplicates()[0])
     summary = Summary(parameters, totals, sequences.sources)
@@ -424,16 +423,16 @@ def test_saving_without_pyarrow_says_so(missing: str, monkeypatch: pytest.Monkey
 def test_plans_of_other_versions_are_refused(packed: tuple[Path, Path]) -> None:
     def later(table: Any) -> Any:
         found = json.loads(table.schema.metadata[b"virnucpro"])
-        return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 3})})
+        return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 4})})
 
     rewrite(packed[0], later)
-    with pytest.raises(ValueError, match=r"plan.parquet: a plan of version 3, which is not known"):
+    with pytest.raises(ValueError, match=r"plan.parquet: a plan of version 4, which is not known"):
         read_summary(packed[0])
 
 
 def test_summary_is_what_was_written(packed: tuple[Path, Path]) -> None:
     summary = read_summary(packed[0])
-    assert summary.inputs == Reading().read([str(packed[1])]).sources
+    assert summary.inputs == read_files([str(packed[1])]).sources
     totals = summary.totals
     assert totals.packed == totals.read == 400
     assert replace(totals, packed=1) != totals

@@ -2,40 +2,95 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import gzip
 import io
 import os
-import select
-import signal
-import socket
-import stat
-import threading
-import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import astuple, dataclass
+from itertools import chain
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
-import pysam
+from virnucpro.data import _core
 
 # The empty block that ends every complete bgzip file (SAM specification, section 4.1.2).
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+# Bytes that are read, and bytes that they are expanded to, at once.
 CHUNK = 2**20
-# The ends of pipes that text is being written to.
-WRITING_ENDS: set[int] = set()
+EXPANDED = 2**22
 
 
-def close_writing_ends() -> None:
-    """Leave the pipes to the process that was forked from, or they would never end there."""
-    for end in WRITING_ENDS:
-        with contextlib.suppress(OSError):
-            os.close(end)
-    WRITING_ENDS.clear()
+@dataclass(frozen=True)
+class ReadOptions:
+    """How sequences are read, for files of every kind.
+
+    In FASTA the ID is the first word of the header; blanks, blank lines and line ends are no part
+    of a sequence, and what is neither a letter nor ``*``, ``-`` or ``.`` is an error. What the
+    options change is counted and reported.
+
+    Args:
+        id_column: The column of tables with the IDs, which are taken as text.
+        length_column: The column of tables with the residues of each sequence.
+        strip_stop: Leave out each ``*`` at the end of a sequence: a stop, not a residue.
+        uppercase: Read lower-case letters, such as soft-masked residues, as upper case.
+        drop_gaps: Leave out ``-`` and ``.``. With ``uppercase=False`` lower-case letters are left
+            out too, as the insertions of an A3M alignment.
+
+    Raises:
+        TypeError: A column is not a str, or another option not a bool.
+
+    Example:
+        >>> ReadOptions(drop_gaps=True)
+        ReadOptions(id_column='id', length_column='length', strip_stop=True, uppercase=True, \
+drop_gaps=True)
+    """
+
+    id_column: str = "id"
+    length_column: str = "length"
+    strip_stop: bool = True
+    uppercase: bool = True
+    drop_gaps: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("id_column", "length_column"):
+            if not isinstance(getattr(self, name), str):
+                raise TypeError(f"{name} must be a str (got {getattr(self, name)!r})")
+        for name in ("strip_stop", "uppercase", "drop_gaps"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be a bool (got {getattr(self, name)!r})")
+
+    def scanner(self, keep_residues: bool) -> _core.FastaScanner:
+        """Return a new scanner of FASTA that obeys these options."""
+        return _core.make_scanner(self.strip_stop, self.uppercase, self.drop_gaps, keep_residues)
 
 
-os.register_at_fork(after_in_child=close_writing_ends)
+@dataclass(frozen=True)
+class Changes:
+    """How many characters of FASTA were changed or left out.
+
+    Attributes:
+        stops: Each ``*`` left out at the end of a sequence.
+        lower_case: Lower-case letters read as upper case.
+        gaps: Each ``-`` and ``.`` left out.
+        insertions: Lower-case letters left out.
+    """
+
+    stops: int = 0
+    lower_case: int = 0
+    gaps: int = 0
+    insertions: int = 0
+
+    def __add__(self, other: Changes) -> Changes:
+        return Changes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+
+    def __str__(self) -> str:
+        parts = {
+            "stops (*) left out": self.stops,
+            "lower-case residues read as upper case": self.lower_case,
+            "gaps left out": self.gaps,
+            "lower-case insertions left out": self.insertions,
+        }
+        return ", ".join(f"{number:,} {what}" for what, number in parts.items() if number)
 
 
 class Digest(Protocol):
@@ -46,94 +101,76 @@ class Digest(Protocol):
 
 
 def read_fasta(
-    path: str | PathLike[str], digest: Digest | None = None
+    path: str | PathLike[str],
+    options: ReadOptions | None = None,
+    digest: Digest | None = None,
 ) -> Iterator[tuple[str, str]]:
-    r"""Yield the ID (the header up to the first blank) and the sequence of each record.
-
-    Line ends and blanks within a sequence are no part of it; all other characters are, as they
-    stand there.
+    r"""Yield the ID and the sequence of each record.
 
     Args:
-        path: A FASTA file, plain, gzip or bgzip; "-" for standard input.
+        path: A FASTA file, plain, gzip, bgzip, bzip2, xz or Zstandard; "-" for standard input.
+        options: How to read it; None for the defaults of `ReadOptions`.
         digest: A hash of `hashlib` to update with the bytes of the file.
 
     Raises:
         FileNotFoundError: There is no such file.
         IsADirectoryError: It is a directory.
-        ValueError: The file is empty, no FASTA, damaged or cut off, or has a NUL byte. Records
-            before the damage have been yielded by then.
+        ValueError: The file is empty, not FASTA, damaged or cut off; the message names the line and
+            the record. Records before it have been yielded by then.
+        ModuleNotFoundError: A library that decompresses the file is not installed.
         OSError: The file cannot be read.
 
-    Cost: one pass; decompression and checks run on a thread of their own.
+    Cost: one pass; a few MiB of memory, and the longest record.
 
     Example:
-        >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "proteins.fasta")
-        ...     _ = path.write_text(">a first\nMKTAY\nIAK\n>b\nMK\n")
+        ...     _ = path.write_text(">a first\nMKTAY\nIAK*\n>b\nmk\n")
         ...     list(read_fasta(path))
         [('a', 'MKTAYIAK'), ('b', 'MK')]
     """
+    scanner = (options or ReadOptions()).scanner(keep_residues=True)
+    for _ in scan_fasta(path, scanner, digest):
+        yield from scanner.take_records()
+
+
+def scan_fasta(
+    path: str | PathLike[str],
+    scanner: _core.FastaScanner,
+    digest: Digest | None = None,
+    copy: BinaryIO | None = None,
+) -> Iterator[None]:
+    """Feed a file to a scanner; yield whenever it may have complete records to be taken.
+
+    The decompressed text is written to `copy` too. All else is as `read_fasta` has it.
+    """
     name = "standard input" if os.fspath(path) == "-" else str(path)
-    file = open_file(path)
-    reading_end, writing_end = os.pipe()
-    with contextlib.suppress(AttributeError, OSError):
-        # Larger where the system lets it be, so that both sides wait less for each other.
-        fcntl.fcntl(writing_end, fcntl.F_SETPIPE_SZ, CHUNK)
-    num_records = 0
-    # Only what is no regular file may make a reader wait for long.
-    signals = None if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else SignalWatch()
-    text = PlainText(Digested(file, digest, signals), writing_end, name)
-    # The library's own messages do not name the file.
-    verbosity = pysam.set_verbosity(0)
-    try:
-        text.start()
-        try:
-            records = pysam.FastxFile(f"/dev/fd/{reading_end}", persist=False)
-        finally:
-            os.close(reading_end)
-        with records:
-            for record in records:
-                sequence = record.sequence or ""
-                # What is no residue; spelt out, as a loop over it takes as long as the rest.
-                if (
-                    " " in sequence
-                    or "\t" in sequence
-                    or "\r" in sequence
-                    or "\v" in sequence
-                    or "\f" in sequence
-                ):
-                    sequence = "".join(sequence.split())
-                if ">" in sequence:
-                    raise MergedRecordsError(
-                        f"{name}: record {num_records + 1:,} ({record.name}) has a '>' in its "
-                        "sequence; does a line end before it lack?"
-                    )
-                yield record.name or "", sequence
-                num_records += 1
-    except MergedRecordsError:
-        raise
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{name}: record {num_records + 1:,} is not text in UTF-8") from error
-    except ValueError as error:
-        text.join()
-        raise text.error or ValueError(
-            f"{name}: damaged or cut off after record {num_records:,}"
-        ) from error
-    finally:
-        pysam.set_verbosity(verbosity)
-        if signals is not None:
-            signals.end()
-    text.join()
-    if text.error is not None:
-        raise text.error
-    if not text.is_complete:
-        raise OSError(f"{name}: was not read to its end")
+    with open_file(path) as file:
+        for text in plain_text(read_chunks(file, digest), name):
+            scanner.feed(text)
+            if copy is not None:
+                copy.write(text)
+            yield
+            check_fault(scanner, name)
+    scanner.finish()
+    yield
+    check_fault(scanner, name)
 
 
-class MergedRecordsError(ValueError):
-    """Two records look like one."""
+def check_fault(scanner: _core.FastaScanner, name: str) -> None:
+    """Raise if a scanner found that its text is not FASTA."""
+    if scanner.fault is None:
+        return
+    line, record, identifier, reason = scanner.fault
+    where = f"line {line:,}: " if line else ""
+    if record > 0:
+        shown = identifier.decode("utf-8", "backslashreplace")[:80]
+        where = f"line {line:,}, record {record:,} ({shown!r}): "
+    elif reason.startswith("it begins"):
+        reason += "; tables of lengths are known by .tsv, .parquet, .arrow and .fai"
+    kind = "" if record > 0 else "not FASTA: "
+    raise ValueError(f"{name}: {kind}{where}{reason}")
 
 
 def open_file(path: str | PathLike[str]) -> io.FileIO:
@@ -144,12 +181,6 @@ def open_file(path: str | PathLike[str]) -> io.FileIO:
     return io.FileIO(path)
 
 
-def is_cut_bgzip(start: bytes, end: bytes) -> bool:
-    """Whether bytes at the start of a file are of bgzip, and those at its end are not."""
-    is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
-    return is_bgzip and end[-len(BGZIP_END) :] != BGZIP_END
-
-
 def check_exists(path: Path) -> None:
     """Raise where there is no file."""
     if not path.exists():
@@ -158,164 +189,129 @@ def check_exists(path: Path) -> None:
         raise IsADirectoryError(f"{path}: is a directory")
 
 
-class PlainText(threading.Thread):
-    """Sends the plain text of a FASTA file through a pipe to the library that takes it apart.
+def read_chunks(file: io.FileIO, digest: Digest | None = None) -> Iterator[bytes]:
+    """Yield the bytes of a file; each chunk is hashed while the caller works on it."""
 
-    What the library would read without a word, or not at all, is found on the way and becomes the
-    `error`.
-    """
-
-    def __init__(self, file: Digested, writing_end: int, name: str) -> None:
-        super().__init__(daemon=True)
-        self.error: BaseException | None = None
-        self.is_complete = False
-        self._file = file
-        self._writing_end = writing_end
-        WRITING_ENDS.add(writing_end)
-        self._name = name
-
-    def run(self) -> None:
-        """Send all, then close the pipe."""
-        try:
-            with self._file, os.fdopen(self._writing_end, "wb", buffering=0) as pipe:
-                for chunk in self._checked():
-                    left = memoryview(chunk)
-                    while left:
-                        left = left[pipe.write(left) :]
-                WRITING_ENDS.discard(self._writing_end)
-            self.is_complete = True
-        except BrokenPipeError:
-            # Nobody reads any more.
-            pass
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            self.error = ValueError(f"{self._name}: damaged or cut off ({error})")
-        except BaseException as error:
-            self.error = error
-        finally:
-            WRITING_ENDS.discard(self._writing_end)
-
-    def _checked(self) -> Iterator[bytes]:
-        """The text in chunks."""
-        position = 0
-        last = b"\n"
-        for chunk in self._plain():
-            if position == 0:
-                self._check_start(chunk)
-            if 0 in chunk:
-                self._refuse(f"has a NUL byte at {position + chunk.index(0):,}")
-            for mark in (b"@", b"+"):
-                if mark in chunk and b"\n" + mark in last + chunk:
-                    self._refuse(f"has a line that begins with {mark.decode()!r}; is it FASTQ?")
-            if b"\r" in chunk or last[-1:] == b"\r":
-                # A CR at the end of a chunk is looked at with the next one.
-                lines = (last[-1:] + chunk).removesuffix(b"\r")
-                if lines.count(b"\r") != lines.count(b"\r\n"):
-                    self._refuse("has lines that end with CR alone")
-            yield chunk
-            position += len(chunk)
-            last = (last + chunk[-2:])[-2:]
-        if last == b"\n>":
-            self._refuse("cut off: it ends with '>'")
-        if position == 0:
-            self._refuse("empty file")
-
-    def _plain(self) -> Iterator[bytes]:
-        """The text in chunks, decompressed."""
-        start = self._file.begin()
-        file = io.BufferedReader(self._file, CHUNK)
-        if start[:2] != BGZIP_END[:2]:
-            while chunk := file.read(CHUNK):
-                yield chunk
-            return
-        with gzip.GzipFile(fileobj=file) as plain:
-            while chunk := plain.read(CHUNK):
-                yield chunk
-        if is_cut_bgzip(start, self._file.end):
-            self._refuse("cut off: the bgzip end-of-file block is missing")
-
-    def _check_start(self, chunk: bytes) -> None:
-        start = chunk.removeprefix(b"\xef\xbb\xbf").lstrip()
-        if not start.startswith(b">"):
-            kind = "FASTQ" if start.startswith(b"@") else "no FASTA"
-            tables = "; tables of lengths are known by .tsv, .parquet, .arrow and .fai"
-            self._refuse(
-                f"{kind}: it begins with {start[:20]!r}, not with '>'"
-                + ("" if kind == "FASTQ" else tables)
-            )
-
-    def _refuse(self, why: str) -> None:
-        raise ValueError(f"{self._name}: {why}")
-
-
-class SignalWatch:
-    """Tells a thread that waits for input of a signal, such as that of Ctrl-C.
-
-    Python acts on a signal once the main thread is back from the library, which waits for the
-    thread.
-    """
-
-    def __init__(self) -> None:
-        self.came, self._woken = socket.socketpair()
-        self._woken.setblocking(False)
-        self._before: int | None = None
-        # Signals are the main thread's: elsewhere this is refused.
-        with contextlib.suppress(ValueError):
-            woken = self._woken.fileno()
-            self._before = signal.set_wakeup_fd(woken, warn_on_full_buffer=False)
-
-    def end(self) -> None:
-        """Leave signals as they were; a thread that still waits goes on."""
-        if self._before is not None:
-            with contextlib.suppress(ValueError):
-                signal.set_wakeup_fd(self._before)
-        self._woken.close()
-
-
-class Digested(io.RawIOBase):
-    """A file whose bytes are hashed as they are read."""
-
-    def __init__(self, file: io.FileIO, digest: Digest | None, signals: SignalWatch | None) -> None:
-        self._file = file
-        self._digest = digest
-        self._signals = signals
-        # The last bytes read, as many as end a bgzip file.
-        self.end = b""
-        self._ahead = b""
-
-    def readable(self) -> bool:
-        """True."""
-        return True
-
-    def begin(self) -> bytes:
-        """Return the first bytes, which tell the file's kind, and have them read again."""
-        start = b""
-        while len(start) < 14 and (more := self.read(CHUNK)):
-            start += more
-        self._ahead = start
-        return start
-
-    def readinto(self, buffer: Any) -> int:
-        """Read into a buffer."""
-        if self._ahead:
-            size = min(len(buffer), len(self._ahead))
-            buffer[:size], self._ahead = self._ahead[:size], self._ahead[size:]
-            return size
-        if self._signals is not None:
-            file, came = self._file.fileno(), self._signals.came.fileno()
-            if file not in select.select([file, came], [], [])[0]:
-                raise InterruptedError("interrupted")
-        size = self._file.readinto(buffer)
-        if size is None:
+    def read() -> bytes:
+        chunk = file.read(CHUNK)
+        if chunk is None:
             raise BlockingIOError("input that does not wait cannot be read")
-        read = memoryview(buffer)[:size]
-        if self._digest is not None:
-            self._digest.update(read)
-        self.end = (self.end + bytes(read[-len(BGZIP_END) :]))[-len(BGZIP_END) :]
-        return size
+        return chunk
 
-    def close(self) -> None:
-        """Close the file, and the watch for signals."""
-        self._file.close()
-        if self._signals is not None:
-            self._signals.came.close()
-        super().close()
+    if digest is None:
+        yield from iter(read, b"")
+        return
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as hashing:
+        last = hashing.submit(digest.update, b"")
+        for chunk in iter(read, b""):
+            last.result()
+            last = hashing.submit(digest.update, chunk)
+            yield chunk
+        last.result()
+
+
+class Decompressor(Protocol):
+    """What the libraries of all formats have."""
+
+    @property
+    def eof(self) -> bool:
+        """Whether a member has ended."""
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether there is no more text without more bytes."""
+
+    @property
+    def unused_data(self) -> bytes:
+        """The bytes behind the member that has ended."""
+
+    def decompress(self, data: bytes, max_length: int = -1, /) -> bytes:
+        """Return decompressed bytes, at most so many."""
+
+
+def plain_text(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield text from the bytes of a file that may be compressed, which they tell themselves."""
+    chunks = iter(chunks)
+    start = b""
+    for chunk in chunks:
+        start += chunk
+        if len(start) >= 14:
+            break
+    make = find_decompressor(start, name)
+    chunks = chain([start], chunks)
+    return chunks if make is None else decompress(chunks, make, name)
+
+
+def find_decompressor(start: bytes, name: str) -> Callable[[], Decompressor] | None:
+    """Return what makes a decompressor for a file that begins with these bytes, None for plain."""
+    try:
+        if start.startswith(b"\x1f\x8b"):
+            from isal import igzip_lib
+
+            return lambda: igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+        if start.startswith(b"BZh"):
+            import bz2
+
+            return bz2.BZ2Decompressor
+        if start.startswith(b"\xfd7zXZ\0"):
+            import lzma
+
+            return lzma.LZMADecompressor
+        if start.startswith(b"\x28\xb5\x2f\xfd"):
+            try:
+                from compression import zstd
+            except ModuleNotFoundError:
+                from backports import zstd
+
+            make: Callable[[], Decompressor] = zstd.ZstdDecompressor
+            return make
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{name}: reading this compression needs {error.name}: pip install 'virnucpro[fasta]'",
+            name=error.name,
+        ) from error
+    return None
+
+
+def decompress(
+    chunks: Iterable[bytes], make: Callable[[], Decompressor], name: str
+) -> Iterator[bytes]:
+    """Yield the text of all members of a compressed file, each of which has to be complete.
+
+    Files opened by `bz2` and `lzma` take a damaged member for the end; here it is an error.
+    """
+    member: Decompressor | None = None
+    start = end = b""
+    for data in chunks:
+        start = start or data[:14]
+        end = (end + data)[-len(BGZIP_END) :]
+        while data or (member is not None and not member.needs_input):
+            if member is None:
+                # Zeros between members are padding.
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                member = make()
+            try:
+                text = member.decompress(data, EXPANDED)
+            except MemoryError:
+                raise
+            except Exception as error:
+                raise ValueError(f"{name}: damaged ({error})") from error
+            data = b""
+            if member.eof:
+                data, member = member.unused_data, None
+            if text:
+                yield text
+    if member is not None:
+        raise ValueError(f"{name}: cut off in the middle of its compressed data")
+    if is_cut_bgzip(start, end):
+        raise ValueError(f"{name}: cut off: the bgzip end-of-file block is missing")
+
+
+def is_cut_bgzip(start: bytes, end: bytes) -> bool:
+    """Whether bytes at the start of a file are of bgzip, and those at its end are not."""
+    is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
+    return is_bgzip and end[-len(BGZIP_END) :] != BGZIP_END

@@ -13,11 +13,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from virnucpro.data.fasta import check_exists, is_cut_bgzip, read_fasta
+from virnucpro.data import _core
+from virnucpro.data.fasta import (
+    Changes,
+    ReadOptions,
+    check_exists,
+    is_cut_bgzip,
+    read_chunks,
+    scan_fasta,
+)
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.data.tables import ids_of, lengths_of, open_table
 
-# Sequences that are read before they are stored in arrays.
+# IDs that are compared at once.
 CHUNK = 2**16
 SUFFIXES = {
     ".fai": "fai",
@@ -55,13 +63,13 @@ class Sequences:
         ids: The ID of each sequence, an Arrow array of strings.
         lengths: Residues of each sequence, int64.
         sources: The files, whose sequences follow each other.
-        num_stops: Sequences that end with a stop (``*``).
+        changes: What the options changed.
     """
 
     ids: Any
     lengths: NDArray[np.int64]
     sources: list[Source]
-    num_stops: int
+    changes: Changes
 
     def file_of(self, rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return which of the files each row is from."""
@@ -84,117 +92,104 @@ class Sequences:
         return number, some[:most]
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How to read files.
+def read_files(
+    paths: Sequence[str],
+    options: ReadOptions | None = None,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Sequences:
+    """Return the sequences of files: FASTA, or tables by their suffix.
 
-    Attributes:
-        id_column: The column of tables with the IDs, which are taken as text.
-        length_column: The column of tables with the residues of each sequence.
-        strip_stop: Leave a stop (``*``) at the end of a sequence out. Tables are as they are.
+    Tables are `.fai`, `.parquet`, `.arrow` (also `.feather`, `.ipc`) and `.tsv`, the last also
+    with `.gz`. All else is FASTA, compressed or not; "-" is FASTA from standard input.
+
+    Args:
+        paths: The files.
+        options: How to read them; None for the defaults of `ReadOptions`.
+        progress: Called with the number of sequences read so far, now and then.
+
+    Raises:
+        ValueError: A file is empty, damaged or not of its kind, a table lacks a column, or a
+            length is null, negative or no integer.
+        OverflowError: All residues together need more than 64 bits.
+        OSError: A file cannot be read.
+
+    Cost: one pass, two of tables, which are hashed first; about 40 bytes of memory a sequence
+    with IDs of 12 letters.
     """
-
-    id_column: str = "id"
-    length_column: str = "length"
-    strip_stop: bool = False
-
-    def read(
-        self,
-        paths: Sequence[str],
-        progress: Callable[[int], None] = lambda _: None,
-    ) -> Sequences:
-        """Return the sequences of files: FASTA, or tables by their suffix.
-
-        Tables are `.fai`, `.parquet`, `.arrow` (also `.feather`, `.ipc`) and `.tsv`, the last also
-        with `.gz`. All else is FASTA, plain, gzip or bgzip; "-" is FASTA from standard input.
-
-        Args:
-            paths: The files.
-            progress: Called with the number of sequences read so far, now and then.
-
-        Raises:
-            ValueError: A file is empty, damaged or not of its kind, a table lacks a column, or a
-                length is null, negative or no integer.
-            OSError: A file cannot be read.
-
-        Cost: one pass, two of tables, which are hashed first; about 40 bytes of memory a sequence
-        with IDs of 12 letters.
-        """
-        ids: list[Any] = []
-        lengths: list[NDArray[np.int64]] = []
-        sources = []
-        num_stops = 0
-        num_sequences = 0
-        for path in paths:
-            before = num_sequences
-            digest = Counted()
-            chunks = self._read_table(path, digest) or self._read_fasta(path, digest)
-            for some_ids, some_lengths, some_stops in chunks:
-                ids.append(some_ids)
-                lengths.append(some_lengths)
-                num_stops += some_stops
-                num_sequences += len(some_lengths)
-                progress(num_sequences)
-            if num_sequences == before:
-                raise ValueError(f"{path}: no sequence")
-            sources.append(
-                Source(str(path), digest.bytes, digest.hexdigest(), num_sequences - before)
-            )
-        # One after the other, as each is held twice meanwhile.
-        every = np.concatenate(lengths)
-        if every.sum(dtype=np.float64) > 2.0**62:
-            raise OverflowError("the residues of all sequences together need more than 64 bits")
-        all_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
-        ids.clear()
-        return Sequences(all_ids, every, sources, num_stops)
-
-    def _read_fasta(self, path: str, digest: Counted) -> Iterator[Chunk]:
-        ids: list[str] = []
-        lengths: list[int] = []
-        num_stops = 0
-        for identifier, sequence in read_fasta(path, digest):
-            length = len(sequence)
-            if sequence[-1:] == "*":
-                num_stops += 1
-                length -= self.strip_stop
-            ids.append(identifier)
-            lengths.append(length)
-            if len(ids) == CHUNK:
-                yield pa.array(ids, pa.large_string()), np.array(lengths, np.int64), num_stops
-                ids, lengths, num_stops = [], [], 0
-        if ids:
-            yield pa.array(ids, pa.large_string()), np.array(lengths, np.int64), num_stops
-
-    def _read_table(self, path: str, digest: Counted) -> Iterator[Chunk] | None:
-        name = str(path).lower().removesuffix(".gz")
-        kind = SUFFIXES.get(Path(name).suffix)
-        if kind is None or (name != str(path).lower() and kind != "tsv"):
-            return None
-        return self._read_batches(str(path), kind, digest)
-
-    def _read_batches(self, path: str, kind: str, digest: Counted) -> Iterator[Chunk]:
-        check_exists(Path(path))
-        columns = ["id", "length"] if kind == "fai" else [self.id_column, self.length_column]
-        num_rows = 0
-        try:
-            with Path(path).open("rb") as file:
-                start = chunk = file.read(2**20)
-                while chunk:
-                    digest.update(chunk)
-                    chunk = file.read(2**20)
-                file.seek(max(0, digest.bytes - 28))
-                if is_cut_bgzip(start, file.read()):
-                    raise ValueError("cut off: the bgzip end-of-file block is missing")
-            for batch in open_table(path, kind, columns):
-                ids = ids_of(batch, columns[0], num_rows).cast(pa.large_string())
-                yield ids, lengths_of(batch, columns[1], num_rows), 0
-                num_rows += batch.num_rows
-        except (OSError, ValueError, pa.ArrowException) as error:
-            raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    options = options or ReadOptions()
+    ids: list[Any] = []
+    lengths: list[NDArray[np.int64]] = []
+    sources = []
+    changes = Changes()
+    num_sequences = 0
+    for path in paths:
+        before = num_sequences
+        digest = Counted()
+        kind = kind_of_table(path)
+        scanner = options.scanner(keep_residues=False)
+        if kind is None:
+            chunks = scan_lengths(path, scanner, digest)
+        else:
+            chunks = read_table(path, kind, options, digest)
+        for some_ids, some_lengths in chunks:
+            ids.append(some_ids)
+            lengths.append(some_lengths)
+            num_sequences += len(some_lengths)
+            progress(num_sequences)
+        changes += Changes(*scanner.changes)
+        if num_sequences == before:
+            raise ValueError(f"{path}: no sequence")
+        sources.append(Source(str(path), digest.bytes, digest.hexdigest(), num_sequences - before))
+    # One after the other, as each is held twice meanwhile.
+    every = np.concatenate(lengths)
+    lengths.clear()
+    if every.sum(dtype=np.float64) > 2.0**62:
+        raise OverflowError("the residues of all sequences together need more than 64 bits")
+    all_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
+    ids.clear()
+    return Sequences(all_ids, every, sources, changes)
 
 
-# IDs, lengths and the number of stops.
-Chunk = tuple[Any, NDArray[np.int64], int]
+# IDs and lengths.
+Chunk = tuple[Any, NDArray[np.int64]]
+
+
+def scan_lengths(path: str, scanner: _core.FastaScanner, digest: Counted) -> Iterator[Chunk]:
+    """Yield IDs and lengths of a FASTA file."""
+    for _ in scan_fasta(path, scanner, digest):
+        offsets, ids, lengths, _ = scanner.take_lengths()
+        if len(lengths):
+            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(ids)]
+            yield pa.Array.from_buffers(pa.large_string(), len(lengths), buffers), lengths
+
+
+def kind_of_table(path: str) -> str | None:
+    """Return the kind of a table of lengths, None for FASTA."""
+    name = str(path).lower()
+    kind = SUFFIXES.get(Path(name.removesuffix(".gz")).suffix)
+    return None if name.endswith(".gz") and kind != "tsv" else kind
+
+
+def read_table(path: str, kind: str, options: ReadOptions, digest: Counted) -> Iterator[Chunk]:
+    """Yield IDs and lengths of a table."""
+    check_exists(Path(path))
+    columns = ["id", "length"] if kind == "fai" else [options.id_column, options.length_column]
+    num_rows = 0
+    try:
+        with Path(path).open("rb", buffering=0) as file:
+            start = file.read(14)
+            file.seek(0)
+            for _ in read_chunks(file, digest):
+                pass
+            file.seek(max(0, digest.bytes - 28))
+            if is_cut_bgzip(start, file.read()):
+                raise ValueError("cut off: the bgzip end-of-file block is missing")
+        for batch in open_table(path, kind, columns):
+            ids = ids_of(batch, columns[0], num_rows).cast(pa.large_string())
+            yield ids, lengths_of(batch, columns[1], num_rows)
+            num_rows += batch.num_rows
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
 class Counted:

@@ -20,13 +20,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from virnucpro.data import _core
+from virnucpro.data.fasta import ReadOptions
 from virnucpro.data.inputs import Sequences, Source
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.data.plan import Layout, PackingPlan
 
 # The key of the schema's metadata, and the version of what stands there.
 KEY = b"virnucpro"
-VERSION = 2
+VERSION = 3
 # Rows of a row group: batches are not split between groups.
 GROUP = 2**17
 COLUMNS = {
@@ -42,7 +43,11 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Totals:
-    """What was read and what became of it. Sequences and residues, but for `tokens`."""
+    """What was read and what became of it.
+
+    Sequences, residues and batches, but for `tokens`; `stops`, `lower_case`, `gaps` and
+    `insertions` are the characters that reading changed (see `Changes`).
+    """
 
     read: int
     packed: int
@@ -50,6 +55,9 @@ class Totals:
     truncated: int
     empty: int
     stops: int
+    lower_case: int
+    gaps: int
+    insertions: int
     duplicate_ids: int
     residues: int
     residues_kept: int
@@ -75,6 +83,11 @@ class Summary:
     parameters: dict[str, Any]
     totals: Totals
     inputs: list[Source]
+
+    @property
+    def options(self) -> ReadOptions:
+        """How the input was read."""
+        return ReadOptions(**{f.name: self.parameters[f.name] for f in fields(ReadOptions)})
 
     def as_dict(self) -> dict[str, Any]:
         """Return it in plain values."""
@@ -222,9 +235,7 @@ PARAMETERS: dict[str, tuple[type, ...]] = {
     "max_sequences_per_batch": (int, type(None)),
     "method": (str,),
     "overlong": (str,),
-    "strip_stop": (bool,),
-    "id_column": (str,),
-    "length_column": (str,),
+    **{field.name: (type(field.default),) for field in fields(ReadOptions)},
 }
 
 
@@ -286,7 +297,7 @@ def sum_up(
         dropped=len(lengths) - plan.num_sequences,
         truncated=plan.num_truncated,
         empty=int(np.count_nonzero(lengths == 0)),
-        stops=sequences.num_stops,
+        **asdict(sequences.changes),
         duplicate_ids=duplicate_ids,
         residues=residues,
         residues_kept=packed - plan.truncated_tokens,
@@ -544,7 +555,7 @@ def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterat
         "dropped": int((~is_packed).sum()),
         "truncated": int(column(table, "truncated").sum()),
         "empty": int((length == 0).sum()),
-        "stops": sequences.num_stops,
+        **asdict(sequences.changes),
         "duplicate_ids": sequences.find_duplicates()[0],
         "residues": int(length.sum()),
         "residues_kept": int(kept.sum()),

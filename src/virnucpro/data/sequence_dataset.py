@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import bisect
 import itertools
 import logging
 import os
-import threading
 from collections.abc import Iterable, Iterator
 from os import PathLike
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
-import pysam
 import torch.distributed
 from numpy.typing import NDArray
-from pysam.utils import SamtoolsError
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from virnucpro.data.arguments import check_integer
-from virnucpro.data.fasta import check_exists, read_fasta
+from virnucpro.data.fasta import Changes, ReadOptions, check_exists, scan_fasta
 from virnucpro.data.plan import PackingPlan
+from virnucpro.data.record_file import RecordFile
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +34,15 @@ class SequenceDataset(IterableDataset[Record]):
     keeps all of them busy. All records come, each once, for any number of workers and ranks.
 
     Args:
-        fasta_files: The paths of FASTA files, plain, gzip or bgzip; or one path.
+        fasta_files: The paths of FASTA files, plain or compressed; or one path.
         max_length: Residues to keep of a sequence, from its N-terminal end; None for all. A record
             cut has ``truncated=True`` besides, and one WARNING tells how many were cut.
+        options: How to read the files; None for the defaults of `ReadOptions`. One WARNING of the
+            first worker tells what they changed.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: There are no files, one of them is no FASTA file, or damaged or cut off; what
+        ValueError: There are no files, one of them is not FASTA, or damaged or cut off; what
             reading alone can tell is raised where the records are iterated over.
 
     Cost: each worker reads all files and keeps its share.
@@ -60,12 +58,19 @@ class SequenceDataset(IterableDataset[Record]):
         b MK
     """
 
-    def __init__(self, fasta_files: Paths, max_length: int | None = None) -> None:
+    def __init__(
+        self,
+        fasta_files: Paths,
+        max_length: int | None = None,
+        options: ReadOptions | None = None,
+    ) -> None:
         self.fasta_files = check_paths(fasta_files, "fasta_files")
+        self.options = check_options(options)
         if max_length is not None:
             max_length = check_integer(max_length, "max_length", 1)
         self.max_length = max_length
         self._rank: tuple[int, int] | None = None
+        self._has_told = False
 
     def __iter__(self) -> Iterator[Record]:
         rank, world_size = self._find_rank()
@@ -74,7 +79,8 @@ class SequenceDataset(IterableDataset[Record]):
             rank = rank * worker.num_workers + worker.id
             world_size *= worker.num_workers
         num_truncated = residues_lost = 0
-        for file, identifier, sequence in itertools.islice(self._records(), rank, None, world_size):
+        records = self._records(tells=rank == 0)
+        for file, identifier, sequence in itertools.islice(records, rank, None, world_size):
             record: Record = {"id": identifier, "sequence": sequence, "file": file}
             if self.max_length is not None and len(sequence) > self.max_length:
                 num_truncated += 1
@@ -100,32 +106,45 @@ class SequenceDataset(IterableDataset[Record]):
             return distributed.get_rank(), distributed.get_world_size()
         return self._rank or (0, 1)
 
-    def _records(self) -> Iterator[tuple[str, str, str]]:
+    def _records(self, tells: bool) -> Iterator[tuple[str, str, str]]:
+        changes = Changes()
         for path in self.fasta_files:
-            for identifier, sequence in read_fasta(path):
-                yield path, identifier, sequence
+            scanner = self.options.scanner(keep_residues=True)
+            for _ in scan_fasta(path, scanner):
+                for identifier, sequence in scanner.take_records():
+                    yield path, identifier, sequence
+            changes += Changes(*scanner.changes)
+        if tells and not self._has_told:
+            self._has_told = True
+            tell_changes(changes)
 
 
 class PackedFastaDataset(Dataset[list[Record]]):
     r"""The batches of a plan for FASTA files: ``[i]`` reads the records of batch i, and no others.
 
-    Records are as `GreedyPacker.pack_sequences` gives them, with their `file`: dicts with `id`,
-    `sequence` and `file`, longest first, cut at the plan's limit with ``truncated=True``. Batches
-    are whole, so a DataLoader is given ``batch_size=None`` and a `VarlenCollator`; it may shuffle.
+    Records are as `GreedyPacker.pack_sequences` gives them, longest first and cut at the plan's
+    limit with ``truncated=True``: dicts with `id`, `sequence`, `file`, `row` (the record's number
+    through all files) and `tokens` (what the plan counted for it, which `VarlenCollator` checks).
+    Batches are whole, so a DataLoader is given ``batch_size=None`` and a `VarlenCollator`; it may
+    shuffle.
+
+    No index is read or written. Compressed files are expanded into temporary copies
+    (`tempfile.gettempdir`), which workers share.
 
     Args:
-        fasta: The paths of FASTA files, plain or bgzip, or one path. An index (``.fai``) is made
-            beside each that has none.
+        fasta: The paths of FASTA files, plain or compressed, or one path.
         plan: A plan for the lengths of all their records, in order of files and records.
+        options: How to read the files, as when the plan was made; None for the defaults of
+            `ReadOptions`. One WARNING tells what they changed.
 
     Raises:
         FileNotFoundError: There is no such file.
-        OSError: A file cannot be indexed, such as one in gzip or with lines of uneven length.
-        ValueError: An ID is there twice in a file, which leaves open what it names; the plan is for
-            other sequences, or an index older than its file.
+        OSError: A file cannot be read, or there is no room for a copy.
+        ValueError: A file is not FASTA, damaged or cut off; the plan is for other sequences; or,
+            where a batch is read, a file has changed since.
 
-    Cost: each file is read once through, to see that its index has all of it; then one seek a
-    record. Batches may be read from several threads and processes.
+    Cost: each file is read once through, 16 bytes of memory a record; then one seek a record.
+    Batches may be read from several threads and processes.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -139,81 +158,90 @@ class PackedFastaDataset(Dataset[list[Record]]):
         [['b'], ['a', 'c']]
     """
 
-    def __init__(self, fasta: Paths, plan: PackingPlan) -> None:
+    def __init__(self, fasta: Paths, plan: PackingPlan, options: ReadOptions | None = None) -> None:
         self.fasta_files = check_paths(fasta, "fasta")
         if not isinstance(plan, PackingPlan):
             raise TypeError(f"plan must be a PackingPlan (got {type(plan).__name__})")
         self.plan = plan
-        self._handles = threading.local()
-        for path in self.fasta_files:
-            make_index(path)
-        files = self._open_files()
-        # Where each file's records begin, among those that have residues.
-        num_indexed = [len(file.references) for file in files]
-        self._starts = list(itertools.accumulate(num_indexed, initial=0))
-        # The path and ID of records without residues, which indexes lack, by row.
-        self._empty: dict[int, tuple[str, str]] = {}
-        row = 0
-        for path, file in zip(self.fasta_files, files, strict=True):
-            row = self._find_empty(path, len(file.references), row)
-        self._empty_rows = list(self._empty)
-        lengths = np.concatenate([np.array(file.lengths, np.int64) for file in files])
-        places = np.array(self._empty_rows, np.int64) - np.arange(len(self._empty))
-        check_plan(plan, np.insert(lengths, places, 0))
+        self.options = check_options(options)
+        self._files = [RecordFile(path, self.options) for path in self.fasta_files]
+        # The rows of each file, from one to the next.
+        self._starts = np.cumsum([0, *map(len, self._files)])
+        self._check_plan()
+        tell_changes(sum((file.changes for file in self._files), Changes()))
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, batch: int) -> list[Record]:
         """Records of a batch."""
-        files = self._open_files()
-        return [self._read(files, row) for row in self.plan[batch].tolist()]
+        rows = self.plan[batch]
+        limit, special_tokens = self.plan.max_sequence_length, self.plan.special_tokens
+        records: list[Record] = [{}] * len(rows)
+        numbers = np.searchsorted(self._starts, rows, side="right") - 1
+        for number in np.unique(numbers).tolist():
+            file = self._files[number]
+            places = np.flatnonzero(numbers == number)
+            found = file.read((rows[places] - self._starts[number]).tolist())
+            for place, (identifier, sequence) in zip(places.tolist(), found, strict=True):
+                record: Record = {
+                    "id": identifier,
+                    "sequence": sequence[:limit],
+                    "file": file.path,
+                    "row": int(rows[place]),
+                    "tokens": min(len(sequence), limit) + special_tokens,
+                }
+                if len(sequence) > limit:
+                    record["truncated"] = True
+                records[place] = record
+        return records
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_handles"}
+    def _check_plan(self) -> None:
+        """Require that the plan is one for the sequences of the files."""
+        plan, rows = self.plan, self.plan.indices
+        num_sequences = int(self._starts[-1])
+        if num_sequences != plan.num_sequences:
+            raise ValueError(
+                f"the plan has {plan.num_sequences:,} sequences, the files have {num_sequences:,}"
+            )
+        if (rows < 0).any() or (rows >= num_sequences).any() or (np.bincount(rows) != 1).any():
+            raise ValueError("the plan is damaged: it does not have each row once")
+        lengths = np.concatenate([file.lengths for file in self._files])[rows]
+        tokens = np.minimum(lengths, plan.max_sequence_length) + plan.special_tokens
+        wrong = np.flatnonzero(tokens != slot_tokens(plan))
+        if len(wrong):
+            at = int(wrong[np.argmin(rows[wrong])])
+            number = int(np.searchsorted(self._starts, rows[at], side="right")) - 1
+            file, record = self._files[number], int(rows[at] - self._starts[number])
+            raise ValueError(
+                f"the plan is for other sequences: record {record + 1:,} of {file.path} "
+                f"({file.read([record])[0][0]!r}, row {rows[at]:,}) has {lengths[at]:,} residues, "
+                f"which is {tokens[at]:,} tokens; the plan has {slot_tokens(plan)[at]:,} "
+                f"({len(wrong):,} such records)"
+            )
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._handles = threading.local()
 
-    def _find_empty(self, path: str, num_indexed: int, row: int) -> int:
-        """Add the records of a file that its index lacks; return the row after its last."""
-        first = row
-        empty = {}
-        for identifier, sequence in read_fasta(path):
-            if not sequence:
-                empty[row] = (path, identifier)
-            row += 1
-        if row - first != num_indexed + len(empty):
-            check_unique(path)
-            raise ValueError(f"{path}.fai: not the index of {path}; remove it")
-        self._empty.update(empty)
-        return row
+def slot_tokens(plan: PackingPlan) -> NDArray[np.int64]:
+    """Return the tokens of each sequence in the order of a plan's indices, as its layout has it."""
+    counts = plan._counts
+    tokens = np.repeat(counts.tokens, counts.sequences)
+    lengths = tokens - plan.special_tokens
+    by_slot = np.empty_like(tokens)
+    by_slot[plan.offsets[plan.assign(lengths)] + plan.slots(lengths)] = tokens
+    return by_slot
 
-    def _read(self, files: list[pysam.FastaFile], row: int) -> Record:
-        if row in self._empty:
-            path, identifier = self._empty[row]
-            return {"id": identifier, "sequence": "", "file": path}
-        indexed = row - bisect.bisect_left(self._empty_rows, row)
-        number = bisect.bisect_right(self._starts, indexed) - 1
-        path, file = self.fasta_files[number], files[number]
-        limit = self.plan.max_sequence_length
-        identifier = file.references[indexed - self._starts[number]]
-        sequence = file.fetch(identifier, 0, min(limit, 2**31 - 1))
-        record: Record = {"id": identifier, "sequence": sequence, "file": path}
-        if file.get_reference_length(identifier) > limit:
-            record["truncated"] = True
-        return record
 
-    def _open_files(self) -> list[pysam.FastaFile]:
-        # A file is shared neither with threads nor with a process that was forked: all would move
-        # its position.
-        handles = self._handles
-        if getattr(handles, "process", None) != os.getpid():
-            handles.files = [pysam.FastaFile(path) for path in self.fasta_files]
-            handles.process = os.getpid()
-        files: list[pysam.FastaFile] = handles.files
-        return files
+def tell_changes(changes: Changes) -> None:
+    """Log what reading changed, if anything."""
+    if changes != Changes():
+        logger.warning("sequences were changed as they were read: %s", changes)
+
+
+def check_options(options: ReadOptions | None) -> ReadOptions:
+    """Return options to read with."""
+    if options is not None and not isinstance(options, ReadOptions):
+        raise TypeError(f"options must be ReadOptions (got {type(options).__name__})")
+    return options or ReadOptions()
 
 
 def check_paths(paths: Paths, name: str) -> list[str]:
@@ -228,53 +256,3 @@ def check_paths(paths: Paths, name: str) -> list[str]:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no regular file, so it cannot be read more than once")
     return result
-
-
-def make_index(path: str) -> None:
-    """Make the index of a FASTA file where there is none, all of it at once."""
-    index = Path(f"{path}.fai")
-    if index.exists():
-        if index.stat().st_mtime < Path(path).stat().st_mtime:
-            raise ValueError(f"{index}: older than {path}; remove it, and a new one is made")
-        return
-    # The library's own warnings do not name the file.
-    verbosity = pysam.set_verbosity(0)
-    try:
-        with TemporaryDirectory(prefix=".virnucpro.", dir=Path(path).absolute().parent) as folder:
-            gzi, fai = Path(folder, "gzi"), Path(folder, "fai")
-            pysam.faidx(path, "--fai-idx", str(fai), "--gzi-idx", str(gzi))
-            # The other one first: with the `.fai`, the index is there.
-            if gzi.exists():
-                gzi.replace(f"{path}.gzi")
-            fai.replace(index)
-    except (OSError, SamtoolsError) as error:
-        raise OSError(
-            f"{path}: cannot be indexed; there must be room for the index beside it, and no gzip "
-            "(bgzip will do), blank lines, lines of uneven length or empty last record in it"
-        ) from error
-    finally:
-        pysam.set_verbosity(verbosity)
-
-
-def check_unique(path: str) -> None:
-    """Require that a file has no ID twice."""
-    seen: set[str] = set()
-    for identifier, _ in read_fasta(path):
-        if identifier in seen:
-            raise ValueError(f"{path}: more than one record has the ID {identifier!r}")
-        seen.add(identifier)
-
-
-def check_plan(plan: PackingPlan, lengths: NDArray[np.int64]) -> None:
-    """Require that a plan is one for sequences of these lengths."""
-    if len(lengths) != plan.num_sequences:
-        raise ValueError(
-            f"the plan has {plan.num_sequences:,} sequences, the files have {len(lengths):,}"
-        )
-    tokens = np.minimum(lengths, plan.max_sequence_length) + plan.special_tokens
-    ends = np.cumsum(tokens[plan.indices])[plan.offsets[1:] - 1]
-    wrong = np.flatnonzero(np.diff(ends, prepend=0) != plan.batch_tokens)
-    if len(wrong):
-        raise ValueError(
-            f"the plan is for other sequences: those of its batch {wrong[0]:,} have other lengths"
-        )

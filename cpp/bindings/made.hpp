@@ -1,0 +1,12 @@
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+// Refuses Type() and Type.__new__(Type): an object made by these would hold no value.
+inline void refuse_new(pybind11::handle type) {
+    reinterpret_cast<PyTypeObject*>(type.ptr())->tp_new = [](PyTypeObject* refused, PyObject*,
+                                                             PyObject*) -> PyObject* {
+        PyErr_Format(PyExc_TypeError, "%s cannot be made this way", refused->tp_name);
+        return nullptr;
+    };
+}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
 import logging
 import os
 import pickle
 import random
+import re
 import subprocess
 import sys
 import threading
@@ -1083,3 +1085,12 @@ def test_one_version() -> None:
     from importlib.metadata import version
 
     assert virnucpro.__version__ == virnucpro.data._core.__version__ == version("virnucpro")
+
+
+@pytest.mark.parametrize(
+    "pattern", [r"logger\.warning\(.*truncat", r"torch\.cuda\.get_device_properties"]
+)
+def test_what_users_search_the_source_for(pattern: str) -> None:
+    """Both stand in this file, each on one line."""
+    source = inspect.getsource(virnucpro.data.packing).splitlines()
+    assert any(re.search(pattern, line) for line in source)

@@ -397,18 +397,15 @@ class GreedyPacker:
     ) -> None:
         named = max(0, MOST_WARNINGS - self._num_truncated)
         self._num_truncated += len(overlong)
+        truncating = "Sequence %s exceeds max_length (%d > %d), truncating to its first %d residues"
         for position, row in enumerate(overlong.tolist()):
-            level = logging.WARNING if position < named else logging.DEBUG
-            if not logger.isEnabledFor(level):
+            details = (records[row].get("id"), lengths[row], limit, limit)
+            if position < named:
+                logger.warning(truncating, *details)
+            elif logger.isEnabledFor(logging.DEBUG):
+                logger.debug(truncating, *details)
+            else:
                 break
-            logger.log(
-                level,
-                "Sequence %s exceeds max_length (%d > %d), truncating to its first %d residues",
-                records[row].get("id"),
-                lengths[row],
-                limit,
-                limit,
-            )
         if len(overlong) > named:
             logger.warning(
                 "%s sequences exceed max_length (%d), truncating: %s residues lost; "

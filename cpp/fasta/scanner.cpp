@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 namespace fasta {
@@ -10,7 +11,6 @@ namespace {
 
 constexpr std::string_view byte_order_mark = "\xef\xbb\xbf";
 constexpr auto mark_size = static_cast<std::int64_t>(byte_order_mark.size());
-constexpr std::string_view not_in_header("\0\r", 2);
 constexpr std::array<std::string_view, 9> pir_types = {"P1;", "F1;", "DL;", "DC;", "RL;",
                                                        "RC;", "N1;", "N3;", "XX;"};
 constexpr const char* cr_alone = "lines that end with CR alone";
@@ -41,6 +41,38 @@ bool is_blank(char c) { return kind_of(c) == Kind::blank; }
 constexpr char to_upper(char letter) { return static_cast<char>(letter & ~0x20); }
 
 constexpr bool is_lower(char letter) { return (letter & 0x20) != 0; }
+
+struct Letters {
+    bool are_all;
+    bool any_lower;
+};
+
+// Whether a text is nothing but ASCII letters. Eight bytes are looked at together: none has its
+// high bit set, and in lower case each reaches 'a' and none passes 'z'. A carry between bytes comes
+// from one that is wrong itself.
+Letters find_letters(std::string_view text) {
+    constexpr std::uint64_t ones = 0x0101010101010101;
+    constexpr std::uint64_t case_bits = ones << 5;
+    std::uint64_t wrong = 0;
+    std::uint64_t lower = 0;
+    const auto look_at = [&](const char* first, std::size_t size) {
+        std::uint64_t bytes = ones * 'A';
+        std::memcpy(&bytes, first, size);
+        const std::uint64_t folded = bytes | case_bits;
+        wrong |= bytes | ~(folded + ones * (0x80 - 'a')) | (folded + ones * (0x7f - 'z'));
+        lower |= bytes & case_bits;
+    };
+    std::size_t at = 0;
+    for (; text.size() - at >= 8; at += 8) {
+        look_at(text.data() + at, 8);
+    }
+    if (text.size() >= 8) {
+        look_at(text.data() + text.size() - 8, 8);
+    } else {
+        look_at(text.data(), text.size());
+    }
+    return {(wrong & (ones << 7)) == 0, lower != 0};
+}
 
 std::string describe(char c) {
     const auto byte = static_cast<unsigned char>(c);
@@ -165,31 +197,29 @@ void Scanner::scan_start(std::string_view part) {
 }
 
 void Scanner::scan_header(std::string_view part) {
-    const auto is_refused = [&](char c) {
-        if (c == '\0') {
-            refuse("a NUL byte");
-        } else if (c == '\r') {
-            refuse(cr_alone);
-        }
-        return fault_.has_value();
-    };
     while (!part.empty() && place_ != Place::description) {
-        const char c = part.front();
-        if (is_refused(c)) {
-            return;
+        if (is_blank(part.front())) {
+            if (place_ == Place::id) {
+                end_id();
+                place_ = Place::description;
+            }
+            part.remove_prefix(1);
+            continue;
         }
-        if (!is_blank(c)) {
-            place_ = Place::id;
-            records_.ids.push_back(c);
-        } else if (place_ == Place::id) {
-            end_id();
-            place_ = Place::description;
+        const auto ends_id = [](char c) { return is_blank(c) || c == '\0' || c == '\r'; };
+        const auto size =
+            static_cast<std::size_t>(std::ranges::find_if(part, ends_id) - part.begin());
+        if (size == 0) {
+            break;
         }
-        part.remove_prefix(1);
+        place_ = Place::id;
+        records_.ids.append(part.substr(0, size));
+        part.remove_prefix(size);
     }
-    const std::size_t wrong = fault_ ? part.npos : part.find_first_of(not_in_header);
-    if (wrong != part.npos) {
-        is_refused(part[wrong]);
+    const std::size_t nul = part.find('\0');
+    const std::size_t cr = part.find('\r');
+    if (nul != cr && !fault_) {
+        refuse(nul < cr ? "a NUL byte" : cr_alone);
     }
 }
 
@@ -201,16 +231,8 @@ void Scanner::scan_residues(std::string_view part) {
         }
         return;
     }
-    // Most lines are nothing but letters. Accumulators of a byte make this loop one of vectors.
-    unsigned char others = 0;
-    unsigned char lower_bits = 0;
-    for (const char c : part) {
-        const auto byte = static_cast<unsigned char>(c);
-        others |= static_cast<unsigned char>((byte | 0x20U) - 'a') > 25 ? 1U : 0U;
-        lower_bits |= byte & 0x20U;
-    }
-    const bool has_lower = lower_bits != 0;
-    if (others != 0 || (has_lower && options_.drop_gaps && !options_.uppercase)) {
+    const Letters letters = find_letters(part);
+    if (!letters.are_all || (letters.any_lower && options_.drop_gaps && !options_.uppercase)) {
         scan_letters(part);
         return;
     }
@@ -219,7 +241,7 @@ void Scanner::scan_residues(std::string_view part) {
     if (keep_residues_) {
         records_.residues.append(part);
     }
-    if (has_lower && options_.uppercase) {
+    if (letters.any_lower && options_.uppercase) {
         changes_.lower_case += std::ranges::count_if(part, is_lower);
         if (keep_residues_) {
             std::ranges::transform(part, records_.residues.end() - std::ssize(part), to_upper);

@@ -37,19 +37,72 @@ def fair_esm_converter() -> Any:
 
 def byte_pairs() -> Any:
     """A tokenizer whose tokens have more than one letter."""
-    from tokenizers import Tokenizer, models, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, models
 
     letters = {letter: i for i, letter in enumerate(["<s>", "</s>", "<unk>", *AMINO_ACIDS])}
     vocabulary = {**letters, "MK": len(letters), "TA": len(letters) + 1}
-    model = models.BPE(vocab=vocabulary, merges=[("M", "K"), ("T", "A")], unk_token="<unk>")
-    tokenizer = Tokenizer(model)
+    merges = [("M", "K"), ("T", "A")]
+    return wrap(Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token="<unk>")))
+
+
+def wrap(tokenizer: Any) -> Any:
+    """A tokenizer of transformers that puts <s> and </s> around what another one makes."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
+    special = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+        single="<s> $A </s>", special_tokens=special
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
+
+
+def letter_pairs() -> Any:
+    """A tokenizer whose tokens all have two letters; one letter by itself is unknown."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    pairs = [a + b for a in AMINO_ACIDS for b in AMINO_ACIDS]
+    vocabulary = {token: i for i, token in enumerate(["<s>", "</s>", "<unk>", *pairs])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("..?"), "isolated")
+    return wrap(tokenizer)
+
+
+def word_pieces() -> Any:
+    """BERT's tokenizer, for which a word with a strange letter is unknown as a whole."""
+    from transformers import BertTokenizer
+
+    pieces = [*AMINO_ACIDS, "MK", *(f"##{letter}" for letter in AMINO_ACIDS), "##TAY"]
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocabulary = {token: i for i, token in enumerate([*special, *pieces])}
+    return BertTokenizer(vocabulary, do_lower_case=False)
+
+
+def bytes_in_pairs() -> Any:
+    """A byte-level tokenizer, which knows all text; letters beyond ASCII are several tokens."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<s>", "</s>", "<unk>", *letters, "MK", "TA", "MKTA"]
+    vocabulary = {token: i for i, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("M", "K"), ("T", "A"), ("MK", "TA")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return wrap(tokenizer)
+
+
+def unigrams() -> Any:
+    """A tokenizer in the manner of SentencePiece, which takes the most likely pieces."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    pieces = [("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), ("▁MK", -3.0)]
+    pieces += [(letter, -4.0) for letter in AMINO_ACIDS]
+    pieces += [("MKT", -5.0), ("KTA", -4.5), ("AY", -6.0)]
+    tokenizer = Tokenizer(models.Unigram(pieces, unk_id=2))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    return wrap(tokenizer)
 
 
 def tiny_esm2(**parameters: Any) -> Any:
@@ -94,6 +147,16 @@ def tiny_model(model_type: str, head: str = "AutoModel", **parameters: Any) -> A
     }
     config = transformers.AutoConfig.for_model(model_type, **{**common, **parameters})
     return getattr(transformers, head).from_config(config).eval()
+
+
+class Records(IterableDataset[dict[str, Any]]):
+    """Records in memory."""
+
+    def __init__(self, records: list[dict[str, Any]]) -> None:
+        self.records = records
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.records)
 
 
 class ShowsEnvironment(IterableDataset[dict[str, Any]]):

@@ -5,6 +5,9 @@ from __future__ import annotations
 import itertools
 import logging
 import pickle
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import esm
@@ -13,10 +16,21 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import AMINO_ACIDS, ESM2, byte_pairs, fair_esm_converter, huggingface_tokenizer
+from models import (
+    AMINO_ACIDS,
+    ESM2,
+    byte_pairs,
+    bytes_in_pairs,
+    fair_esm_converter,
+    huggingface_tokenizer,
+    letter_pairs,
+    unigrams,
+    word_pieces,
+)
 from transformers import BertTokenizer, PreTrainedTokenizerFast
 
 from virnucpro.data import GreedyPacker, VarlenCollator, model_inputs, unpack
+from virnucpro.data.tokenized_records import OWN
 
 Record = dict[str, Any]
 UNKNOWN = ESM2.index("<unk>")
@@ -40,15 +54,18 @@ def converted(batch_converter: Any, sequence: str) -> list[int]:
     return list(batch_converter.encode(sequence))
 
 
+def slices(batch: dict[str, Any]) -> list[slice]:
+    """Where each sequence is among the tokens."""
+    return [slice(a, b) for a, b in itertools.pairwise(batch["cu_seqlens"].tolist())]
+
+
 def records_of(sequences: list[str]) -> list[Record]:
     return [{"id": f"s{i}", "sequence": sequence} for i, sequence in enumerate(sequences)]
 
 
 def tokens_of(batch: dict[str, Any]) -> list[list[int]]:
     """Each sequence's tokens, cut out by the boundaries."""
-    bounds = batch["cu_seqlens"].tolist()
-    ids = batch["input_ids"].tolist()
-    return [ids[a:b] for a, b in itertools.pairwise(bounds)]
+    return [batch["input_ids"][part].tolist() for part in slices(batch)]
 
 
 def test_tokens_are_the_tokenizers(batch_converter: Any) -> None:
@@ -110,21 +127,248 @@ def test_one_record_and_none() -> None:
     assert collate([]) == {}
 
 
+def truncated(batch_converter: Any, sequence: str, limit: int) -> list[int]:
+    """What the tokenizer itself keeps of a sequence."""
+    if hasattr(batch_converter, "alphabet"):
+        return converted(batch_converter.alphabet.get_batch_converter(limit), sequence)
+    special = batch_converter.num_special_tokens_to_add()
+    kept = batch_converter(sequence, truncation=True, max_length=limit + special)
+    return list(kept["input_ids"])
+
+
+TOKENIZERS = {
+    "huggingface": lambda: huggingface_tokenizer(Path(mkdtemp())),
+    "fair-esm": fair_esm_converter,
+    "byte pairs": byte_pairs,
+    "letter pairs": letter_pairs,
+    "word pieces": word_pieces,
+    "byte level": bytes_in_pairs,
+    "unigrams": unigrams,
+}
+
+
+@cache
+def tokenizer_named(name: str) -> Any:
+    return TOKENIZERS[name]()
+
+
+# Unknown letters are one token each here, but not all of them in transformers' and fair-esm's
+# tokenizers of ESM-2.
+STRANGE = {name: [] if name in ("huggingface", "fair-esm") else [*"J é🧬mk"] for name in TOKENIZERS}
+SPELLED = {"word pieces": ["[MASK]", "[UNK]"], "huggingface": ["<mask>", "<unk>", "<eos>"]}
+
+
+@given(st.sampled_from(list(TOKENIZERS)), st.integers(1, 12), st.data())
+def test_truncation_is_the_tokenizers_own(name: str, limit: int, data: st.DataObject) -> None:
+    words = [*AMINO_ACIDS, "MK", "TA", "TAY", *STRANGE[name]]
+    words += SPELLED.get(name, SPELLED["huggingface"][:2] if name == "fair-esm" else ["<unk>"])
+    texts = st.lists(st.sampled_from(words), max_size=20).map("".join)
+    sequences = data.draw(st.lists(texts, min_size=1, max_size=4))
+    tokenizer = tokenizer_named(name)
+    collate = VarlenCollator(tokenizer, max_sequence_length=limit, unknown="ignore")
+    logging.disable()
+    batch = collate(records_of(sequences))
+    logging.disable(logging.NOTSET)
+    assert tokens_of(batch) == [truncated(tokenizer, s, limit) for s in sequences]
+    whole = tokens_of(
+        VarlenCollator(tokenizer, 2**20, 2**19, unknown="ignore")(records_of(sequences))
+    )
+    is_cut = [len(tokens) > limit + collate.special_tokens for tokens in whole]
+    assert batch["truncated"].tolist() == is_cut
+
+
 def test_truncated_sequences_keep_their_eos(
     batch_converter: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     collate = VarlenCollator(batch_converter, max_sequence_length=3)
-    sequences = records_of(["MKTAY", "MKT", "MK<mask>TAY"])
+    sequences = records_of(["MKTAY", "MKT", "MK<mask>TAY", "M<mask>K"])
     batch = collate(sequences)
-    # Residues are letters, as the packer counts them.
-    expected = [converted(batch_converter, s) for s in ("MKT", "MKT")]
-    expected.append([*expected[0][:3], UNKNOWN, expected[0][-1]])
-    assert tokens_of(batch) == expected
-    assert sequences == records_of(["MKTAY", "MKT", "MK<mask>TAY"])
-    assert "2 of 3 sequences exceed max_length (3), truncating" in caplog.text
+    kept = ["MKT", "MKT", "MK<mask>", "M<mask>K"]
+    assert tokens_of(batch) == [converted(batch_converter, sequence) for sequence in kept]
+    assert batch["truncated"].tolist() == [True, False, True, False]
+    assert batch["truncated"].dtype == torch.bool
+    assert sequences == records_of(["MKTAY", "MKT", "MK<mask>TAY", "M<mask>K"])
+    assert caplog.messages == ["2 of 4 sequences exceed max_length (3), truncating"]
     # The budget limits them too.
     tight = VarlenCollator(batch_converter, max_tokens_per_batch=4)
     assert tokens_of(tight(records_of(["MKTAY"]))) == [converted(batch_converter, "MK")]
+
+
+def test_limits_are_in_tokens() -> None:
+    """A token of two letters is one token, and none is split."""
+    tokenizer = byte_pairs()
+    collate = VarlenCollator(tokenizer, 4096, 4)
+    assert tokens_of(collate(records_of(["MKMKTATA"]))) == [tokenizer.encode("MKMKTATA")]
+    assert tokens_of(collate(records_of(["YMKTAMKTA"]))) == [tokenizer.encode("YMKTAMK")]
+
+
+def test_tokenizers_that_keep_the_end_are_refused() -> None:
+    tokenizer = byte_pairs()
+    tokenizer.truncation_side = "left"
+    with pytest.raises(ValueError, match="must truncate sequences at their end"):
+        VarlenCollator(tokenizer)
+
+
+def test_unknown_residues_are_counted(
+    batch_converter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    collate = VarlenCollator(batch_converter, max_sequence_length=8)
+    caplog.set_level(logging.WARNING)
+    assert collate(records_of(["MK<unk>", "X<mask>"]))["num_unknown"] == 0
+    assert not caplog.messages
+    # The last ones are not kept.
+    batch = collate(records_of(["M<mask>J*", "MK", "J<unk>TAYTAYJJJ"]))
+    assert batch["num_unknown"] == 3
+    assert caplog.messages[0] == (
+        "3 of 14 residues (21.43%) are not in the tokenizer's vocabulary and become <unk>: "
+        "J (2), * (1); later ones are counted in VarlenCollator.unknown"
+    )
+    assert collate(records_of(["J a"]))["num_unknown"] == 3
+    assert len(caplog.messages) == 2
+    assert collate.unknown == {"J": 3, "*": 1, " ": 1, "a": 1}
+    assert collate.num_residues == 5 + 14 + 3
+
+
+def test_letters_of_messages_are_legible(caplog: pytest.LogCaptureFixture) -> None:
+    VarlenCollator(fair_esm_converter())(records_of(["\n\n b  " + "acdefghi"]))
+    assert "become <unk>: ' ' (3), '\\n' (2), b (1), a (1)" in caplog.text
+    assert "(1), ...; later" in caplog.text
+
+
+def test_unknown_residues_are_refused(
+    batch_converter: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    collate = VarlenCollator(batch_converter, unknown="error")
+    with pytest.raises(ValueError, match=r"record 's1': '\*' at position 14, counted from 0,"):
+        collate(records_of(["M<unk>K", "<mask>K<mask>T*J", "J"]))
+    quiet = VarlenCollator(batch_converter, unknown="ignore")
+    assert quiet(records_of(["MJ"]))["num_unknown"] == 1
+    assert quiet.unknown == {"J": 1}
+    assert not caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("name", "sequence", "unknown"),
+    [
+        ("byte pairs", "MKJMK<unk>é", {"J": 1, "é": 1}),
+        ("letter pairs", "MKJM<unk>A", {"JM": 1, "A": 1}),
+        ("word pieces", "MKTAY MJT [UNK] M" + "J" * 40, {"MJT": 1, "M" + "J" * 19: 1}),
+        ("byte level", "MKJé<unk>", {}),
+        ("unigrams", "MKJ<unk>TA", {"J": 1}),
+    ],
+)
+def test_unknown_tokens_of_other_vocabularies(
+    name: str, sequence: str, unknown: dict[str, int], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = tokenizer_named(name)
+    collate = VarlenCollator(tokenizer)
+    batch = collate(records_of(["MK", sequence]))
+    assert collate.unknown == unknown
+    assert batch["num_unknown"] == sum(unknown.values())
+    assert len(caplog.messages) == bool(unknown)
+    if unknown:
+        place = sequence.index(next(iter(unknown)))
+        refuse = VarlenCollator(tokenizer, unknown="error")
+        with pytest.raises(ValueError, match=f"record 's1': .* at position {place}, counted"):
+            refuse(records_of(["MK", sequence]))
+
+
+def test_tokenizers_that_do_not_tell_what_is_unknown(caplog: pytest.LogCaptureFixture) -> None:
+    class Slow(type(byte_pairs())):  # type: ignore[misc]
+        is_fast = False
+
+    tokenizer = byte_pairs()
+    tokenizer.__class__ = Slow
+    collate = VarlenCollator(tokenizer)
+    assert collate(records_of(["MKJ<unk>", "JJ"]))["num_unknown"] == 3
+    assert collate.unknown == {"": 3}
+    assert "3 of 5 tokens (60.00%) are not in the tokenizer's vocabulary and" in caplog.text
+    assert "become <unk>; later" in caplog.text
+    with pytest.raises(ValueError, match="record 's0': some text is not in the"):
+        VarlenCollator(tokenizer, unknown="error")(records_of(["MKJ"]))
+
+
+def test_unknown_texts_are_so_many() -> None:
+    """Counts take a bounded amount of memory."""
+    collate = VarlenCollator(word_pieces(), 2**20, unknown="ignore")
+    collate(records_of([f"J{i}" for i in range(1500)]))
+    assert len(collate.unknown) == 1001
+    assert collate.unknown[""] == 500
+
+
+def test_labels_come_along() -> None:
+    collate = VarlenCollator(fair_esm_converter(), max_sequence_length=4)
+    records: list[Record] = [
+        {"id": "a", "sequence": "MKT", "labels": [1, 2, 3]},
+        {"id": "b", "sequence": "MKTAYM", "labels": np.arange(6, dtype=np.uint8)},
+        {"id": "c", "sequence": "MK", "labels": torch.tensor([7, -100])},
+        {"id": "d", "sequence": "MK", "labels": [5, 6, 7], "truncated": True},
+        {"id": "e", "sequence": "MK"},
+        {"id": "f", "sequence": "", "labels": []},
+    ]
+    batch = collate(records)
+    none = -100
+    assert [batch["labels"][part].tolist() for part in slices(batch)] == [
+        [none, 1, 2, 3, none],
+        [none, 0, 1, 2, 3, none],
+        [none, 7, none, none],
+        [none, 5, 6, none],
+        [none] * 4,
+        [none] * 2,
+    ]
+    assert batch["labels"].dtype == torch.int64
+    assert batch["truncated"].tolist() == [False, True, False, True, False, False]
+    assert "labels" not in collate(records_of(["MK"]))
+    # As many as tokens, whatever the letters are.
+    pairs = VarlenCollator(byte_pairs(), max_sequence_length=2)
+    record = {"id": "a", "sequence": "MKTAY", "labels": [1, 2, 3]}
+    assert pairs([record])["labels"].tolist() == [none, 1, 2, none]
+
+
+@pytest.mark.parametrize(
+    ("more", "error", "message"),
+    [
+        ({"labels": [1, 2]}, ValueError, "record 'b' has 2 labels for 3 tokens"),
+        ({"labels": [1, 2, 3, 4]}, ValueError, "record 'b' has 4 labels for 3 tokens"),
+        ({"labels": [1], "truncated": True}, ValueError, "record 'b' has 1 labels for 3"),
+        ({"labels": [0.5] * 3}, TypeError, "labels of record 'b' must be integers"),
+        ({"labels": [[1, 2, 3]]}, TypeError, "labels of record 'b' must be .* one dimension"),
+        ({"tokens": 6}, ValueError, r"record 'b' has 5 tokens, but its plan counted 6; the plan"),
+        ({"input_ids": [1, 2, 3]}, ValueError, "record 'b' has a key 'input_ids', which"),
+        ({"max_length_q": 3}, ValueError, "record 'b' has a key 'max_length_q', which"),
+    ],
+)
+def test_records_that_contradict_themselves(
+    more: Record, error: type[Exception], message: str
+) -> None:
+    collate = VarlenCollator(fair_esm_converter())
+    with pytest.raises(error, match=message):
+        collate([{"id": "a", "sequence": "MK"}, {"id": "b", "sequence": "MKT", **more}])
+
+
+def test_other_keys_are_carried() -> None:
+    collate = VarlenCollator(fair_esm_converter(), max_sequence_length=3)
+    records: list[Record] = [
+        {"id": "a", "sequence": "MKTA", "row": 7, "tokens": 5},
+        {"id": "b", "sequence": "MK", "file": "x.fa", "tokens": np.int64(4)},
+    ]
+    batch = collate(records)
+    assert (batch["row"], batch["file"]) == ([7, None], [None, "x.fa"])
+    assert OWN - set(batch) == {"labels"}
+    assert set(batch) - OWN == {"row", "file"}
+    # As another collator would count them.
+    with pytest.raises(ValueError, match="record 'a' has 6 tokens, but its plan counted 5"):
+        VarlenCollator(fair_esm_converter())(records)
+
+
+def test_what_is_given_as_budget() -> None:
+    collate = VarlenCollator(fair_esm_converter())
+    assert (collate.max_tokens_per_batch, collate.given_budget) == (4096, None)
+    collate.max_tokens_per_batch = 4096
+    assert collate.given_budget == 4096
+    collate.max_tokens_per_batch = 10
+    with pytest.raises(ValueError, match="more than the budget of 10"):
+        collate(records_of(["MKT", "MKTA"]))
 
 
 def test_budget_overrun_raises() -> None:
@@ -174,8 +418,9 @@ def test_single_letters_of_another_tokenizer() -> None:
 def test_other_vocabularies_go_through_the_tokenizer() -> None:
     tokenizer = byte_pairs()
     collate = VarlenCollator(tokenizer, max_sequence_length=6)
-    batch = collate(records_of(["MKTAY", "YMK", "TATATATA", ""]))
-    assert tokens_of(batch) == [tokenizer.encode(s) for s in ("MKTAY", "YMK", "TATATA", "")]
+    sequences = ["MKTAY", "YMK", "TATATATA", ""]
+    batch = collate(records_of(sequences))
+    assert tokens_of(batch) == [tokenizer.encode(s) for s in sequences]
     assert tokens_of(batch)[0] == [0, 23, 24, tokenizer.get_vocab()["Y"], 1]
 
 
@@ -260,6 +505,7 @@ class Letterless:
         ((fair_esm_converter(), 4096, 0), ValueError, "max_sequence_length must be at least 1"),
         ((fair_esm_converter(), 2**31), ValueError, "must be at most 2,147,483,647"),
         ((fair_esm_converter(), "4096"), TypeError, "must be an integer"),
+        ((byte_pairs(), 2), ValueError, "room for one residue"),
         (
             (Letterless(),),
             ValueError,
@@ -270,6 +516,11 @@ class Letterless:
 def test_bad_parameters(arguments: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         VarlenCollator(*arguments)
+
+
+def test_unknown_has_three_values() -> None:
+    with pytest.raises(ValueError, match=r"'warn', 'error' or 'ignore' \(got 'raise'\)"):
+        VarlenCollator(fair_esm_converter(), unknown="raise")
 
 
 def test_bad_records() -> None:

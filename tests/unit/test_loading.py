@@ -1,4 +1,4 @@
-"""Records and batches of FASTA files, shared by workers and ranks, in packed DataLoaders."""
+"""Records and batches of FASTA files, shared by workers and ranks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import numpy as np
 import pysam
 import pytest
 import torch
-from models import AMINO_ACIDS, ShowsEnvironment, byte_pairs, fair_esm_converter
+from models import AMINO_ACIDS, fair_esm_converter
 from torch.utils.data import DataLoader
 
 import virnucpro.data
@@ -28,7 +28,6 @@ from virnucpro.data import (
     ReadOptions,
     SequenceDataset,
     VarlenCollator,
-    create_async_dataloader,
 )
 
 Record = dict[str, Any]
@@ -37,9 +36,6 @@ REAL = [
     Path(os.environ.get("VIRNUCPRO_REAL_DATA", ""), f"{name}.faa.gz")
     for name in ("uniprot_viruses", "ecoli_k12")
 ]
-needs_real_data = pytest.mark.skipif(
-    "VIRNUCPRO_REAL_DATA" not in os.environ, reason="VIRNUCPRO_REAL_DATA names no folder"
-)
 
 
 def write_fasta(path: Path, records: list[tuple[str, str]]) -> Path:
@@ -170,130 +166,6 @@ def test_pickled_with_its_rank(files: list[Path], monkeypatch: pytest.MonkeyPatc
         pickled = pickle.dumps(dataset)
         assert list(dataset) == whole[1::4]
     assert list(pickle.loads(pickled)) == whole[1::4]
-
-
-def loader(files: list[Path], **arguments: Any) -> DataLoader[Any]:
-    collate = VarlenCollator(fair_esm_converter(), max_tokens_per_batch=2048)
-    return create_async_dataloader(SequenceDataset(files), collate, **arguments)
-
-
-def test_loader_yields_every_record_in_full_batches(files: list[Path]) -> None:
-    lengths = {record["id"]: len(record["sequence"]) for record in SequenceDataset(files)}
-    batches = list(loader(files, num_workers=0, buffer_size=40))
-    names = [name for batch in batches for name in batch["sequence_ids"]]
-    assert sorted(names) == sorted(lengths)
-    for batch in batches:
-        tokens = [min(lengths[name], 1022) + 2 for name in batch["sequence_ids"]]
-        assert batch["cu_seqlens"].diff().tolist() == tokens
-        assert sum(tokens) <= batch["token_budget"] == 2048
-    # Buffers of 40, 40 and 17 records, each packed by itself.
-    records = list(SequenceDataset(files))
-    packed = [
-        [record["id"] for record in batch]
-        for start in (0, 40, 80)
-        for batch in GreedyPacker(2048).pack_sequences(records[start : start + 40])
-    ]
-    assert [batch["sequence_ids"] for batch in batches] == packed
-
-
-def test_loader_with_workers_yields_the_same_records_each_epoch(files: list[Path]) -> None:
-    lengths = [record["id"] for record in SequenceDataset(files)]
-    spawned = loader(files, num_workers=2, timeout=100)
-    for _ in range(2):
-        names = [name for batch in spawned for name in batch["sequence_ids"]]
-        assert sorted(names) == sorted(lengths)
-
-
-def test_workers_send_what_would_be_made_here(files: list[Path]) -> None:
-    here = loader(files, num_workers=0, buffer_size=40)
-    for made, sent in zip(here, loader(files, num_workers=1, buffer_size=40), strict=True):
-        assert list(made) == list(sent)
-        for name, value in made.items():
-            if isinstance(value, torch.Tensor):
-                assert (value.dtype, value.tolist()) == (sent[name].dtype, sent[name].tolist())
-            else:
-                assert value == sent[name]
-        sent["input_ids"] += 1
-
-
-def test_budget_is_one_for_packer_and_collator(
-    files: list[Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    collate = VarlenCollator(fair_esm_converter(), max_tokens_per_batch=2048)
-    dataset = SequenceDataset(files)
-
-    def budgets(**arguments: Any) -> set[int]:
-        batches = list(create_async_dataloader(dataset, collate, num_workers=0, **arguments))
-        longest = max(len(batch["input_ids"]) for batch in batches)
-        (budget,) = {batch["token_budget"] for batch in batches}
-        assert 0.9 * budget < longest <= budget
-        return {budget}
-
-    assert budgets() == {2048}
-    assert budgets(token_budget=5000) == {5000}
-    assert collate.max_tokens_per_batch == 2048
-    properties = type("Properties", (), {"total_memory": 16 * 2**30})
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    monkeypatch.setattr("virnucpro.data.dataloader_utils.DataLoader", lambda d, **_: d)
-    packed: Any = create_async_dataloader(dataset, collate)
-    assert packed.packer.max_tokens_per_batch == 16384
-    assert packed.packer.special_tokens == collate.special_tokens == 2
-    packed = create_async_dataloader(dataset, collate, token_budget=3000)
-    assert packed.packer.max_tokens_per_batch == 3000
-
-
-def test_batch_size_caps_the_sequences(files: list[Path]) -> None:
-    batches = list(loader(files, num_workers=0, batch_size=2))
-    assert max(batch["num_sequences"] for batch in batches) == 2
-    assert sum(batch["num_sequences"] for batch in batches) == 97
-
-
-def test_workers_see_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
-    collate = VarlenCollator(fair_esm_converter())
-    (batch,) = create_async_dataloader(ShowsEnvironment(), collate, num_workers=1)
-    assert batch["sequence_ids"] == ["''"]
-    (batch,) = create_async_dataloader(ShowsEnvironment(), collate, num_workers=0)
-    assert batch["sequence_ids"] == ["'0'"]
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"dataset": [{"id": "a"}]}, TypeError, "dataset must be an IterableDataset"),
-        ({"collate_fn": VarlenCollator(byte_pairs())}, ValueError, "tokens of more than a letter"),
-        ({"collate_fn": list}, TypeError, "collate_fn must be a VarlenCollator"),
-        ({"num_workers": -1}, ValueError, "num_workers must be at least 0"),
-        ({"prefetch_factor": 0}, ValueError, "prefetch_factor must be at least 1"),
-        ({"buffer_size": 0}, ValueError, "buffer_size must be at least 1"),
-        ({"batch_size": 0}, ValueError, "batch_size must be at least 1"),
-        ({"timeout": -1.0}, ValueError, "timeout must be at least 0"),
-        ({"timeout": None}, TypeError, r"timeout must be a number \(got None\)"),
-        ({"timeout": float("nan")}, ValueError, "timeout must be at least 0"),
-        ({"token_budget": 2}, ValueError, "room for one residue"),
-    ],
-)
-def test_bad_parameters(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
-    given = {
-        "dataset": ShowsEnvironment(),
-        "collate_fn": VarlenCollator(fair_esm_converter()),
-        "num_workers": 0,
-    }
-    with pytest.raises(error, match=message):
-        create_async_dataloader(**{**given, **arguments})
-
-
-@needs_real_data
-@pytest.mark.parametrize("num_workers", [0, 1, 2])
-def test_efficiency_on_real_proteins(num_workers: int) -> None:
-    collate = VarlenCollator(fair_esm_converter())
-    packed = create_async_dataloader(
-        SequenceDataset(REAL[0]), collate, num_workers=num_workers, timeout=100
-    )
-    tokens = [len(batch["input_ids"]) for batch in packed]
-    print(num_workers, len(tokens), sum(tokens) / (4096 * len(tokens)))
-    assert sum(tokens) / (4096 * len(tokens)) >= 0.99
 
 
 def packed_files(tmp_path: Path) -> tuple[list[Path], list[Record]]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
-from functools import partial
-from itertools import chain
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +13,13 @@ from numpy.typing import NDArray
 
 from virnucpro.data.arguments import check_integer
 from virnucpro.data.packing import read_records
+from virnucpro.data.tokenized_records import (
+    TokenizedRecords,
+    check_counts,
+    find_names,
+    join_tokens,
+)
+from virnucpro.data.vocabulary import Tokens, read_vocabulary
 
 logger = logging.getLogger(__name__)
 
@@ -24,12 +28,18 @@ Record = dict[str, Any]
 # Boundaries are int32.
 MOST_TOKENS = 2**31 - 1
 
+DEFAULT_BUDGET = 4096
+
+# Unknown texts that are counted one by one, and those that a message names.
+MOST_TEXTS = 1000
+MOST_NAMED = 10
+
 
 class VarlenCollator:
     """Turns the records of a batch into packed tensors: sequences end to end, without padding.
 
-    A callable without state, for ``DataLoader(collate_fn=...)``. It takes a list of records, dicts
-    with `id` and `sequence` (or one record), and returns a dict of
+    A callable for ``DataLoader(collate_fn=...)``. It takes a list of records, dicts with `id` and
+    `sequence` (or one record), and returns a dict of
 
     - ``input_ids``: int64 [tokens], each sequence between its special tokens (BOS, EOS);
     - ``position_ids``: int64 [tokens], from 0 in each sequence;
@@ -37,28 +47,50 @@ class VarlenCollator:
     - ``max_seqlen``: int, tokens of the longest sequence;
     - ``sequence_ids``: list, the `id` of each of the n records;
     - ``num_sequences``: int, n;
+    - ``truncated``: bool [n], whether a sequence was truncated, here or by what made the record
+      (``truncated=True`` in it);
+    - ``num_unknown``: int, residues that are not in the tokenizer's vocabulary;
     - ``token_budget``: int, `max_tokens_per_batch`;
     - ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k``: the same boundaries
-      under the names that Hugging Face models take; see `model_inputs`.
+      under the names that Hugging Face models take; see `model_inputs`;
+    - ``labels``, if records have them: int64 [tokens], -100 at special tokens and where a record
+      has none. A record's `labels` are integers, one for each token without special tokens, and
+      truncated as its tokens are; where it says ``truncated=True`` they may be those of the whole.
+    - Every other key of a record is carried along: a list of n values under its name, None where a
+      record lacks it.
 
-    An empty list gives an empty dict. Records are not changed, and stay in their order.
+    A record's `tokens`, what a plan counted for it with special tokens, is compared with what it
+    has. An empty list gives an empty dict. Records are not changed, and stay in their order.
 
     Where each letter is a token, as for ESM-2, tokens are looked up in a table: the tokenizer's own
     for each letter that it knows, and one ``<unk>`` for each residue that it does not know, so
     that residues and tokens stay aligned. A special token that is spelled out, such as ``<mask>``,
-    is one token. Sequences of other vocabularies go through the tokenizer.
+    is one token. Sequences of other vocabularies go through the tokenizer, whole.
 
     Args:
         batch_converter: A batch converter of fair-esm (``alphabet.get_batch_converter()``) or a
             tokenizer of Hugging Face transformers.
-        max_tokens_per_batch: The budget in tokens, special tokens included.
-        max_sequence_length: Residues kept of a sequence, from its N-terminal end. A sequence that
-            is cut keeps its EOS.
+        max_tokens_per_batch: The budget in tokens, special tokens included; 4,096 if None.
+        max_sequence_length: Tokens kept of a sequence, the first ones, without special tokens. A
+            sequence that is truncated keeps its EOS.
+        unknown: What to do about residues that become ``<unk>``: "warn" logs one WARNING, at the
+            first batch that has any; "error" refuses them; "ignore" only counts them. An ``<unk>``
+            that is spelled out is none.
+
+    Attributes:
+        unknown: How often each unknown residue occurred in all batches so far, a Counter; the
+            empty text counts those that the tokenizer does not tell. Workers of a DataLoader have
+            copies; there ``num_unknown`` of the batches tells.
+        num_residues: Residues of all batches so far; tokens where these are not residues.
+        given_budget: `max_tokens_per_batch` as it was given, or set later; None if it was not.
 
     Raises:
-        ValueError: The records have more tokens than the budget; or a record lacks its `id` or
-            `sequence`.
-        TypeError: `batch_converter` is neither of the two, or a record is no dict.
+        ValueError: The records have more tokens than the budget; a record lacks its `id` or
+            `sequence`, has not one label for each token, not as many tokens as were planned, a key
+            that the batch has of its own, or under unknown="error" an unknown residue. A parameter
+            is out of range, or the tokenizer truncates sequences at their beginning.
+        TypeError: `batch_converter` is neither of the two, a record is no dict, or its `labels` are
+            not integers.
 
     Example:
         >>> from types import SimpleNamespace
@@ -72,18 +104,36 @@ class VarlenCollator:
         tensor([ 0, 20, 15,  3,  2,  0, 20,  2])
         >>> batch["cu_seqlens"]
         tensor([0, 5, 8], dtype=torch.int32)
+        >>> collate.unknown, collate.num_residues
+        (Counter({'J': 1}), 4)
     """
 
     def __init__(
         self,
         batch_converter: Any,
-        max_tokens_per_batch: int = 4096,
+        max_tokens_per_batch: int | None = None,
         max_sequence_length: int = 1022,
+        *,
+        unknown: str = "warn",
     ) -> None:
+        if unknown not in ("warn", "error", "ignore"):
+            raise ValueError(f"unknown must be 'warn', 'error' or 'ignore' (got {unknown!r})")
         self._vocabulary = read_vocabulary(batch_converter)
-        self.max_tokens_per_batch = max_tokens_per_batch
+        self._on_unknown = unknown
+        self.given_budget = max_tokens_per_batch
         self.max_sequence_length = max_sequence_length
-        self._limit()
+        self.unknown: Counter[str] = Counter()
+        self.num_residues = 0
+        self.limits()
+
+    @property
+    def max_tokens_per_batch(self) -> int:
+        """The budget in tokens; 4,096 where nobody gave one."""
+        return DEFAULT_BUDGET if self.given_budget is None else self.given_budget
+
+    @max_tokens_per_batch.setter
+    def max_tokens_per_batch(self, budget: int) -> None:
+        self.given_budget = budget
 
     @property
     def special_tokens(self) -> int:
@@ -98,53 +148,106 @@ class VarlenCollator:
     def __call__(self, records: Sequence[Record] | Record) -> dict[str, Any]:
         """Return the tensors of a batch; the class tells which.
 
-        Cost: O(tokens).
+        Cost: O(tokens); without a table, that of the tokenizer.
         """
-        limit = self._limit()
+        budget, limit = self.limits()
         records = [records] if isinstance(records, dict) else list(records)
         if not records:
             return {}
-        _, residues = read_records(records, "records")
-        before, after = self._vocabulary.before, self._vocabulary.after
-        tokens, lengths = self._vocabulary.tokenize([r["sequence"][:limit] for r in records], limit)
-        ends = np.cumsum(lengths + self.special_tokens)
-        total = int(ends[-1])
-        if total > self.max_tokens_per_batch:
+        tokenized = self.tokenize(records, limit)
+        total = len(tokenized.input_ids)
+        if total > budget:
             raise ValueError(
                 f"a batch of {len(records):,} records, the first {records[0]['id']!r}, has "
-                f"{total:,} tokens, more than the budget of {self.max_tokens_per_batch:,}"
+                f"{total:,} tokens, more than the budget of {budget:,}"
             )
-        if (residues > limit).any():
-            logger.warning(
-                "%s of %s sequences exceed max_length (%d), truncating",
-                np.count_nonzero(residues > limit),
-                len(records),
-                limit,
-            )
-        starts = ends - lengths - self.special_tokens
-        input_ids = np.empty(total, np.int64)
-        is_residue = np.ones(total, np.bool_)
-        for place, token in enumerate(before):
-            input_ids[starts + place] = token
-            is_residue[starts + place] = False
-        for place, token in enumerate(after[::-1], start=1):
-            input_ids[ends - place] = token
-            is_residue[ends - place] = False
-        input_ids[is_residue] = tokens
-        cu_seqlens = np.append(0, ends).astype(np.int32)
-        ids = [record["id"] for record in records]
-        return make_batch(input_ids, cu_seqlens, ids, self.max_tokens_per_batch)
+        return self.to_batch(tokenized, budget)
 
-    def _limit(self) -> int:
-        """Check the parameters, which may have been changed, and return the residues kept."""
-        budget = check_integer(self.max_tokens_per_batch, "max_tokens_per_batch", 1, MOST_TOKENS)
+    def limits(self, token_budget: int | None = None) -> tuple[int, int]:
+        """Check the parameters, which may have been changed, and return the limits.
+
+        They are the budget, by default the collator's own, and the tokens kept of a sequence.
+        """
+        budget = self.max_tokens_per_batch if token_budget is None else token_budget
+        budget = check_integer(budget, "max_tokens_per_batch", 1, MOST_TOKENS)
         longest = check_integer(self.max_sequence_length, "max_sequence_length", 1)
         if budget <= self.special_tokens:
             raise ValueError(
                 f"max_tokens_per_batch must have room for one residue and {self.special_tokens} "
                 f"special tokens (got {budget})"
             )
-        return min(longest, budget - self.special_tokens)
+        return budget, min(longest, budget - self.special_tokens)
+
+    def tokenize(self, records: list[Record], limit: int) -> TokenizedRecords:
+        """Return the records with the first `limit` tokens of each, to make batches of."""
+        read_records(records, "records")
+        tokens = self._vocabulary.tokenize([record["sequence"] for record in records], limit)
+        names = find_names(records)
+        if "tokens" in names:
+            check_counts(records, np.diff(tokens.offsets) + self.special_tokens)
+        self._count_unknown(records, tokens)
+        num_truncated = np.count_nonzero(tokens.whole > limit)
+        if num_truncated:
+            logger.warning(
+                "%s of %s sequences exceed max_length (%d), truncating",
+                f"{num_truncated:,}",
+                f"{len(records):,}",
+                limit,
+            )
+        return join_tokens(records, names, tokens, self._vocabulary)
+
+    def to_batch(self, tokenized: TokenizedRecords, token_budget: int) -> dict[str, Any]:
+        """Return the tensors of tokenized records; the class tells which."""
+        return make_batch(
+            tokenized.input_ids.astype(np.int64, copy=False),
+            tokenized.offsets.astype(np.int32),
+            [record["id"] for record in tokenized.records],
+            token_budget,
+            tokenized.truncated,
+            0 if tokenized.num_unknown is None else int(tokenized.num_unknown.sum()),
+            tokenized.labels(),
+            tokenized.carried(),
+        )
+
+    def _count_unknown(self, records: list[Record], tokens: Tokens) -> None:
+        is_first = not self.unknown
+        self.num_residues += len(tokens.ids)
+        for text, number in tokens.unknown.items():
+            is_counted = text in self.unknown or len(self.unknown) < MOST_TEXTS
+            self.unknown[text if is_counted else ""] += number
+        first = tokens.first_unknown
+        if first is None or self._on_unknown == "ignore":
+            return
+        if self._on_unknown == "error":
+            what = "some text"
+            if first.position is not None:
+                what = f"{first.text!r} at position {first.position:,}, counted from 0,"
+            raise ValueError(
+                f"record {records[first.sequence]['id']!r}: {what} is not in the tokenizer's "
+                "vocabulary"
+            )
+        if is_first:
+            logger.warning(
+                "%s of %s %s (%s) are not in the tokenizer's vocabulary and become %s%s; "
+                "later ones are counted in VarlenCollator.unknown",
+                f"{tokens.num_unknown.sum():,}",
+                f"{len(tokens.ids):,}",
+                "residues" if self.has_table else "tokens",
+                f"{tokens.num_unknown.sum() / len(tokens.ids):.2%}",
+                min(self._vocabulary.spelled_unknown, default="unknown tokens"),
+                name_texts(tokens.unknown),
+            )
+
+
+def name_texts(unknown: Counter[str]) -> str:
+    """Return what is unknown, most frequent first, for a message."""
+    named = [
+        f"{text if text.isprintable() and text.strip() else repr(text)} ({number:,})"
+        for text, number in unknown.most_common(MOST_NAMED)
+        if text
+    ]
+    more = ", ..." if len(unknown) > MOST_NAMED else ""
+    return f": {', '.join(named)}{more}" if named else ""
 
 
 def make_batch(
@@ -152,25 +255,37 @@ def make_batch(
     cu_seqlens: NDArray[np.int32],
     sequence_ids: list[Any],
     token_budget: int,
+    truncated: NDArray[np.bool_] | None = None,
+    num_unknown: int = 0,
+    labels: NDArray[np.int64] | None = None,
+    carried: dict[str, list[Any]] | None = None,
 ) -> dict[str, Any]:
     """Return a batch as `VarlenCollator` gives it; all else follows from these."""
-    lengths = np.diff(cu_seqlens)
+    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
     position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], lengths)
     boundaries = torch.from_numpy(cu_seqlens)
     longest = int(lengths.max())
-    return {
+    if truncated is None:
+        truncated = np.zeros(len(sequence_ids), np.bool_)
+    batch = {
         "input_ids": torch.from_numpy(input_ids),
         "position_ids": torch.from_numpy(position_ids),
         "cu_seqlens": boundaries,
         "max_seqlen": longest,
         "sequence_ids": sequence_ids,
         "num_sequences": len(sequence_ids),
+        "truncated": torch.from_numpy(truncated),
+        "num_unknown": num_unknown,
         "token_budget": token_budget,
         "cu_seq_lens_q": boundaries,
         "cu_seq_lens_k": boundaries,
         "max_length_q": longest,
         "max_length_k": longest,
+        **(carried or {}),
     }
+    if labels is not None:
+        batch["labels"] = torch.from_numpy(labels)
+    return batch
 
 
 class Unpacked(NamedTuple):
@@ -245,121 +360,3 @@ def unpack(
     wide = residues.to(torch.promote_types(residues.dtype, torch.float32))
     embeddings = torch.segment_reduce(wide, "mean", lengths=lengths, axis=0)
     return Unpacked(list(sequence_ids), residues.split_with_sizes(lengths.tolist()), embeddings)
-
-
-@dataclass(frozen=True)
-class Vocabulary:
-    """What a tokenizer makes of sequences.
-
-    Attributes:
-        before: Tokens before the residues (BOS).
-        after: Tokens after them (EOS).
-        encode: The tokenizer's own tokens of a sequence, without those before and after.
-        of_letter: The token of each letter by code point, int64, the last entry that of all
-            beyond; None where a letter is no token of its own.
-        of_word: The tokens that are spelled with more than one letter.
-        words: Finds these.
-    """
-
-    before: list[int]
-    after: list[int]
-    encode: Callable[[str], list[int]]
-    of_letter: NDArray[np.int64] | None
-    of_word: dict[str, int]
-    words: re.Pattern[str]
-
-    def tokenize(
-        self, sequences: list[str], limit: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Return the tokens of all sequences, at most `limit` of each, and how many of each."""
-        if self.of_letter is None:
-            encoded = [self.encode(sequence)[:limit] for sequence in sequences]
-            return np.array(list(chain.from_iterable(encoded)), np.int64), lengths_of(encoded)
-        if any(map(self.words.search, sequences)):
-            parts = [self._look_up_words(sequence) for sequence in sequences]
-            return np.concatenate(parts), lengths_of(parts)
-        return self._look_up("".join(sequences)), lengths_of(sequences)
-
-    def _look_up(self, text: str) -> NDArray[np.int64]:
-        assert self.of_letter is not None
-        if text.isascii():
-            return self.of_letter.take(np.frombuffer(text.encode(), np.uint8))
-        points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-        return self.of_letter.take(points, mode="clip")
-
-    def _look_up_words(self, text: str) -> NDArray[np.int64]:
-        parts = []
-        end = 0
-        for word in self.words.finditer(text):
-            parts.append(self._look_up(text[end : word.start()]))
-            parts.append(np.array([self.of_word[word.group()]]))
-            end = word.end()
-        return np.concatenate([*parts, self._look_up(text[end:])])
-
-
-def lengths_of(parts: Sequence[Sized]) -> NDArray[np.int64]:
-    """Return the length of each part."""
-    return np.fromiter(map(len, parts), np.int64, len(parts))
-
-
-def read_vocabulary(batch_converter: Any) -> Vocabulary:
-    """Return what a batch converter of fair-esm, or a Hugging Face tokenizer, does."""
-    if hasattr(batch_converter, "alphabet"):
-        alphabet = batch_converter.alphabet
-        if alphabet.use_msa:
-            raise ValueError("batch_converter is for alignments, which cannot be packed")
-        before = [alphabet.cls_idx] if alphabet.prepend_bos else []
-        after = [alphabet.eos_idx] if alphabet.append_eos else []
-        tokens = alphabet.tok_to_idx
-        return make_vocabulary(before, after, alphabet.encode, tokens, tokens, alphabet.unk_idx)
-    if hasattr(batch_converter, "get_vocab"):
-        encode = partial(batch_converter.encode, add_special_tokens=False)
-        tokens = batch_converter.get_vocab()
-        before, after = find_special_tokens(batch_converter, tokens)
-        # Letters that the vocabulary lacks may be tokens too, lower case for example.
-        candidates = {*map(chr, range(128)), *(token for token in tokens if len(token) == 1)}
-        encoded = {letter: encode(letter) for letter in candidates}
-        letters = {letter: ids[0] for letter, ids in encoded.items() if len(ids) == 1}
-        unknown = batch_converter.unk_token_id
-        return make_vocabulary(before, after, encode, tokens, letters, unknown)
-    raise TypeError(
-        "batch_converter must be a batch converter of fair-esm or a Hugging Face tokenizer "
-        f"(got {type(batch_converter).__name__})"
-    )
-
-
-def find_special_tokens(tokenizer: Any, tokens: dict[str, int]) -> tuple[list[int], list[int]]:
-    """Return what a tokenizer puts before and after a sequence."""
-    letters = sorted(token for token in tokens if len(token) == 1 and token.isalpha())
-    for letter in ["A", *letters]:
-        encoded = tokenizer(letter, return_special_tokens_mask=True)
-        ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
-        if 0 in mask:
-            return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
-    raise ValueError("batch_converter's vocabulary has no letter")
-
-
-def make_vocabulary(
-    before: list[int],
-    after: list[int],
-    encode: Callable[[str], list[int]],
-    tokens: dict[str, int],
-    letters: dict[str, int],
-    unknown: int | None,
-) -> Vocabulary:
-    """Return a vocabulary, with a table where all tokens are letters or written in brackets."""
-    words = {token: number for token, number in tokens.items() if len(token) > 1}
-    # Without words, a pattern that is found nowhere.
-    pattern = "|".join(map(re.escape, words)) or "(?!)"
-    known = [token for token in tokens if len(token) == 1 and token.isalpha()]
-    has_letters = known and all(token in letters for token in known)
-    table = None
-    if (
-        unknown is not None
-        and has_letters
-        and all(re.fullmatch(r"<.*>|\[.*\]", word) for word in words)
-    ):
-        points = {ord(letter): number for letter, number in letters.items() if len(letter) == 1}
-        table = np.full(max(128, *(point + 1 for point in points)) + 1, unknown, np.int64)
-        table[list(points)] = list(points.values())
-    return Vocabulary(before, after, encode, table, words, re.compile(pattern))

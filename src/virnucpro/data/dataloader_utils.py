@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import os
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,31 +14,63 @@ from torch.utils.data import DataLoader, IterableDataset
 from virnucpro.data.arguments import check_integer
 from virnucpro.data.collators import VarlenCollator, make_batch
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
+from virnucpro.data.tokenized_records import OWN
 
 Record = dict[str, Any]
 
 
-class PackedDataset(IterableDataset[list[Record]]):
-    """The batches that a packer makes of each `buffer_size` records of a data set, and of the rest.
+class PackedDataset(IterableDataset[dict[str, Any]]):
+    """Batches of each `buffer_size` records of a data set, and of the rest, as tensors.
+
+    Records are tokenized once, and packed by their tokens, so that no batch exceeds the budget.
+
+    Args:
+        dataset: Records, dicts with `id` and `sequence`.
+        collator: Makes tokens of records.
+        token_budget: Tokens of a batch; that of the collator if None.
+        max_sequences: The most sequences of a batch, None for any number.
+        buffer_size: Records packed together.
 
     Example:
+        >>> from types import SimpleNamespace
+        >>> alphabet = SimpleNamespace(
+        ...     tok_to_idx={"<cls>": 0, "<eos>": 2, "<unk>": 3, "M": 20}, unk_idx=3, cls_idx=0,
+        ...     eos_idx=2, prepend_bos=True, append_eos=True, use_msa=False, encode=None)
+        >>> collator = VarlenCollator(SimpleNamespace(alphabet=alphabet))
         >>> records = [{"id": i, "sequence": "M" * (i + 1)} for i in range(5)]
-        >>> packed = PackedDataset(records, GreedyPacker(10), buffer_size=3)
-        >>> [[record["id"] for record in batch] for batch in packed]
+        >>> packed = PackedDataset(records, collator, token_budget=10, buffer_size=3)
+        >>> [batch["sequence_ids"] for batch in packed]
         [[2, 1], [0], [4], [3]]
     """
 
     def __init__(
-        self, dataset: IterableDataset[Record], packer: GreedyPacker, buffer_size: int
+        self,
+        dataset: IterableDataset[Record],
+        collator: VarlenCollator,
+        token_budget: int | None = None,
+        max_sequences: int | None = None,
+        buffer_size: int = 2000,
     ) -> None:
         self.dataset = dataset
-        self.packer = packer
+        self.collator = collator
+        budget, limit = collator.limits(token_budget)
+        self.packer = GreedyPacker(
+            budget,
+            limit,
+            special_tokens=collator.special_tokens,
+            overlong="error",
+            max_sequences_per_batch=max_sequences,
+        )
         self.buffer_size = buffer_size
 
-    def __iter__(self) -> Iterator[list[Record]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         records = iter(self.dataset)
+        packer = self.packer
         while buffer := list(itertools.islice(records, self.buffer_size)):
-            yield from self.packer.pack_sequences(buffer)
+            tokenized = self.collator.tokenize(buffer, packer.max_sequence_length)
+            ids = [record["id"] for record in buffer]
+            for rows in packer.pack_lengths(tokenized.lengths, ids):
+                yield self.collator.to_batch(tokenized.choose(rows), packer.max_tokens_per_batch)
 
 
 def create_async_dataloader(
@@ -58,20 +88,23 @@ def create_async_dataloader(
 ) -> DataLoader[Any]:
     r"""Return a DataLoader that yields the packed batches of all records, in `collate_fn`'s layout.
 
-    Each worker packs every `buffer_size` of its records by First-Fit Decreasing, the last ones
-    included, so nothing is left to be flushed. The budget of a batch is the same for packer and
-    collator: `token_budget`; else, where CUDA is available, what `calculate_token_budget` says of
-    the device; else that of the collator. The collator itself is not changed, but copied.
+    Each worker tokenizes every `buffer_size` of its records, the last ones included, so nothing is
+    left to be flushed, and packs them by First-Fit Decreasing of the collator's own tokens,
+    whatever its tokenizer. The budget of a batch is `token_budget`; else what the collator was
+    given; else, where CUDA is available, what `calculate_token_budget` says of the device; else
+    4,096. What exceeds the limit or is unknown to the tokenizer is logged where it is tokenized,
+    and each batch tells of both, as ``truncated`` and ``num_unknown``.
 
     Workers are spawned and see no CUDA device when they read. They live as long as the DataLoader,
     so the next epoch starts at once. A script that starts workers needs
     ``if __name__ == "__main__":``. Sending a batch takes longer than making it where tokens come
-    from a table, so workers pay where this process has no time to spare.
+    from a table, so workers pay where this process has no time to spare or the tokenizer is slow.
 
     Args:
         dataset: Records, dicts with `id` and `sequence`, shared out among workers as
             `SequenceDataset` does.
-        collate_fn: Makes tensors of a batch.
+        collate_fn: Makes tokens of records. It counts what this process tokenizes; workers have
+            copies.
         batch_size: The most sequences of a batch, None for any number.
         num_workers: Processes that read, pack and tokenize; 0 for none, in this process.
         prefetch_factor: Batches that each worker prepares ahead.
@@ -86,9 +119,9 @@ def create_async_dataloader(
         A DataLoader of the dicts that `VarlenCollator` describes, without a length.
 
     Raises:
-        ValueError: A parameter is out of range, the budget has no room for one residue, or the
-            tokenizer has tokens of more than a letter.
-        TypeError: A parameter has the wrong type.
+        ValueError: A parameter is out of range, or the budget has no room for one residue; where
+            batches are iterated over, what `VarlenCollator` says of records.
+        TypeError: A parameter has the wrong type, or IDs are of mixed types.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -108,11 +141,6 @@ def create_async_dataloader(
         raise TypeError(f"dataset must be an IterableDataset (got {type(dataset).__name__})")
     if not isinstance(collate_fn, VarlenCollator):
         raise TypeError(f"collate_fn must be a VarlenCollator (got {type(collate_fn).__name__})")
-    if not collate_fn.has_table:
-        raise ValueError(
-            "collate_fn's tokenizer has tokens of more than a letter, which residues do not count; "
-            "tokenize first, and pack with pack_lengths and PackedBatchSampler"
-        )
     if batch_size is not None:
         batch_size = check_integer(batch_size, "batch_size", 1)
     if not isinstance(timeout, (int, float, np.integer)):
@@ -123,17 +151,11 @@ def create_async_dataloader(
     prefetch_factor = check_integer(prefetch_factor, "prefetch_factor", 1)
     buffer_size = check_integer(buffer_size, "buffer_size", 1)
     has_cuda = torch.cuda.is_available()
-    collator = copy.copy(collate_fn)
-    if token_budget is not None:
-        collator.max_tokens_per_batch = token_budget
-    elif has_cuda:
-        collator.max_tokens_per_batch = calculate_token_budget(device_id, model_memory_gb)
-    packer = GreedyPacker(
-        collator.max_tokens_per_batch,
-        collator.max_sequence_length,
-        special_tokens=collator.special_tokens,
-        max_sequences_per_batch=batch_size,
-    )
+    if token_budget is None:
+        token_budget = collate_fn.given_budget
+    if token_budget is None and has_cuda:
+        token_budget = calculate_token_budget(device_id, model_memory_gb)
+    collate: Callable[[Any], Any] = SentBatch if num_workers else unchanged
     workers: dict[str, Any] = {}
     if num_workers > 0:
         workers = {
@@ -144,9 +166,9 @@ def create_async_dataloader(
             "worker_init_fn": hide_cuda,
         }
     return DataLoader(
-        PackedDataset(dataset, packer, buffer_size),
+        PackedDataset(dataset, collate_fn, token_budget, batch_size, buffer_size),
         batch_size=None,
-        collate_fn=partial(collate_to_send, collator) if num_workers else collator,
+        collate_fn=collate,
         num_workers=num_workers,
         pin_memory=pin_memory and has_cuda,
         **workers,
@@ -164,13 +186,24 @@ class SentBatch:
         self.batch = batch
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        arrays = (self.batch["input_ids"].numpy(), self.batch["cu_seqlens"].numpy())
-        return make_batch, (*arrays, self.batch["sequence_ids"], self.batch["token_budget"])
+        batch = self.batch
+        truncated = batch["truncated"].numpy()
+        labels = batch["labels"].numpy() if "labels" in batch else None
+        return make_batch, (
+            batch["input_ids"].numpy(),
+            batch["cu_seqlens"].numpy(),
+            batch["sequence_ids"],
+            batch["token_budget"],
+            truncated if truncated.any() else None,
+            batch["num_unknown"],
+            labels,
+            {name: values for name, values in batch.items() if name not in OWN},
+        )
 
 
-def collate_to_send(collator: VarlenCollator, records: list[Record]) -> SentBatch:
-    """Collate in a worker."""
-    return SentBatch(collator(records))
+def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+    """Leave a batch as it is; by default a DataLoader makes tensors of what is in it."""
+    return batch
 
 
 def hide_cuda(_worker: int) -> None:

@@ -349,12 +349,13 @@ def test_rows_that_are_not_packed_stay_the_same() -> None:
     embeddings = tiny_esm2().embeddings
     ids = torch.randint(4, len(ESM2), (3, 20))
     ids[0, 3:9] = ESM2.index("<mask>")
-    ones = torch.ones_like(ids)
+    padded = torch.ones_like(ids)
+    padded[0, 12:] = 0
     for given in (
         {"input_ids": ids},
         {"input_ids": ids, "position_ids": torch.arange(20)[None]},
         {"input_ids": ids, "position_ids": torch.arange(5, 25).expand(3, -1)},
-        {"input_ids": ids, "attention_mask": ones, "position_ids": torch.arange(20)[None]},
+        {"input_ids": ids, "attention_mask": padded, "position_ids": torch.arange(20)[None]},
         {"inputs_embeds": torch.randn(3, 20, 32)},
     ):
         assert forward(embeddings, **given).equal(own(embeddings, **given))
@@ -365,6 +366,36 @@ def test_masks_are_counted_without_reading_values() -> None:
     embeddings = tiny_esm2().embeddings.to("meta")
     ids = torch.zeros(1, 9, dtype=torch.int64, device="meta")
     assert embeddings(input_ids=ids, position_ids=ids).shape == (1, 9, 32)
+
+
+def test_nothing_breaks_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a varlen kernel, as on a GPU; elsewhere boundaries are read."""
+
+    def varlen_attn(
+        query: torch.Tensor, *_: Any, scale: float, enable_gqa: bool = False
+    ) -> torch.Tensor:
+        assert enable_gqa
+        return query * scale
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", varlen_attn)
+    layer = with_config(layer_types=["full_attention"], rope_parameters={"rope_type": "default"})
+    bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
+
+    def attend_on_a_gpu(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
+        packed_attention.refuse(layer, bounds, 4, {"position_ids": bounds, "use_cache": False})
+        return packed_attention.attend_varlen(query, key, key, bounds, 4, 0.0, 0.5, False)
+
+    def compiled(function: Any) -> Any:
+        return torch.compile(function, backend="eager", fullgraph=True)
+
+    query, key = torch.randn(7, 4, 8), torch.randn(7, 2, 8)
+    assert compiled(attend_on_a_gpu)(query, key).equal(query * 0.5)
+    embeddings = tiny_esm2().embeddings
+    inputs = {
+        "input_ids": torch.tensor([[0, 32, 4, 5]]),
+        "position_ids": torch.tensor([[0, 1, 0, 1]]),
+    }
+    assert compiled(embeddings)(**inputs).equal(embeddings(**inputs))
 
 
 def test_dropout_is_done() -> None:

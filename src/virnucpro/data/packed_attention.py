@@ -21,7 +21,9 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from functools import cache, wraps
+from importlib import import_module
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +33,11 @@ from transformers.models.esm.modeling_esm import EsmEmbeddings
 from transformers.utils import output_capturing
 
 from virnucpro.data.models import find_unserved, other_layers
+
+# Imported here and looked up by `find`, since an import that fails cannot be compiled.
+for name in ("flash_attn", "torch.nn.attention.varlen"):
+    with suppress(ImportError):
+        import_module(name)
 
 # What would change the result and is not done here.
 UNSUPPORTED = (
@@ -77,6 +84,10 @@ PLAIN_MASKS = frozenset(
         "remap_positions_for_packed_sequence",
     }
 )
+
+
+# What `parameters_of` has read; functools.cache cannot be compiled.
+PARAMETERS: dict[Callable[..., Any], frozenset[str]] = {}
 
 
 def packed_sdpa(
@@ -234,11 +245,8 @@ def attend_varlen(
 
     `query` is [tokens, heads, dimension], `key` and `value` are with as many heads or fewer.
     """
-    try:
-        from flash_attn import flash_attn_varlen_func
-    except ImportError:
-        pass
-    else:
+    flash_attn_varlen_func = find("flash_attn", "flash_attn_varlen_func")
+    if flash_attn_varlen_func is not None:
         output: torch.Tensor = flash_attn_varlen_func(
             query,
             key,
@@ -252,11 +260,8 @@ def attend_varlen(
             causal=is_causal,
         )
         return output
-    if dropout > 0:
-        return None
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
+    varlen_attn = find("torch.nn.attention.varlen", "varlen_attn")
+    if dropout > 0 or varlen_attn is None:
         return None
     # Each release of torch takes other arguments: 2.10 no scale, 2.11 no grouped heads.
     takes = parameters_of(varlen_attn)
@@ -281,10 +286,16 @@ def attend_varlen(
     return attended
 
 
-@cache
+def find(module_name: str, name: str) -> Callable[..., Any] | None:
+    """Return a function of a module, None where the module could not be imported."""
+    return getattr(sys.modules.get(module_name), name, None)
+
+
 def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the names of a function's parameters."""
-    return frozenset(inspect.signature(function).parameters)
+    """Return the names of a function's parameters, read once."""
+    if function not in PARAMETERS:
+        PARAMETERS[function] = frozenset(inspect.signature(function).parameters)
+    return PARAMETERS[function]
 
 
 def refuse_masks(
@@ -324,11 +335,11 @@ def count_masks_by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
 
     A sequence begins where positions begin again at the first of the row.
     """
-    signature = inspect.signature(forward)
+    names = tuple(inspect.signature(forward).parameters)[1:]
 
     @wraps(forward)
     def embed(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = signature.bind(self, *args, **kwargs).arguments
+        given = {**dict(zip(names, args, strict=False)), **kwargs}
         input_ids, position_ids = given.get("input_ids"), given.get("position_ids")
         if input_ids is None or position_ids is None or given.get("attention_mask") is not None:
             return forward(self, *args, **kwargs)
@@ -344,7 +355,7 @@ def count_masks_by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
         embeddings = embeddings.masked_fill(is_mask[..., None], 0.0)
         # What ESM's models had masked in training, as in EsmEmbeddings.
         scaled = (embeddings * (1 - 0.15 * 0.8) / (1 - share)[..., None]).to(embeddings.dtype)
-        return forward(**{**given, "input_ids": None, "inputs_embeds": scaled})
+        return forward(self, **{**given, "input_ids": None, "inputs_embeds": scaled})
 
     embed.counts_masks_by_sequence = True  # type: ignore[attr-defined]
     return embed
@@ -378,7 +389,9 @@ def check_first_position(position_ids: torch.Tensor, padding_idx: int) -> None:
 
 def check_positions(module: torch.nn.Module, config: Any, position_ids: Any) -> None:
     """Check the positions that the first layer of a model of RoBERTa's kind is told."""
-    if isinstance(position_ids, torch.Tensor) and getattr(module, "layer_idx", None) == 0:
+    if torch.compiler.is_compiling() or getattr(module, "layer_idx", None) != 0:
+        return
+    if isinstance(position_ids, torch.Tensor):
         padding_idx = getattr(config, "pad_token_id", None)
         is_rotary = getattr(config, "rope_parameters", None) is not None
         if (

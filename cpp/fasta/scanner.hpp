@@ -25,6 +25,8 @@ struct Changes {
     std::int64_t lower_case = 0;
     std::int64_t gaps = 0;
     std::int64_t insertions = 0;
+
+    bool operator==(const Changes&) const = default;
 };
 
 // Complete records, in order.
@@ -38,6 +40,8 @@ struct Records {
     std::vector<std::int64_t> begins;
     // The residues end to end (ASCII), if they are kept.
     std::string residues;
+
+    bool operator==(const Records&) const = default;
 };
 
 // The first thing in a text that is not FASTA. Lines and records are numbered from 1; `record` is
@@ -47,6 +51,8 @@ struct Fault {
     std::int64_t record;
     std::string id;
     std::string reason;
+
+    bool operator==(const Fault&) const = default;
 };
 
 // Takes the text of a FASTA file apart, piece by piece.

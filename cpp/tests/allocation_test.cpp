@@ -13,9 +13,11 @@
 #include <random>
 #include <string>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
+#include "fasta/scanner.hpp"
 #include "packing/assign.hpp"
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
@@ -228,10 +230,27 @@ void check_stages(int num_threads) {
     });
 }
 
+void check_scanner() {
+    const std::string text =
+        ">a protein\nMKTAYIAKQR\n>a protein with an ID too long for a string without memory\nmk*\n";
+    Rows none;
+    for (const std::string& end : {std::string(">b\nMK\n"), std::string(">b\nM1")}) {
+        fail_each(end == ">b\nM1" ? "scanner, fault" : "scanner", none, [&] {
+            fasta::Scanner scanner({}, true);
+            scanner.feed(text + text.substr(0, 20));
+            fasta::Records first = scanner.take();
+            scanner.feed("\n" + text + end);
+            scanner.finish();
+            return std::tuple(std::move(first), scanner.take(), scanner.fault());
+        });
+    }
+}
+
 }  // namespace
 
 int main() {
     main_thread = std::this_thread::get_id();
+    check_scanner();
     check_stages(1);
     check_stages(4);
 }

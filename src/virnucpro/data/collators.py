@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +13,7 @@ from numpy.typing import NDArray
 
 from virnucpro.data.arguments import check_integer
 from virnucpro.data.packing import read_records
-from virnucpro.data.tokenized_records import (
-    TokenizedRecords,
-    check_counts,
-    find_names,
-    join_tokens,
-)
+from virnucpro.data.tokenized_records import TokenizedRecords, check_counts, find_names, join
 from virnucpro.data.vocabulary import Tokens, read_vocabulary
 
 logger = logging.getLogger(__name__)
@@ -184,7 +179,7 @@ class VarlenCollator:
         tokens = self._vocabulary.tokenize([record["sequence"] for record in records], limit)
         names = find_names(records)
         if "tokens" in names:
-            check_counts(records, np.diff(tokens.offsets) + self.special_tokens)
+            check_counts(records, np.diff(tokens.offsets))
         self._count_unknown(records, tokens)
         num_truncated = np.count_nonzero(tokens.whole > limit)
         if num_truncated:
@@ -194,7 +189,7 @@ class VarlenCollator:
                 f"{len(records):,}",
                 limit,
             )
-        return join_tokens(records, names, tokens, self._vocabulary)
+        return join(records, names, tokens, self._vocabulary)
 
     def to_batch(self, tokenized: TokenizedRecords, token_budget: int) -> dict[str, Any]:
         """Return the tensors of tokenized records; the class tells which."""
@@ -211,7 +206,8 @@ class VarlenCollator:
 
     def _count_unknown(self, records: list[Record], tokens: Tokens) -> None:
         is_first = not self.unknown
-        self.num_residues += len(tokens.ids)
+        num_residues = len(tokens.ids) - self.special_tokens * len(records)
+        self.num_residues += num_residues
         for text, number in tokens.unknown.items():
             is_counted = text in self.unknown or len(self.unknown) < MOST_TEXTS
             self.unknown[text if is_counted else ""] += number
@@ -227,23 +223,24 @@ class VarlenCollator:
                 "vocabulary"
             )
         if is_first:
+            number = sum(tokens.unknown.values())
             logger.warning(
                 "%s of %s %s (%s) are not in the tokenizer's vocabulary and become %s%s; "
                 "later ones are counted in VarlenCollator.unknown",
-                f"{tokens.num_unknown.sum():,}",
-                f"{len(tokens.ids):,}",
+                f"{number:,}",
+                f"{num_residues:,}",
                 "residues" if self.has_table else "tokens",
-                f"{tokens.num_unknown.sum() / len(tokens.ids):.2%}",
+                f"{number / num_residues:.2%}",
                 min(self._vocabulary.spelled_unknown, default="unknown tokens"),
                 name_texts(tokens.unknown),
             )
 
 
-def name_texts(unknown: Counter[str]) -> str:
+def name_texts(unknown: Mapping[str, int]) -> str:
     """Return what is unknown, most frequent first, for a message."""
     named = [
         f"{text if text.isprintable() and text.strip() else repr(text)} ({number:,})"
-        for text, number in unknown.most_common(MOST_NAMED)
+        for text, number in Counter(unknown).most_common(MOST_NAMED)
         if text
     ]
     more = ", ..." if len(unknown) > MOST_NAMED else ""

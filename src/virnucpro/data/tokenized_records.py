@@ -40,7 +40,7 @@ class TokenizedRecords(NamedTuple):
         truncated: Whether a record is truncated, bool [n].
         num_unknown: Unknown residues of each record, int64 [n]; None if there are none.
         num_before: Special tokens before the tokens of a record.
-        num_after: Special tokens after them.
+        num_special: All special tokens of a record.
     """
 
     records: list[Record]
@@ -51,12 +51,12 @@ class TokenizedRecords(NamedTuple):
     truncated: NDArray[np.bool_]
     num_unknown: NDArray[np.int64] | None
     num_before: int
-    num_after: int
+    num_special: int
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each record without special tokens, int64 [n]."""
-        return np.diff(self.offsets) - (self.num_before + self.num_after)
+        return self.offsets[1:] - self.offsets[:-1] - self.num_special
 
     def choose(self, rows: NDArray[np.integer[Any]]) -> TokenizedRecords:
         """Return some of the records, in the order of `rows`."""
@@ -92,36 +92,18 @@ class TokenizedRecords(NamedTuple):
         return gathered
 
 
-def join_tokens(
+def join(
     records: list[Record], names: list[str], tokens: Tokens, vocabulary: Vocabulary
 ) -> TokenizedRecords:
-    """Put the tokens of records between special tokens."""
-    before, after = vocabulary.before, vocabulary.after
-    num_special = len(before) + len(after)
-    offsets = tokens.offsets + num_special * np.arange(len(records) + 1)
-    starts, ends = offsets[:-1], offsets[1:]
-    input_ids = np.empty(offsets[-1], tokens.ids.dtype)
-    is_residue = np.ones(len(input_ids), np.bool_)
-    for place, token in enumerate(before):
-        input_ids[starts + place] = token
-        is_residue[starts + place] = False
-    for place, token in enumerate(reversed(after), start=1):
-        input_ids[ends - place] = token
-        is_residue[ends - place] = False
-    input_ids[is_residue] = tokens.ids
-    truncated = tokens.whole > ends - starts - num_special
+    """Return records, of which `names` are all keys, with their tokens."""
+    num_before = len(vocabulary.before)
+    num_special = num_before + len(vocabulary.after)
+    ids, offsets, whole, num_unknown, _, _ = tokens
+    truncated = whole > offsets[1:] - offsets[:-1] - num_special
     if "truncated" in names:
         truncated |= [bool(record.get("truncated")) for record in records]
     return TokenizedRecords(
-        records,
-        names,
-        input_ids,
-        offsets,
-        tokens.whole,
-        truncated,
-        None if tokens.first_unknown is None else tokens.num_unknown,
-        len(before),
-        len(after),
+        records, names, ids, offsets, whole, truncated, num_unknown, num_before, num_special
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -32,14 +33,14 @@ class Unknown(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Tokens of n sequences, end to end, without special tokens.
+    """Tokens of n sequences, end to end, each between its special tokens.
 
     Attributes:
         ids: All tokens, signed integers of the width that the vocabulary needs [tokens].
         offsets: Where each sequence begins in `ids`, and the end, int64 [n + 1].
-        whole: Tokens of each sequence before it was truncated, int64 [n].
+        whole: Tokens of each sequence before it was truncated, without special tokens, int64 [n].
         num_unknown: Tokens of each sequence that stand for text that the vocabulary lacks,
-            int64 [n].
+            int64 [n]; None if there are none.
         unknown: These texts, and how often each occurs; the empty text if the tokenizer does not
             tell.
         first_unknown: The first of them; None if there are none.
@@ -48,9 +49,9 @@ class Tokens(NamedTuple):
     ids: NDArray[np.signedinteger[Any]]
     offsets: NDArray[np.int64]
     whole: NDArray[np.int64]
-    num_unknown: NDArray[np.int64]
-    unknown: Counter[str]
-    first_unknown: Unknown | None
+    num_unknown: NDArray[np.int64] | None = None
+    unknown: Mapping[str, int] = MappingProxyType({})
+    first_unknown: Unknown | None = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ class Vocabulary:
     words: re.Pattern[str]
 
     def tokenize(self, sequences: list[str], limit: int) -> Tokens:
-        """Return the tokens of all sequences, the first `limit` of each.
+        """Return the tokens of all sequences: the first `limit` of each, and special tokens.
 
         Cost: O(letters); without a table, that of the tokenizer.
         """
@@ -95,12 +96,20 @@ class Vocabulary:
             # One letter for each token.
             spelled = [self.words.sub("\0", sequence) for sequence in sequences]
         whole = lengths_of(spelled)
-        offsets = offsets_of(np.minimum(whole, limit))
-        text = "".join([sequence[:limit] for sequence in spelled])
+        num_before, num_after = len(self.before), len(self.after)
+        offsets = offsets_of(np.minimum(whole, limit) + (num_before + num_after))
+        # Special tokens are put where these letters are.
+        between = "\0" * (num_after + num_before)
+        text = between.join([sequence[:limit] for sequence in spelled])
+        text = "\0" * num_before + text + "\0" * num_after
         ids = self._look_up(text)
+        for place, token in enumerate(self.before):
+            ids[offsets[:-1] + place] = token
+        for place, token in enumerate(reversed(self.after), start=1):
+            ids[offsets[1:] - place] = token
         if has_words:
             self._put_words(ids, sequences, offsets)
-        tokens = Tokens(ids, offsets, whole, np.zeros_like(whole), Counter(), None)
+        tokens = Tokens(ids, offsets, whole)
         places = np.flatnonzero(ids < 0)
         if len(places) == 0:
             return tokens
@@ -108,7 +117,7 @@ class Vocabulary:
         ids[places] = self.unknown
         rows = np.searchsorted(offsets, places, side="right") - 1
         row = int(rows[0])
-        position = self._find(sequences[row], int(places[0] - offsets[row]))
+        position = self._find(sequences[row], int(places[0] - offsets[row]) - num_before)
         return tokens._replace(
             num_unknown=np.bincount(rows, minlength=len(sequences)),
             unknown=Counter(map(text.__getitem__, places.tolist())),
@@ -129,8 +138,9 @@ class Vocabulary:
         offsets: NDArray[np.int64],
     ) -> None:
         """Write the tokens of words into those of their sequences."""
-        for sequence, begin, end in zip(sequences, offsets[:-1], offsets[1:], strict=True):
-            place = begin
+        ends = offsets[1:] - len(self.after)
+        for sequence, begin, end in zip(sequences, offsets[:-1], ends, strict=True):
+            place = begin + len(self.before)
             for word in self.words.finditer(sequence):
                 if place + word.start() >= end:
                     break
@@ -148,20 +158,23 @@ class Vocabulary:
 
     def _encode(self, sequences: list[str], limit: int) -> Tokens:
         encoded = self.encode(sequences)
-        kept = [ids[:limit] for ids in encoded]
+        kept = [[*self.before, *ids[:limit], *self.after] for ids in encoded]
         offsets = offsets_of(lengths_of(kept))
+        flat = np.fromiter(chain.from_iterable(kept), np.int64, offsets[-1])
+        tokens = Tokens(flat, offsets, lengths_of(encoded))
         num_unknown = np.zeros(len(kept), np.int64)
         texts: Counter[str] = Counter()
         first = None
-        for row, ids in enumerate(kept):
-            if self.unknown not in ids:
+        for row, ids in enumerate(encoded):
+            if self.unknown not in ids[:limit]:
                 continue
-            unknown = self._find_unknown(row, sequences[row], ids)
+            unknown = self._find_unknown(row, sequences[row], ids[:limit])
             num_unknown[row] = len(unknown)
             texts.update(found.text for found in unknown)
             first = first or next(iter(unknown), None)
-        flat = np.fromiter(chain.from_iterable(kept), np.int64, offsets[-1])
-        return Tokens(flat, offsets, lengths_of(encoded), num_unknown, texts, first)
+        if first is None:
+            return tokens
+        return tokens._replace(num_unknown=num_unknown, unknown=texts, first_unknown=first)
 
     def _find_unknown(self, row: int, sequence: str, ids: list[int]) -> list[Unknown]:
         """Return the unknown tokens of a sequence; one that is spelled out is none of them."""

@@ -225,9 +225,11 @@ void Scanner::scan_header(std::string_view part) {
 
 void Scanner::scan_residues(std::string_view part) {
     if (line_ == title_line_) {
-        const auto first = std::ranges::find_if_not(part, is_blank);
-        if (first != part.end()) {
-            refuse(*first == '\r' ? cr_alone : "the title of a record in PIR format");
+        while (!part.empty() && is_blank(part.front())) {
+            part.remove_prefix(1);
+        }
+        if (!part.empty()) {
+            refuse(part.front() == '\r' ? cr_alone : "the title of a record in PIR format");
         }
         return;
     }
@@ -379,7 +381,10 @@ bool is_utf8(std::string_view text) {
         if (lead < 0x80) {
             continue;
         }
-        const std::size_t more = lead >= 0xf0 ? 3 : lead >= 0xe0 ? 2 : 1;
+        std::size_t more = 1;
+        if (lead >= 0xe0) {
+            more = lead >= 0xf0 ? 3 : 2;
+        }
         if (lead < 0xc2 || lead > 0xf4 || text.size() - at < more) {
             return false;
         }

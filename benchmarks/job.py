@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gzip
 import json
 import statistics
 import subprocess
@@ -121,21 +122,53 @@ def proteins(folder: Path) -> Iterator[str]:
         stages.append(np.diff(json.loads(run(sys.executable, "-c", STAGES, path, plan)[1])))
     console.print("Biopython")
     slow = run(sys.executable, "-c", BIOPYTHON, path, Path(__file__).parent)[0]
+    console.print("gzip")
+    compressed = path.with_suffix(".gz")
+    with gzip.open(compressed, "wb", 1) as file:
+        file.write(path.read_bytes())
+    bare_gzip, ours_gzip = [], []
+    for _ in range(REPEATS):
+        bare_gzip.append(run(sys.executable, "-c", BARE, compressed)[0])
+        ours_gzip.append(pack(compressed, plan)[0])
     loop, command = statistics.median(bare), statistics.median(ours)
+    loop_gzip, command_gzip = statistics.median(bare_gzip), statistics.median(ours_gzip)
     yield f"{NUM_PROTEINS:,} proteins of random residues, a FASTA file of {size:,.0f} MB."
     yield "Medians of processes that alternate, started anew each time; Biopython ran once."
     yield ""
     yield "| | seconds | times the bare loop |"
     yield "| --- | ---: | ---: |"
     yield f"| a bare loop of pysam that adds up lengths | {loop:.2f} | 1.0 |"
-    yield f"| `virnucpro pack` | {command:.2f} | {command / loop:.1f} |"
+    yield f"| `virnucpro pack` | {command:.2f} | {command / loop:.2f} |"
     yield f"| Biopython's `SeqIO.parse` and FFD in Python | {slow:.1f} | {slow / loop:.1f} |"
+    yield f"| the bare loop on the file in gzip | {loop_gzip:.2f} | 1.0 |"
+    yield f"| `virnucpro pack` of it | {command_gzip:.2f} | {command_gzip / loop_gzip:.2f} |"
     yield ""
     yield "| stage | seconds |"
     yield "| --- | ---: |"
     names = ("read, check and hash", "duplicate IDs", "pack", "write", "(verify)")
     for name, taken in zip(names, np.median(stages, axis=0).tolist(), strict=True):
         yield f"| {name} | {taken:.2f} |"
+    yield ""
+
+
+def start() -> Iterator[str]:
+    """Yield lines on how long the command takes to start."""
+    console.print("start")
+    commands = {
+        'python -c "import numpy"': (sys.executable, "-c", "import numpy"),
+        "virnucpro --version": (sys.executable, "-m", "virnucpro", "--version"),
+        "virnucpro -h": (sys.executable, "-m", "virnucpro", "-h"),
+    }
+    taken: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(4 * REPEATS):
+        for name, command in commands.items():
+            taken[name].append(run(*command)[0])
+    yield "| start | seconds | times NumPy's |"
+    yield "| --- | ---: | ---: |"
+    medians = {name: statistics.median(times) for name, times in taken.items()}
+    first = next(iter(medians.values()))
+    for name, median in medians.items():
+        yield f"| `{name}` | {median:.2f} | {median / first:.1f} |"
     yield ""
 
 
@@ -211,7 +244,13 @@ def main() -> None:
     """Measure and write."""
     with TemporaryDirectory() as name:
         folder = Path(name)
-        parts = [*proteins(folder), *memory(folder), *lengths(folder), *saved(folder)]
+        parts = [
+            *proteins(folder),
+            *start(),
+            *memory(folder),
+            *lengths(folder),
+            *saved(folder),
+        ]
     text = [
         "# The preprocessing job",
         "",

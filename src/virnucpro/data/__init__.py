@@ -6,6 +6,7 @@ import importlib
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
+from virnucpro.data.fasta import ReadOptions
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
 from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
 
@@ -23,6 +24,7 @@ __all__ = [
     "PackedBatchSampler",
     "PackedFastaDataset",
     "PackingPlan",
+    "ReadOptions",
     "SequenceDataset",
     "TokenCounts",
     "VarlenCollator",

@@ -82,7 +82,10 @@ def make_page(name: str, summary: Summary, table: Any) -> str:
         "Residues dropped": f"{totals.residues_dropped:,}",
         "Empty": f"{totals.empty:,}",
         "Duplicate IDs": f"{totals.duplicate_ids:,}",
-        "Ending with *": f"{totals.stops:,}",
+        "Stops (*) left out": f"{totals.stops:,}",
+        "Lower case made upper": f"{totals.lower_case:,}",
+        "Gaps left out": f"{totals.gaps:,}",
+        "Insertions left out": f"{totals.insertions:,}",
     }
     saved = next_fit - totals.batches
     share = f" ({saved / next_fit:.1%})" if next_fit else ""

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -44,6 +45,9 @@ TOLERANCES = {
     torch.bfloat16: 5e-2,
 }
 
+# What `first_position` has found, since a walk over a model's modules takes milliseconds.
+FIRST_POSITIONS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 
 # Residues of the sequences that models are checked with, and of the longest one beyond a window.
@@ -72,7 +76,7 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
         ValueError: The model is an encoder-decoder, or has layers with a state and takes no
             ``seq_idx``.
 
-    Cost: none without `model`, as tensors are views; else a walk over the model's modules.
+    Cost: none without `model`, as tensors are views; else a walk over the model's modules, once.
 
     Example:
         >>> import numpy as np
@@ -150,17 +154,32 @@ def takes(model: Any, name: str, or_any: bool) -> bool:
 
 def first_position(model: Any) -> int:
     """Return the position that a model gives to the first token of a sequence."""
-    for module in model.modules():
-        embeddings = getattr(module, "position_embeddings", None)
-        padding_idx = getattr(embeddings, "padding_idx", None)
-        if padding_idx is not None:
-            return int(padding_idx) + 1
-    return 0
+    if model not in FIRST_POSITIONS:
+        found = (getattr(module, "position_embeddings", None) for module in model.modules())
+        paddings = (getattr(embeddings, "padding_idx", None) for embeddings in found)
+        padding = next((padding for padding in paddings if padding is not None), -1)
+        FIRST_POSITIONS[model] = int(padding) + 1
+    return FIRST_POSITIONS[model]
+
+
+def setting(config: Any, name: str) -> Any:
+    """Return an attribute of a configuration, None where it lacks it.
+
+    Every layer asks this, and attributes of transformers' configurations take microseconds.
+    """
+    if torch.compiler.is_compiling():
+        return getattr(config, name, None)
+    held = object.__getattribute__(config, "__dict__")
+    if name in held:
+        return held[name]
+    return getattr(config, name, None) if hasattr(type(config), name) else None
 
 
 def other_layers(config: Any) -> list[str]:
     """Return the kinds of a model's layers that are no plain attention, sorted."""
-    kinds = {kind for name in LAYER_TYPES for kind in getattr(config, name, None) or ()}
+    if config is None:
+        return []
+    kinds = {kind for name in LAYER_TYPES for kind in setting(config, name) or ()}
     return sorted(kinds - PLAIN_LAYERS)
 
 
@@ -172,7 +191,7 @@ def is_attention(kind: str) -> bool:
 def is_encoder_decoder(config: Any) -> bool:
     """Whether a model attends to another's states."""
     names = ("is_encoder_decoder", "add_cross_attention")
-    return any(getattr(config, name, False) for name in names)
+    return config is not None and any(setting(config, name) for name in names)
 
 
 def find_unserved(config: Any, longest: int | None) -> str | None:
@@ -184,7 +203,7 @@ def find_unserved(config: Any, longest: int | None) -> str | None:
         return f"layers of type {others[0]!r} (layer_types of the model's config)"
     if is_encoder_decoder(config):
         return "cross-attention (is_encoder_decoder or add_cross_attention of the model's config)"
-    rope = getattr(config, "rope_parameters", None) or {}
+    rope = setting(config, "rope_parameters") or {}
     for kind, name in GROWING_ROPES.items():
         if rope.get("rope_type") != kind:
             continue

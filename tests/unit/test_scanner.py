@@ -15,7 +15,7 @@ import pytest
 from reference_fasta import read_plainly
 
 from virnucpro.data import _core
-from virnucpro.data.fasta import ReadOptions
+from virnucpro.data.fasta import ReadOptions, make_scanner
 
 # `make compare` tries more.
 CASES = int(os.environ.get("SCANNER_CASES", "6000"))
@@ -39,7 +39,7 @@ TAME = [p for p in PIECES if p.isalpha() and p.isascii()] + [
 
 def scan(text: bytes, options: ReadOptions, keep: bool, cut: random.Random) -> Any:
     """Return records (or lengths), begins, changes and the fault of a text in random pieces."""
-    scanner = options.scanner(keep)
+    scanner = make_scanner(options, keep)
     taken: list[Any] = []
     begins: list[int] = []
     most = cut.choice([1, 2, 7, 100, 1000])
@@ -96,7 +96,7 @@ def test_the_obvious_reader_reads_the_same(part: int) -> None:
 
 @pytest.mark.parametrize("piece", ["text", 1, None, np.zeros((2, 2))[:, 0]])
 def test_only_bytes_are_scanned(piece: Any) -> None:
-    scanner = ReadOptions().scanner(keep_residues=True)
+    scanner = make_scanner(ReadOptions(), keep_residues=True)
     with pytest.raises((TypeError, BufferError, ValueError)):
         scanner.feed(piece)
     scanner.feed(bytearray(b">a\nM"))
@@ -112,12 +112,12 @@ def test_scanners_are_made_in_one_way() -> None:
         with pytest.raises(TypeError, match=r"cannot be made this way|is not safe"):
             make()
     with pytest.raises(TypeError, match="pickle"):
-        pickle.dumps(ReadOptions().scanner(keep_residues=True))
+        pickle.dumps(make_scanner(ReadOptions(), keep_residues=True))
 
 
 def test_one_thread_at_a_time() -> None:
     """Others are refused, whatever they do, and nothing is read twice."""
-    scanner = ReadOptions().scanner(keep_residues=True)
+    scanner = make_scanner(ReadOptions(), keep_residues=True)
     piece = b">a\n" + b"MKTAYIAKQR" * 500_000 + b"\n"
     fed: list[int] = []
     refused: list[str] = []

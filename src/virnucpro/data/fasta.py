@@ -59,9 +59,12 @@ drop_gaps=True)
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be a bool (got {getattr(self, name)!r})")
 
-    def scanner(self, keep_residues: bool) -> _core.FastaScanner:
-        """Return a new scanner of FASTA that obeys these options."""
-        return _core.make_scanner(self.strip_stop, self.uppercase, self.drop_gaps, keep_residues)
+
+def make_scanner(options: ReadOptions, keep_residues: bool) -> _core.FastaScanner:
+    """Return a new scanner of FASTA that obeys the options."""
+    return _core.make_scanner(
+        options.strip_stop, options.uppercase, options.drop_gaps, keep_residues
+    )
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def read_fasta(
         ...     list(read_fasta(path))
         [('a', 'MKTAYIAK'), ('b', 'MK')]
     """
-    scanner = (options or ReadOptions()).scanner(keep_residues=True)
+    scanner = make_scanner(options or ReadOptions(), keep_residues=True)
     for _ in scan_fasta(path, scanner, digest):
         yield from scanner.take_records()
 

@@ -19,6 +19,7 @@ from virnucpro.data.fasta import (
     ReadOptions,
     check_exists,
     is_cut_bgzip,
+    make_scanner,
     read_chunks,
     scan_fasta,
 )
@@ -126,7 +127,7 @@ def read_files(
         before = num_sequences
         digest = Counted()
         kind = kind_of_table(path)
-        scanner = options.scanner(keep_residues=False)
+        scanner = make_scanner(options, keep_residues=False)
         if kind is None:
             chunks = scan_lengths(path, scanner, digest)
         else:

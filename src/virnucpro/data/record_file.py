@@ -18,6 +18,7 @@ from virnucpro.data.fasta import (
     Changes,
     ReadOptions,
     find_decompressor,
+    make_scanner,
     open_file,
     plain_text,
     read_chunks,
@@ -49,7 +50,7 @@ class RecordFile:
     def __init__(self, path: str, options: ReadOptions) -> None:
         self.path = path
         self.options = options
-        scanner = options.scanner(keep_residues=False)
+        scanner = make_scanner(options, keep_residues=False)
         begins: list[NDArray[np.int64]] = []
         lengths: list[NDArray[np.int64]] = []
 
@@ -76,7 +77,7 @@ class RecordFile:
 
         Cost: the file is opened once, and each record read whole.
         """
-        scanner = self.options.scanner(keep_residues=True)
+        scanner = make_scanner(self.options, keep_residues=True)
         with self._open() as file:
             for record in records:
                 begin, end = self._begins[record : record + 2].tolist()

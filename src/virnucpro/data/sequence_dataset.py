@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from virnucpro.data.arguments import check_integer
-from virnucpro.data.fasta import Changes, ReadOptions, check_exists, scan_fasta
+from virnucpro.data.fasta import Changes, ReadOptions, check_exists, make_scanner, scan_fasta
 from virnucpro.data.plan import PackingPlan
 from virnucpro.data.record_file import RecordFile
 
@@ -109,7 +109,7 @@ class SequenceDataset(IterableDataset[Record]):
     def _records(self, tells: bool) -> Iterator[tuple[str, str, str]]:
         changes = Changes()
         for path in self.fasta_files:
-            scanner = self.options.scanner(keep_residues=True)
+            scanner = make_scanner(self.options, keep_residues=True)
             for _ in scan_fasta(path, scanner):
                 for identifier, sequence in scanner.take_records():
                     yield path, identifier, sequence
@@ -128,8 +128,8 @@ class PackedFastaDataset(Dataset[list[Record]]):
     Batches are whole, so a DataLoader is given ``batch_size=None`` and a `VarlenCollator`; it may
     shuffle.
 
-    No index is read or written. Compressed files are expanded into temporary copies
-    (`tempfile.gettempdir`), which workers share.
+    No index is read or written. Compressed files are expanded into copies among the
+    system's temporary files, which workers share.
 
     Args:
         fasta: The paths of FASTA files, plain or compressed, or one path.

@@ -77,21 +77,25 @@ class RecordFile:
 
         Cost: the file is opened once, and each record read whole.
         """
-        scanner = make_scanner(self.options, keep_residues=True)
+        chosen = np.asarray(records, np.int64)
+        begins = self._begins[chosen]
+        sizes = self._begins[chosen + 1] - begins
+        texts = []
         with self._open() as file:
-            for record in records:
-                begin, end = self._begins[record : record + 2].tolist()
+            for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
                 file.seek(begin)
-                scanner.feed(read_all(file, end - begin))
-                # The last line of a file may have no end.
-                scanner.feed(b"\n")
+                texts.append(read_all(file, size))
+        scanner = make_scanner(self.options, keep_residues=True)
+        # The last line of a file may have no end.
+        scanner.feed(b"\n".join(texts))
         scanner.finish()
         found = scanner.take_records()
-        for record, (identifier, sequence) in zip(records, found, strict=False):
-            if len(sequence) != self.lengths[record]:
+        expected = self.lengths[chosen].tolist()
+        for record, length, (identifier, sequence) in zip(records, expected, found, strict=False):
+            if len(sequence) != length:
                 raise ValueError(
                     f"{self.path}: record {record + 1:,} ({identifier!r}) has {len(sequence):,} "
-                    f"residues, it had {self.lengths[record]:,}: the file has changed"
+                    f"residues, it had {length:,}: the file has changed"
                 )
         if scanner.fault is not None or len(found) != len(records):
             raise ValueError(f"{self.path}: the file has changed since its records were found")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from models import fair_esm_converter, huggingface_tokenizer, tiny_esm2, tiny_model
+from transformers.models.esm.modeling_esm import EsmEmbeddings
 
 import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
 from virnucpro.data import VarlenCollator, check_packed, model_inputs
@@ -260,6 +262,13 @@ def test_attention_that_crosses_sequences_is_found() -> None:
     # Trained models differ more, those just initialized less.
     with pytest.raises(ValueError, match="7 of 7"):
         check_packed(tiny_model("bert", initializer_range=0.02), fair_esm_converter())
+
+
+def test_masks_that_change_neighbours_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(EsmEmbeddings, "forward", inspect.unwrap(EsmEmbeddings.forward))
+    with pytest.raises(ValueError, match="7 of 7 sequences packed something else than"):
+        check_packed(packing(tiny_esm2()), fair_esm_converter())
+    check_packed(packing(tiny_model("esm", mask_token_id=32, token_dropout=False)))
 
 
 def test_positions_and_single_sequences_that_differ_are_found() -> None:

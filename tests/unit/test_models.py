@@ -48,7 +48,7 @@ SERVED: dict[str, dict[str, Any]] = {
     "phi3": {**GROUPED, "sliding_window": None},
     "qwen2": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 8},
-    "roberta": {"max_position_embeddings": 80},
+    "roberta": {"max_position_embeddings": 40},
     "xlm-roberta": {},
 }
 

@@ -17,7 +17,7 @@ INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 export PATH := $(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel range range-torch fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
@@ -188,7 +188,7 @@ UV_INSTALL := uv pip install --quiet --no-build
 
 ## range: the tests on the OLDEST Python with the oldest of all that pyproject.toml names, and on the
 ## NEWEST with the newest; what warns of its own age may do so
-range: .venv/dev range-torch
+range: .venv/dev range-torch range-transformers
 	rm -rf build/range
 	uv venv --quiet --no-python-downloads --python $(OLDEST) build/range/oldest
 	uv venv --quiet --no-python-downloads --python $(NEWEST) build/range/newest
@@ -205,6 +205,20 @@ range: .venv/dev range-torch
 	build/range/oldest/bin/python tests/installed.py files -W default::DeprecationWarning \
 		-W default::PendingDeprecationWarning
 	build/range/newest/bin/python tests/installed.py files
+
+# The oldest transformers that packed_attention.py names, with the torch that is developed with.
+TRANSFORMERS := 5.17.0
+## range-transformers: the tests of models on the oldest transformers
+range-transformers: .venv/dev
+	rm -rf build/range-transformers
+	python -m venv build/range-transformers
+	grep -v ^transformers= requirements-dev.txt > build/range-transformers/constraints.txt
+	build/range-transformers/bin/pip install --quiet -c build/range-transformers/constraints.txt \
+		torch numpy isal backports.zstd fair-esm pytest hypothesis transformers==$(TRANSFORMERS) \
+		scikit-build-core pybind11 cmake ninja
+	build/range-transformers/bin/pip install --quiet --no-build-isolation --no-deps .
+	cd tests && ../build/range-transformers/bin/python -m pytest -p no:cacheprovider \
+		unit/test_packed_attention.py unit/test_models.py
 
 ## range-torch: the calls of varlen attention against what each release of torch declares, whose wheels
 ## for macOS are downloaded into build/torch, 600 MB

@@ -44,7 +44,6 @@ SERVED: dict[str, dict[str, Any]] = {
     "modernbert": {"global_attn_every_n_layers": 1, "cls_token_id": 0, "sep_token_id": 2},
     "nomic_bert": {},
     "olmo2": GROUPED,
-    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32},
     "phi3": {**GROUPED, "sliding_window": None},
     "qwen2": GROUPED,
     "qwen3": {**GROUPED, "head_dim": 8},
@@ -219,7 +218,7 @@ def test_heads_and_types_pass() -> None:
 @pytest.mark.parametrize("name", STATEFUL)
 def test_models_with_a_state_are_found(name: str) -> None:
     model = tiny_model(name, **STATEFUL[name])
-    message = "layer_types has '(linear_attention|conv|hybrid)'"
+    message = "layer_types has '(linear_attention|conv|hybrid|recurrent)'"
     with pytest.raises(ValueError, match=message):
         check_packed(model, fair_esm_converter())
     with pytest.raises(ValueError, match=message):

@@ -29,10 +29,17 @@ from typing import Any
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import __version__ as transformers_version
 from transformers.models.esm.modeling_esm import EsmEmbeddings
-from transformers.utils import output_capturing
 
 from virnucpro.data.models import find_unserved, other_layers
+
+try:
+    from transformers.utils import output_capturing
+except ImportError as error:
+    raise ImportError(
+        f"packed_sdpa needs transformers 5.17 or newer (got {transformers_version})"
+    ) from error
 
 # Imported here and looked up by `find`, since an import that fails cannot be compiled.
 for name in ("flash_attn", "torch.nn.attention.varlen"):

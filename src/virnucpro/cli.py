@@ -8,7 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -380,19 +380,18 @@ def check_output(output: Path, inputs: list[str]) -> None:
 @contextmanager
 def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
     """Give what begins a stage of work, and returns what shows its progress on a terminal."""
+    if quiet or not stderr().is_terminal:
+        yield lambda _: lambda _: None
+        return
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    console = stderr()
-    progress = Progress(
+    with Progress(
         SpinnerColumn(),
         TextColumn("{task.description} {task.completed:,.0f} sequences"),
         TimeElapsedColumn(),
-        console=console,
+        console=stderr(),
         transient=True,
-        disable=quiet or not console.is_terminal,
-    )
-    # Before Rich 15, one that is disabled ends with an empty line all the same.
-    with nullcontext() if progress.disable else progress:
+    ) as progress:
 
         def begin(stage: str) -> Callable[[int], None]:
             task = progress.add_task(stage)
@@ -404,14 +403,14 @@ def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
 @contextmanager
 def showing_log(quiet: bool) -> Iterator[None]:
     """Show on stderr what modules whose work takes long log: on a terminal, how far it is too."""
-    from rich.logging import RichHandler
-
-    console = stderr()
+    is_terminal = not quiet and stderr().is_terminal
     handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))
-    if console.is_terminal:
-        handler = RichHandler(console=console, show_level=False, show_path=False)
-    level = logging.INFO if console.is_terminal else logging.WARNING
+    if is_terminal:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=stderr(), show_level=False, show_path=False)
+    level = logging.INFO if is_terminal else logging.WARNING
     names = () if quiet else ("column_generation", "distributed")
     loggers = [logging.getLogger(f"virnucpro.data.{name}") for name in names]
     levels = [logger.level for logger in loggers]

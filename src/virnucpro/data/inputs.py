@@ -24,7 +24,7 @@ from virnucpro.data.fasta import (
     scan_fasta,
 )
 from virnucpro.data.packing import GreedyPacker
-from virnucpro.data.tables import ids_of, lengths_of, open_table
+from virnucpro.data.tables import as_arrow, ids_of, lengths_of, open_table
 
 # IDs that are compared at once.
 CHUNK = 2**16
@@ -85,7 +85,7 @@ class Sequences:
         number = 0
         some: list[str] = []
         for begin in range(0, len(order), CHUNK):
-            ids = self.ids.take(pa.array(order[begin : begin + CHUNK + 1]))
+            ids = self.ids.take(as_arrow(order[begin : begin + CHUNK + 1]))
             repeated = ids.slice(1).filter(pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)))
             number += len(repeated)
             if len(some) < most:

@@ -24,6 +24,7 @@ from virnucpro.data.fasta import ReadOptions
 from virnucpro.data.inputs import Sequences, Source
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.data.plan import Layout, PackingPlan
+from virnucpro.data.tables import as_arrow, texts_as_arrow
 
 # The key of the schema's metadata, and the version of what stands there.
 KEY = b"virnucpro"
@@ -123,17 +124,18 @@ def write_plan(
         OSError: The file cannot be written.
     """
     schema = pa.schema(COLUMNS.items(), metadata={KEY: json.dumps(summary.as_dict())})
-    names = pa.array([source.name for source in sequences.sources], pa.string())
+    names = texts_as_arrow([source.name for source in sequences.sources])
 
     def table(batches: Any, of_rows: NDArray[np.int64], tokens: Any, truncated: Any) -> Any:
+        files = as_arrow(sequences.file_of(of_rows).astype(np.int32))
         columns = [
             batches,
-            of_rows,
-            sequences.ids.take(pa.array(of_rows)).cast(pa.string()),
-            sequences.lengths[of_rows],
+            as_arrow(of_rows),
+            sequences.ids.take(as_arrow(of_rows)).cast(pa.string()),
+            as_arrow(sequences.lengths[of_rows]),
             tokens,
-            truncated,
-            pa.DictionaryArray.from_arrays(pa.array(sequences.file_of(of_rows), pa.int32()), names),
+            as_arrow(truncated),
+            pa.DictionaryArray.from_arrays(files, names),
         ]
         return pa.table(columns, schema=schema)
 
@@ -151,7 +153,7 @@ def write_plan(
             limit = plan.max_sequence_length
             batches = np.repeat(np.arange(first, last), np.diff(plan.offsets[first : last + 1]))
             tokens = np.minimum(lengths, limit) + plan.special_tokens
-            group = table(batches, of_rows, tokens, lengths > limit)
+            group = table(as_arrow(batches), of_rows, as_arrow(tokens), lengths > limit)
             writer.write_table(group, row_group_size=len(group))
             written += len(slots)
             progress(written)
@@ -588,9 +590,9 @@ def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterat
 def save_arrays(path: str | PathLike[str], plan: PackingPlan) -> None:
     """Write a plan as an Arrow IPC file, one row a batch; see `PackingPlan.save`."""
     rows = pa.LargeListArray.from_arrays(
-        pa.array(plan.offsets, pa.int64()), pa.array(np.ascontiguousarray(plan.indices))
+        as_arrow(plan.offsets.astype(np.int64, copy=False)), as_arrow(plan.indices)
     )
-    tokens = pa.array(plan.batch_tokens)
+    tokens = as_arrow(plan.batch_tokens)
     metadata = {KEY: json.dumps({"version": VERSION, "layout": encode_layout(plan._core)})}
     schema = pa.schema([("rows", rows.type), ("tokens", pa.int64())], metadata=metadata)
     with replacing(path) as unfinished, pa.ipc.new_file(str(unfinished), schema) as writer:

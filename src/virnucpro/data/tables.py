@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,3 +96,22 @@ def column_of(table: Any, column: str, num_before: int) -> Any:
         row = num_before + int(pc.index(pc.is_null(values), True).as_py())
         raise ValueError(f"column {column!r} is null in row {row:,}")
     return values
+
+
+def as_arrow(values: NDArray[Any]) -> Any:
+    """Return an Arrow array of numbers or bools; contiguous numbers are not copied.
+
+    `pyarrow.array` does the same, but imports pandas first, which takes longer than many a job.
+    """
+    kind = pa.from_numpy_dtype(values.dtype)
+    held = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    buffer = pa.py_buffer(np.ascontiguousarray(held))
+    return pa.Array.from_buffers(kind, len(values), [None, buffer])
+
+
+def texts_as_arrow(texts: Sequence[str]) -> Any:
+    """Return an Arrow array of strings, as `as_arrow` does."""
+    encoded = [text.encode() for text in texts]
+    offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)

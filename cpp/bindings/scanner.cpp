@@ -59,9 +59,10 @@ class Bytes {
     Py_buffer view_{};
 };
 
-// An array of a container's values, which it keeps.
+// An array of a container's values, which it keeps, without room for more.
 template <class Value, class Container>
 py::array_t<Value> to_array(Container&& values) {
+    values.shrink_to_fit();
     auto kept = std::make_unique<Container>(std::forward<Container>(values));
     const auto size = static_cast<py::ssize_t>(kept->size());
     const auto* const first = reinterpret_cast<const Value*>(kept->data());

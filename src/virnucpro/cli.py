@@ -32,6 +32,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    # Rich would take longer than all the rest to show help.
+    rich_markup_mode=None,
 )
 
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from virnucpro.data.collators import VarlenCollator, unpack
     from virnucpro.data.dataloader_utils import create_async_dataloader
     from virnucpro.data.distributed import pack_dataset
-    from virnucpro.data.models import check_packed, model_inputs
+    from virnucpro.data.models import model_inputs
+    from virnucpro.data.packed_check import check_packed
     from virnucpro.data.samplers import PackedBatchSampler
     from virnucpro.data.sequence_dataset import PackedFastaDataset, SequenceDataset
 
@@ -45,7 +46,7 @@ OPTIONAL = {
     "PackedFastaDataset": ("sequence_dataset", "torch"),
     "SequenceDataset": ("sequence_dataset", "torch"),
     "VarlenCollator": ("collators", "torch"),
-    "check_packed": ("models", "torch"),
+    "check_packed": ("packed_check", "torch"),
     "create_async_dataloader": ("dataloader_utils", "torch"),
     "model_inputs": ("models", "torch"),
     "pack_dataset": ("distributed", "ray"),

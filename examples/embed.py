@@ -80,7 +80,7 @@ def embed(model: Any, batch: dict[str, Any]) -> tuple[list[Any], NDArray[np.floa
         for name, value in model_inputs(batch, model).items()
     }
     states = model(**inputs).last_hidden_state
-    embedded = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])
+    embedded = unpack(states, batch)
     return embedded.sequence_ids, embedded.embeddings.float().cpu().numpy()
 
 

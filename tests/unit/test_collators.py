@@ -221,11 +221,11 @@ def test_unknown_residues_are_counted(
     assert batch["num_unknown"] == 3
     assert caplog.messages[0] == (
         "3 of 14 residues (21.43%) are not in the tokenizer's vocabulary and become <unk>: "
-        "J (2), * (1); later ones are counted in VarlenCollator.unknown"
+        "J (2), * (1); later ones are counted in each batch (num_unknown)"
     )
     assert collate(records_of(["J a"]))["num_unknown"] == 3
     assert len(caplog.messages) == 2
-    assert collate.unknown == {"J": 3, "*": 1, " ": 1, "a": 1}
+    assert collate.unknown_residues == {"J": 3, "*": 1, " ": 1, "a": 1}
     assert collate.num_residues == 5 + 14 + 3
 
 
@@ -243,7 +243,7 @@ def test_unknown_residues_are_refused(
         collate(records_of(["M<unk>K", "<mask>K<mask>T*J", "J"]))
     quiet = VarlenCollator(batch_converter, unknown="ignore")
     assert quiet(records_of(["MJ"]))["num_unknown"] == 1
-    assert quiet.unknown == {"J": 1}
+    assert quiet.unknown_residues == {"J": 1}
     assert not caplog.messages
 
 
@@ -263,7 +263,7 @@ def test_unknown_tokens_of_other_vocabularies(
     tokenizer = tokenizer_named(name)
     collate = VarlenCollator(tokenizer)
     batch = collate(records_of(["MK", sequence]))
-    assert collate.unknown == unknown
+    assert collate.unknown_residues == unknown
     assert batch["num_unknown"] == sum(unknown.values())
     assert len(caplog.messages) == bool(unknown)
     if unknown:
@@ -281,7 +281,7 @@ def test_tokenizers_that_do_not_tell_what_is_unknown(caplog: pytest.LogCaptureFi
     tokenizer.__class__ = Slow
     collate = VarlenCollator(tokenizer)
     assert collate(records_of(["MKJ<unk>", "JJ"]))["num_unknown"] == 3
-    assert collate.unknown == {"": 3}
+    assert collate.unknown_residues == {"": 3}
     assert "3 of 5 tokens (60.00%) are not in the tokenizer's vocabulary and" in caplog.text
     assert "become <unk>; later" in caplog.text
     with pytest.raises(ValueError, match="record 's0': some text is not in the"):
@@ -292,8 +292,8 @@ def test_unknown_texts_are_so_many() -> None:
     """Counts take a bounded amount of memory."""
     collate = VarlenCollator(word_pieces(), 2**20, unknown="ignore")
     collate(records_of([f"J{i}" for i in range(1500)]))
-    assert len(collate.unknown) == 1001
-    assert collate.unknown[""] == 500
+    assert len(collate.unknown_residues) == 1001
+    assert collate.unknown_residues[""] == 500
 
 
 def test_labels_come_along() -> None:
@@ -457,6 +457,7 @@ def test_vocabularies_without_bare_letters() -> None:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
     collate = VarlenCollator(fast)
     assert collate.special_tokens == 1
+    assert collate(records_of(["A"]))["special_tokens"] == (0, 1)
     assert tokens_of(collate(records_of(["M K T", "A"]))) == [
         fast.encode("M K T"),
         fast.encode("A"),
@@ -552,6 +553,19 @@ def test_unpack_without_an_eos() -> None:
     unpacked = unpack(states, torch.tensor([0, 4, 7]), ["a", "b"], num_after=0)
     assert [part[:, 0].tolist() for part in unpacked.states] == [[1, 2, 3], [5, 6]]
     assert unpacked.embeddings[:, 0].tolist() == [2.0, 5.5]
+
+
+def test_unpack_takes_a_batch_and_its_special_tokens() -> None:
+    """ESM-1 has no EOS, ProtT5 no BOS: residues would be lost otherwise."""
+    for vocabulary, num_special in (("ESM-1b", 2), ("ESM-1", 1)):
+        converter = esm.data.Alphabet.from_architecture(vocabulary).get_batch_converter()
+        batch = VarlenCollator(converter)(records_of(["MKT", "MK", "A"]))
+        assert sum(batch["special_tokens"]) == num_special
+        unpacked = unpack(torch.randn(len(batch["input_ids"]), 4), batch)
+        assert [len(part) for part in unpacked.states] == [3, 2, 1]
+        assert unpacked.sequence_ids == ["s0", "s1", "s2"]
+    with pytest.raises(ValueError, match="sequence_ids must be given with boundaries"):
+        unpack(torch.zeros(3, 2), torch.tensor([0, 3]))
 
 
 def test_unpack_has_gradients() -> None:

@@ -155,10 +155,10 @@ def test_what_is_truncated_or_unknown_is_told(caplog: pytest.LogCaptureFixture) 
     batches = list(loader(records, collate))
     num_truncated = sum(len(record["sequence"]) > 1022 for record in records)
     assert sum(int(batch["truncated"].sum()) for batch in batches) == num_truncated
-    assert sum(batch["num_unknown"] for batch in batches) == collate.unknown["J"] == 511
+    assert sum(batch["num_unknown"] for batch in batches) == collate.unknown_residues["J"] == 511
     assert collate.num_residues == sum(len(batch["input_ids"]) for batch in batches) - 2 * 98
     unknown, truncated = caplog.messages
-    assert unknown.endswith("J (511); later ones are counted in VarlenCollator.unknown")
+    assert unknown.endswith("J (511); later ones are counted in each batch (num_unknown)")
     assert truncated == f"{num_truncated} of 98 sequences exceed max_length (1022), truncating"
     list(loader(records, collate))
     assert len(caplog.messages) == 3

@@ -107,6 +107,7 @@ def test_max_length(files: list[Path], caplog: pytest.LogCaptureFixture) -> None
         ([], ValueError, "fasta_files must name at least one file"),
         (["no.fa"], FileNotFoundError, "no.fa: no such file"),
         ([1.5], TypeError, "float"),
+        (None, TypeError, r"fasta_files must be a path or a list of paths \(got None\)"),
     ],
 )
 def test_bad_files(paths: Any, error: type[Exception], message: str) -> None:

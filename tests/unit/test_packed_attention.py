@@ -85,7 +85,7 @@ def test_packed_equals_one_at_a_time(model: Any, tmp_path: Path) -> None:
         assert max(differences(model, batch, alone)) < 1e-5
         with torch.no_grad():
             states = model(**model_inputs(batch, model)).last_hidden_state
-        unpacked = unpack(states, batch["cu_seqlens"], batch["sequence_ids"])
+        unpacked = unpack(states, batch)
         for name, embedding in zip(unpacked.sequence_ids, unpacked.embeddings, strict=True):
             assert torch.allclose(embedding, alone[name][1:-1].mean(0), atol=1e-5)
 

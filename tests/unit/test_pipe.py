@@ -108,7 +108,7 @@ def test_what_reaches_the_model_is_what_stands_in_the_file(tmp_path: Path, compr
             means |= dict(
                 zip(
                     batch["sequence_ids"],
-                    unpack(states, batch["cu_seqlens"], batch["sequence_ids"]).embeddings,
+                    unpack(states, batch).embeddings,
                     strict=True,
                 )
             )

@@ -46,6 +46,7 @@ class VarlenCollator:
       (``truncated=True`` in it);
     - ``num_unknown``: int, residues that are not in the tokenizer's vocabulary;
     - ``token_budget``: int, `max_tokens_per_batch`;
+    - ``special_tokens``: how many special tokens each sequence has before its residues and after;
     - ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k``: the same boundaries
       under the names that Hugging Face models take; see `model_inputs`;
     - ``labels``, if records have them: int64 [tokens], -100 at special tokens and where a record
@@ -73,9 +74,9 @@ class VarlenCollator:
             that is spelled out is none.
 
     Attributes:
-        unknown: How often each unknown residue occurred in all batches so far, a Counter; the
-            empty text counts those that the tokenizer does not tell. Workers of a DataLoader have
-            copies; there ``num_unknown`` of the batches tells.
+        unknown_residues: How often each unknown residue occurred in all batches so far, a Counter;
+            the empty text counts those that the tokenizer does not tell. Workers of a DataLoader
+            have copies; there ``num_unknown`` of the batches tells.
         num_residues: Residues of all batches so far; tokens where these are not residues.
         given_budget: `max_tokens_per_batch` as it was given, or set later; None if it was not.
 
@@ -99,7 +100,7 @@ class VarlenCollator:
         tensor([ 0, 20, 15,  3,  2,  0, 20,  2])
         >>> batch["cu_seqlens"]
         tensor([0, 5, 8], dtype=torch.int32)
-        >>> collate.unknown, collate.num_residues
+        >>> collate.unknown_residues, collate.num_residues
         (Counter({'J': 1}), 4)
     """
 
@@ -111,13 +112,11 @@ class VarlenCollator:
         *,
         unknown: str = "warn",
     ) -> None:
-        if unknown not in ("warn", "error", "ignore"):
-            raise ValueError(f"unknown must be 'warn', 'error' or 'ignore' (got {unknown!r})")
         self._vocabulary = read_vocabulary(batch_converter)
-        self._on_unknown = unknown
+        self.unknown = unknown
         self.given_budget = max_tokens_per_batch
         self.max_sequence_length = max_sequence_length
-        self.unknown: Counter[str] = Counter()
+        self.unknown_residues: Counter[str] = Counter()
         self.num_residues = 0
         self.limits()
 
@@ -163,6 +162,8 @@ class VarlenCollator:
 
         They are the budget, by default the collator's own, and the tokens kept of a sequence.
         """
+        if self.unknown not in ("warn", "error", "ignore"):
+            raise ValueError(f"unknown must be 'warn', 'error' or 'ignore' (got {self.unknown!r})")
         budget = self.max_tokens_per_batch if token_budget is None else token_budget
         budget = check_integer(budget, "max_tokens_per_batch", 1, MOST_TOKENS)
         longest = check_integer(self.max_sequence_length, "max_sequence_length", 1)
@@ -198,6 +199,7 @@ class VarlenCollator:
             tokenized.offsets.astype(np.int32),
             [record["id"] for record in tokenized.records],
             token_budget,
+            (len(self._vocabulary.before), len(self._vocabulary.after)),
             tokenized.truncated,
             0 if tokenized.num_unknown is None else int(tokenized.num_unknown.sum()),
             tokenized.labels(),
@@ -205,16 +207,17 @@ class VarlenCollator:
         )
 
     def _count_unknown(self, records: list[Record], tokens: Tokens) -> None:
-        is_first = not self.unknown
+        is_first = not self.unknown_residues
         num_residues = len(tokens.ids) - self.special_tokens * len(records)
         self.num_residues += num_residues
         for text, number in tokens.unknown.items():
-            is_counted = text in self.unknown or len(self.unknown) < MOST_TEXTS
-            self.unknown[text if is_counted else ""] += number
+            counts = self.unknown_residues
+            is_counted = text in counts or len(counts) < MOST_TEXTS
+            counts[text if is_counted else ""] += number
         first = tokens.first_unknown
-        if first is None or self._on_unknown == "ignore":
+        if first is None or self.unknown == "ignore":
             return
-        if self._on_unknown == "error":
+        if self.unknown == "error":
             what = "some text"
             if first.position is not None:
                 what = f"{first.text!r} at position {first.position:,}, counted from 0,"
@@ -226,7 +229,7 @@ class VarlenCollator:
             number = sum(tokens.unknown.values())
             logger.warning(
                 "%s of %s %s (%s) are not in the tokenizer's vocabulary and become %s%s; "
-                "later ones are counted in VarlenCollator.unknown",
+                "later ones are counted in each batch (num_unknown)",
                 f"{number:,}",
                 f"{num_residues:,}",
                 "residues" if self.has_table else "tokens",
@@ -252,6 +255,7 @@ def make_batch(
     cu_seqlens: NDArray[np.int32],
     sequence_ids: list[Any],
     token_budget: int,
+    special_tokens: tuple[int, int] = (1, 1),
     truncated: NDArray[np.bool_] | None = None,
     num_unknown: int = 0,
     labels: NDArray[np.int64] | None = None,
@@ -274,6 +278,7 @@ def make_batch(
         "truncated": torch.from_numpy(truncated),
         "num_unknown": num_unknown,
         "token_budget": token_budget,
+        "special_tokens": special_tokens,
         "cu_seq_lens_q": boundaries,
         "cu_seq_lens_k": boundaries,
         "max_length_q": longest,
@@ -301,23 +306,24 @@ class Unpacked(NamedTuple):
 
 def unpack(
     hidden_states: torch.Tensor,
-    cu_seqlens: torch.Tensor,
-    sequence_ids: Sequence[Any],
+    batch: dict[str, Any] | torch.Tensor,
+    sequence_ids: Sequence[Any] | None = None,
     num_before: int = 1,
     num_after: int = 1,
 ) -> Unpacked:
-    """Return the states of each sequence's residues, and their mean, without BOS and EOS.
+    """Return the states of each sequence's residues, and their mean, without special tokens.
 
     Args:
         hidden_states: What a model gives for a packed batch, [tokens, hidden] or
             [1, tokens, hidden].
-        cu_seqlens: Boundaries of sequences, int [n + 1].
-        sequence_ids: The ID of each sequence.
-        num_before: Special tokens before the residues of a sequence (BOS).
-        num_after: Special tokens after them (EOS); none with ESM-1.
+        batch: The batch of a `VarlenCollator`, which has all that follows; or the boundaries of
+            sequences, int [n + 1].
+        sequence_ids: The ID of each sequence, with boundaries.
+        num_before: With boundaries, special tokens before the residues of a sequence (BOS).
+        num_after: With boundaries, special tokens after them (EOS); none with ESM-1.
 
     Raises:
-        ValueError: The shapes do not fit each other.
+        ValueError: The shapes do not fit each other, or boundaries come without IDs.
 
     Cost: one copy of the states, of which `states` are views.
 
@@ -328,6 +334,13 @@ def unpack(
         tensor([[2.],
                 [5.]])
     """
+    if isinstance(batch, dict):
+        cu_seqlens, sequence_ids = batch["cu_seqlens"], batch["sequence_ids"]
+        num_before, num_after = batch["special_tokens"]
+    else:
+        cu_seqlens = batch
+    if sequence_ids is None:
+        raise ValueError("sequence_ids must be given with boundaries")
     if hidden_states.ndim == 3 and len(hidden_states) == 1:
         hidden_states = hidden_states[0]
     if hidden_states.ndim != 2:

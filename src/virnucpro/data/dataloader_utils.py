@@ -101,8 +101,9 @@ def create_async_dataloader(
     from a table, so workers pay where this process has no time to spare or the tokenizer is slow.
 
     Args:
-        dataset: Records, dicts with `id` and `sequence`, shared out among workers as
-            `SequenceDataset` does.
+        dataset: Records, dicts with `id` and `sequence`. It has to share them among workers itself
+            (`torch.utils.data.get_worker_info`), as `SequenceDataset` does; otherwise each worker
+            gives all of them.
         collate_fn: Makes tokens of records. It counts what this process tokenizes; workers have
             copies.
         batch_size: The most sequences of a batch, None for any number.
@@ -194,6 +195,7 @@ class SentBatch:
             batch["cu_seqlens"].numpy(),
             batch["sequence_ids"],
             batch["token_budget"],
+            batch["special_tokens"],
             truncated if truncated.any() else None,
             batch["num_unknown"],
             labels,

@@ -170,8 +170,8 @@ def check_fault(scanner: _core.FastaScanner, name: str) -> None:
     if record > 0:
         shown = identifier.decode("utf-8", "backslashreplace")[:80]
         where = f"line {line:,}, record {record:,} ({shown!r}): "
-    elif reason.startswith("it begins"):
-        reason += "; tables of lengths are known by .tsv, .parquet, .arrow and .fai"
+    elif reason.endswith("not with '>'"):
+        reason += " (`virnucpro pack` knows tables of lengths by .tsv, .parquet, .arrow and .fai)"
     kind = "" if record > 0 else "not FASTA: "
     raise ValueError(f"{name}: {kind}{where}{reason}")
 

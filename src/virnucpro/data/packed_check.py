@@ -319,7 +319,9 @@ def likely_causes(model: Any) -> Iterator[str]:
     """Yield what may make packed sequences differ."""
     config = text_config(model)
     attention = attention_of(model)
-    if attention is not None and attention != "packed_sdpa" and "flash" not in attention:
+    if getattr(config, "num_attention_heads", None) is None:
+        yield "layers without attention, which carry a state from token to token"
+    elif attention is not None and attention != "packed_sdpa" and "flash" not in attention:
         yield f'the model\'s attention is "{attention}", not "packed_sdpa" or flash_attention'
     for kind in other_layers(config):
         yield f"layer_types has {kind!r}"

@@ -248,6 +248,8 @@ def check_paths(paths: Paths, name: str) -> list[str]:
     """Return the paths of files, of which there is at least one and each can be read."""
     if isinstance(paths, (str, PathLike)):
         paths = [paths]
+    if not isinstance(paths, Iterable):
+        raise TypeError(f"{name} must be a path or a list of paths (got {paths!r})")
     result = [os.fspath(path) for path in paths]
     if not result:
         raise ValueError(f"{name} must name at least one file")

@@ -21,7 +21,7 @@ READ = frozenset({"id", "sequence", "truncated", "labels", "tokens"})
 OWN = frozenset(
     {
         *("input_ids", "position_ids", "cu_seqlens", "max_seqlen", "sequence_ids"),
-        *("num_sequences", "token_budget", "truncated", "num_unknown", "labels"),
+        *("num_sequences", "token_budget", "special_tokens", "truncated", "num_unknown", "labels"),
         *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
     }
 )

@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import multiprocessing
 import os
 import pickle
 import random
@@ -484,7 +485,7 @@ def test_a_file_that_changed_is_not_read(
     pickled = pickle.dumps(file)
     change(path)
     if compression == "plain":
-        for reader in (file, pickle.loads(pickled)):
+        for reader in (file, pickle.loads(pickled)) * 2:
             with pytest.raises(ValueError, match=r"a\.fa: the file has changed"):
                 reader.read([1])
     else:
@@ -534,6 +535,52 @@ def test_copies_go_with_what_made_them(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cut off"):
         RecordFile(str(path), ReadOptions())
     assert expanded() == before
+
+
+def test_a_file_that_is_none_any_more_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(fasta(INDEXED))
+    file = RecordFile(str(path), ReadOptions())
+    path.unlink()
+    for make in (lambda: None, lambda: os.mkfifo(path)):
+        make()
+        with pytest.raises(FileNotFoundError, match=r"a\.fa: no such file, or no longer a regular"):
+            file.read([1])
+    path.unlink()
+    path.write_bytes(fasta(INDEXED))
+    assert file.read([1]) == [INDEXED[1]]
+
+
+def test_times_put_back_hide_no_change(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(fasta(INDEXED))
+    file = RecordFile(str(path), ReadOptions())
+    before = path.stat()
+    time.sleep(0.02)
+    path.write_bytes(path.read_bytes().replace(b"MW", b"WM"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(ValueError, match=r"a\.fa: the file has changed"):
+        file.read([1])
+
+
+def test_workers_make_copies_of_their_own_and_remove_them(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(gzip.compress(fasta(INDEXED)))
+    before = expanded()
+    file = RecordFile(str(path), ReadOptions())
+    for copy in expanded() - before:
+        copy.unlink()
+    with multiprocessing.get_context("fork").Pool(2) as workers:
+        assert workers.map(file.read, [[i % 4] for i in range(6)]) == [
+            [INDEXED[i % 4]] for i in range(6)
+        ]
+        workers.close()
+        workers.join()
+    assert expanded() == before
+    # Of many threads one makes the new copy.
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(file.read, [[1]] * 40)) == [[INDEXED[1]]] * 40
+    assert len(expanded() - before) == 1
 
 
 @pytest.mark.parametrize("compression", ["plain", "zstd"])

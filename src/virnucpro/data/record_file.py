@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import weakref
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing.util import Finalize
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,10 +63,12 @@ class RecordFile:
                 lengths.append(some_lengths)
                 begins.append(some_begins)
 
-        self._sha256 = self._prepare(scan)
+        self._lock = threading.Lock()
+        self._text: Text | None = self._find_text(scan)
+        self._sha256 = self._text.sha256
         self.lengths = np.concatenate(lengths)
         self.changes = Changes(*scanner.changes)
-        self._begins = np.append(np.concatenate(begins), self._identity[2])
+        self._begins = np.append(np.concatenate(begins), self._text.identity[2])
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -103,60 +108,99 @@ class RecordFile:
 
     def _open(self) -> io.FileIO:
         """Open the text, if it is still the one that was scanned."""
-        for _ in range(2):
-            try:
-                file = io.FileIO(self._text)
-                if identify(file) == self._identity:
-                    return file
-                file.close()
-            except FileNotFoundError:
-                if self._text == self.path:
-                    raise
-            # A copy of the file, or another machine: what it holds decides.
-            if self._prepare(self._hash) != self._sha256:
-                break
-        raise ValueError(f"{self.path}: the file has changed since its records were found")
+        file = self._open_known()
+        if file is None:
+            with self._lock:
+                # Another thread may have looked meanwhile.
+                file = self._open_known()
+                if file is None:
+                    # A copy of the file, or another machine: what it holds decides.
+                    self._look_again()
+                    file = self._open_known()
+        if file is None:
+            raise ValueError(f"{self.path}: the file has changed since its records were found")
+        return file
 
-    def _hash(self, digest: Any, copy: BinaryIO | None) -> None:
-        with open_file(self.path) as file:
-            for text in plain_text(read_chunks(file, digest), self.path):
-                if copy is not None:
-                    copy.write(text)
+    def _open_known(self) -> io.FileIO | None:
+        """Open the text if it is the file that was looked at, and None if it is not."""
+        text = self._text
+        # Others could make their reader wait.
+        if text is None or not Path(text.path).is_file():
+            return None
+        try:
+            file = io.FileIO(text.path)
+        except FileNotFoundError:
+            return None
+        if identify(file) == text.identity:
+            return file
+        file.close()
+        return None
 
-    def _prepare(self, read: Any) -> str:
-        """Have the file read, and expanded if it is compressed; return its SHA-256."""
+    def _look_again(self) -> None:
+        """Find the text once more, if the file holds the same bytes."""
+        if not Path(self.path).is_file():
+            raise FileNotFoundError(f"{self.path}: no such file, or no longer a regular one")
+
+        def read(digest: Any, copy: BinaryIO | None) -> None:
+            with open_file(self.path) as file:
+                for text in plain_text(read_chunks(file, digest), self.path):
+                    if copy is not None:
+                        copy.write(text)
+
+        found = self._find_text(read)
+        self._text = found if found.sha256 == self._sha256 else None
+
+    def _find_text(self, read: Callable[[Any, BinaryIO | None], None]) -> Text:
+        """Have the file read, into a copy if it is compressed, and return where its text is."""
         digest = hashlib.sha256()
         with open_file(self.path) as file:
             is_compressed = find_decompressor(read_all(file, 14), self.path) is not None
-            self._text, self._identity = self.path, identify(file)
+            identity = identify(file)
         if not is_compressed:
             read(digest, None)
-            return digest.hexdigest()
+            return Text(self.path, identity, digest.hexdigest())
         with NamedTemporaryFile(prefix="virnucpro.", suffix=".fasta", delete=False) as copy:
-            self._copy = weakref.finalize(self, remove, copy.name, os.getpid())
+            # Of this process alone, and also where a worker ends, which runs no other hooks.
+            text = Text(copy.name, (), "")
+            remove = Finalize(
+                text, partial(Path(copy.name).unlink, missing_ok=True), exitpriority=0
+            )
             try:
-                read(digest, copy)
+                read(digest, cast(BinaryIO, copy))
             except BaseException:
-                self._copy()
+                remove()
                 raise
             copy.flush()
-            self._text, self._identity = copy.name, identify(copy)
-        return digest.hexdigest()
+            text.identity, text.sha256 = identify(copy), digest.hexdigest()
+        return text
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_copy"}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.Lock()
 
 
-def identify(file: Any) -> tuple[int, int, int, int]:
-    """Return what changes with an open file, almost certainly: device, inode, size and time."""
+@dataclass
+class Text:
+    """A file with the text of a FASTA file: the file itself, or a copy that goes with this object.
+
+    Attributes:
+        path: The file.
+        identity: What `identify` says of it.
+        sha256: The hash of the FASTA file as it is, compressed or not.
+    """
+
+    path: str
+    identity: tuple[int, ...]
+    sha256: str
+
+
+def identify(file: Any) -> tuple[int, ...]:
+    """Return what changes with an open file: device, inode, size and times."""
     found = os.fstat(file.fileno())
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def remove(path: str, process: int) -> None:
-    """Remove a temporary file, but not in a process that was forked from the one it belongs to."""
-    if os.getpid() == process:
-        Path(path).unlink(missing_ok=True)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def read_all(file: io.FileIO, size: int) -> bytes:

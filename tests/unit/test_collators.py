@@ -590,3 +590,38 @@ def test_unpack_has_gradients() -> None:
 def test_unpack_refuses(shape: tuple[int, ...], bounds: list[int], ids: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unpack(torch.zeros(shape), torch.tensor(bounds), list(ids))
+
+
+def without_unknown(*, merges: bool) -> Any:
+    """Letters that the vocabulary lacks become no token at all."""
+    from tokenizers import Tokenizer, models
+
+    letters = {letter: i for i, letter in enumerate([*AMINO_ACIDS, "MK"])}
+    return PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE(letters, [("M", "K")] if merges else []))
+    )
+
+
+@pytest.mark.parametrize("merges", [False, True])
+def test_what_a_tokenizer_leaves_out_is_counted(
+    merges: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    collate = VarlenCollator(without_unknown(merges=merges))
+    batch = collate(records_of(["MJK", "M-K.TA J", "MKTA"]))
+    assert batch["num_unknown"] == 4
+    assert collate.unknown_residues == {"J": 2, "-": 1, ".": 1}
+    (message,) = caplog.messages
+    assert "are left out: J (2)" in message
+    refusing = VarlenCollator(without_unknown(merges=merges), unknown="error")
+    assert refusing(records_of(["MKTA"]))["num_unknown"] == 0
+    with pytest.raises(ValueError, match="record 's1': 'J' at position 2"):
+        refusing(records_of(["MK", "MKJ"]))
+
+
+def test_labels_that_do_not_fit_are_refused() -> None:
+    labels = np.array([2**64 - 1, 2**64 - 100, 2], np.uint64)
+    with pytest.raises(ValueError, match="labels of record 'a' do not fit in int64"):
+        VarlenCollator(fair_esm_converter())({"id": "a", "sequence": "MKT", "labels": labels})
+    small = np.array([1, 2, 3], np.uint64)
+    batch = VarlenCollator(fair_esm_converter())({"id": "a", "sequence": "MKT", "labels": small})
+    assert batch["labels"].tolist() == [-100, 1, 2, 3, -100]

@@ -219,6 +219,23 @@ def test_members_follow_each_other(tmp_path: Path, compression: str) -> None:
             list(read_fasta(path))
 
 
+def test_frames_to_skip(tmp_path: Path) -> None:
+    """Programs that compress in parallel put them first."""
+    path = tmp_path / "a.fa.zst"
+    skipped = b"\x50\x2a\x4d\x18\x04\0\0\0rest"
+    path.write_bytes(skipped + zstd(b">a\nMK\n") + skipped + zstd(b"T\n"))
+    assert list(read_fasta(path)) == [("a", "MKT")]
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "virnucpro", "pack", "-", "-o", str(tmp_path / "p.parquet")]
+    closed = subprocess.run(
+        ["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False
+    )
+    assert closed.returncode == 1
+    assert closed.stderr == "virnucpro: standard input: cannot be read (Bad file descriptor)\n"
+
+
 @pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "plain"])
 def test_cuts_and_flips_are_noticed(tmp_path: Path, compression: str) -> None:
     """Wherever they are; what is read all the same is what there was."""
@@ -542,8 +559,9 @@ def test_a_file_that_is_none_any_more_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(fasta(INDEXED))
     file = RecordFile(str(path), ReadOptions())
     path.unlink()
-    for make in (lambda: None, lambda: os.mkfifo(path)):
-        make()
+    for is_pipe in (False, True):
+        if is_pipe:
+            os.mkfifo(path)
         with pytest.raises(FileNotFoundError, match=r"a\.fa: no such file, or no longer a regular"):
             file.read([1])
     path.unlink()

@@ -11,7 +11,13 @@ from typing import Any
 
 import pytest
 import torch
-from models import fair_esm_converter, huggingface_tokenizer, tiny_esm2, tiny_model
+from models import (
+    fair_esm_converter,
+    huggingface_tokenizer,
+    letter_pairs,
+    tiny_esm2,
+    tiny_model,
+)
 from transformers.models.esm.modeling_esm import EsmEmbeddings
 
 import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
@@ -434,3 +440,17 @@ def test_configurations_that_packing_does_not_serve(
     found = find_unserved(SimpleNamespace(**config), longest)
     assert (found is None) == (message is None)
     assert message is None or message in str(found)
+
+
+def test_a_collator_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
+    """Also where the vocabulary lacks some of the residues that a model is checked with."""
+    for unknown in ("warn", "error"):
+        collate = VarlenCollator(letter_pairs(), unknown=unknown)
+        check_packed(packing(tiny_model("llama", vocab_size=500)), collate)
+        assert (collate.unknown_residues, collate.num_residues) == ({}, 0)
+    assert caplog.messages == []
+    model = packing(tiny_esm2())
+    model.embeddings.register_forward_pre_hook(lambda *_: print(torch.rand(1)))
+    state = torch.get_rng_state()
+    check_packed(model, fair_esm_converter())
+    assert torch.get_rng_state().equal(state)

@@ -71,7 +71,8 @@ class VarlenCollator:
             sequence that is truncated keeps its EOS.
         unknown: What to do about residues that become ``<unk>``: "warn" logs one WARNING, at the
             first batch that has any; "error" refuses them; "ignore" only counts them. An ``<unk>``
-            that is spelled out is none.
+            that is spelled out is none. With a tokenizer that has no unknown token, these are the
+            residues that it leaves out.
 
     Attributes:
         unknown_residues: How often each unknown residue occurred in all batches so far, a Counter;
@@ -227,14 +228,16 @@ class VarlenCollator:
             )
         if is_first:
             number = sum(tokens.unknown.values())
+            if self._vocabulary.leaves_out:
+                num_residues += number
             logger.warning(
-                "%s of %s %s (%s) are not in the tokenizer's vocabulary and become %s%s; "
+                "%s of %s %s (%s) are not in the tokenizer's vocabulary and %s%s; "
                 "later ones are counted in each batch (num_unknown)",
                 f"{number:,}",
                 f"{num_residues:,}",
                 "residues" if self.has_table else "tokens",
                 f"{number / num_residues:.2%}",
-                min(self._vocabulary.spelled_unknown, default="unknown tokens"),
+                self._vocabulary.fate_of_unknown,
                 name_texts(tokens.unknown),
             )
 

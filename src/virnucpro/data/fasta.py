@@ -15,6 +15,9 @@ from virnucpro.data import _core
 
 # The empty block that ends every complete bgzip file (SAM specification, section 4.1.2).
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
+# What a frame of Zstandard begins with, and one to skip, of which parallel programs write some
+# (RFC 8878, section 3.1).
+ZSTD_STARTS = (b"\x28\xb5\x2f\xfd", *(bytes([i]) + b"\x2a\x4d\x18" for i in range(0x50, 0x60)))
 # Bytes that are read, and bytes that they are expanded to, at once.
 CHUNK = 2**20
 EXPANDED = 2**22
@@ -150,7 +153,7 @@ def scan_fasta(
     """
     name = "standard input" if os.fspath(path) == "-" else str(path)
     with open_file(path) as file:
-        for text in plain_text(read_chunks(file, digest), name):
+        for text in plain_text(read_chunks(file, name, digest), name):
             scanner.feed(text)
             if copy is not None:
                 copy.write(text)
@@ -179,7 +182,10 @@ def check_fault(scanner: _core.FastaScanner, name: str) -> None:
 def open_file(path: str | PathLike[str]) -> io.FileIO:
     """Open a file, or standard input, for reading."""
     if os.fspath(path) == "-":
-        return io.FileIO(0, closefd=False)
+        try:
+            return io.FileIO(0, closefd=False)
+        except OSError as error:
+            raise OSError(f"standard input: cannot be read ({error.strerror})") from error
     check_exists(Path(path))
     return io.FileIO(path)
 
@@ -192,13 +198,16 @@ def check_exists(path: Path) -> None:
         raise IsADirectoryError(f"{path}: is a directory")
 
 
-def read_chunks(file: io.FileIO, digest: Digest | None = None) -> Iterator[bytes]:
+def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Iterator[bytes]:
     """Yield the bytes of a file; each chunk is hashed while the caller works on it."""
 
     def read() -> bytes:
-        chunk = file.read(CHUNK)
+        try:
+            chunk = file.read(CHUNK)
+        except OSError as error:
+            raise OSError(f"{name}: cannot be read ({error.strerror})") from error
         if chunk is None:
-            raise BlockingIOError("input that does not wait cannot be read")
+            raise BlockingIOError(f"{name}: input that does not wait cannot be read")
         return chunk
 
     if digest is None:
@@ -262,7 +271,7 @@ def find_decompressor(start: bytes, name: str) -> Callable[[], Decompressor] | N
             import lzma
 
             return lzma.LZMADecompressor
-        if start.startswith(b"\x28\xb5\x2f\xfd"):
+        if start.startswith(ZSTD_STARTS):
             try:
                 from compression import zstd
             except ModuleNotFoundError:

@@ -180,7 +180,7 @@ def read_table(path: str, kind: str, options: ReadOptions, digest: Counted) -> I
         with Path(path).open("rb", buffering=0) as file:
             start = file.read(14)
             file.seek(0)
-            for _ in read_chunks(file, digest):
+            for _ in read_chunks(file, path, digest):
                 pass
             file.seek(max(0, digest.bytes - 28))
             if is_cut_bgzip(start, file.read()):

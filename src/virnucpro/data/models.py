@@ -185,6 +185,8 @@ def find_unserved(config: Any, longest: int | None) -> str | None:
         return f"layers of type {others[0]!r} (layer_types of the model's config)"
     if is_encoder_decoder(config):
         return "cross-attention (is_encoder_decoder or add_cross_attention of the model's config)"
+    if setting(config, "attn_temperature_tuning"):
+        return "attn_temperature_tuning, as it scales by places in the row"
     rope = setting(config, "rope_parameters") or {}
     for kind, name in GROWING_ROPES.items():
         if rope.get("rope_type") != kind:

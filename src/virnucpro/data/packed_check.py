@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import random
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -82,7 +84,8 @@ def check_packed(
         name: value.to(parameter.device) if isinstance(value, torch.Tensor) else value
         for name, value in batch.items()
     }
-    with evaluating(model), torch.no_grad():
+    devices = [parameter.device] if parameter.is_cuda else []
+    with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices):
         packed = run_packed(model, batch)
         worst: dict[str, list[float]] = {}
         for reference, alone in run_alone(model, batch):
@@ -127,10 +130,14 @@ def draw_tokens(model: Any, draw: random.Random) -> dict[str, Any]:
 
 def draw_residues(model: Any, batch_converter: Any, draw: random.Random) -> dict[str, Any]:
     """Return a batch of random residues, as many sequences as the collator has room for."""
-    collate = batch_converter
-    if not isinstance(batch_converter, VarlenCollator):
+    if isinstance(batch_converter, VarlenCollator):
+        # What it has counted, and has yet to warn of, stays.
+        collate = copy.copy(batch_converter)
+        collate.unknown_residues = Counter()
+        collate.unknown = "ignore"
+    else:
         collate = VarlenCollator(
-            batch_converter, max_tokens_per_batch=16 * LONGEST, max_sequence_length=LONGEST
+            batch_converter, 16 * LONGEST, max_sequence_length=LONGEST, unknown="ignore"
         )
     longest = longest_sequence(model) - collate.special_tokens
     longest = max(1, min(longest, collate.max_sequence_length))
@@ -248,7 +255,7 @@ def run_packed(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """Return what a model gives for each token of a batch; what it refuses is a ValueError."""
     try:
         return run(model, model_inputs(batch, model))
-    except (ValueError, TypeError, NotImplementedError) as error:
+    except (ValueError, TypeError, RuntimeError) as error:
         causes = [cause for cause in likely_causes(model) if cause not in str(error)]
         name = type(model).__name__
         raise ValueError(

@@ -143,7 +143,7 @@ class RecordFile:
 
         def read(digest: Any, copy: BinaryIO | None) -> None:
             with open_file(self.path) as file:
-                for text in plain_text(read_chunks(file, digest), self.path):
+                for text in plain_text(read_chunks(file, self.path, digest), self.path):
                     if copy is not None:
                         copy.write(text)
 

@@ -141,9 +141,12 @@ def check_labels(record: Record, num_tokens: int) -> NDArray[np.integer[Any]]:
             f"labels of record {record['id']!r} must be integers in one dimension "
             f"(got {labels.dtype} {list(labels.shape)})"
         )
+    if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
+        raise ValueError(f"labels of record {record['id']!r} do not fit in int64")
     is_whole = record.get("truncated") and len(labels) > num_tokens
     if len(labels) != num_tokens and not is_whole:
         raise ValueError(
-            f"record {record['id']!r} has {len(labels):,} labels for {num_tokens:,} tokens"
+            f"record {record['id']!r} has {len(labels):,} labels for {num_tokens:,} tokens "
+            "(without special tokens)"
         )
     return labels.astype(np.int64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
 from types import MappingProxyType
@@ -62,6 +62,7 @@ class Vocabulary:
         before: Special tokens before the tokens of a sequence (BOS).
         after: Special tokens after them (EOS).
         unknown: The token of text that the vocabulary lacks; None if there is none.
+        leaves_out: Whether text that the vocabulary lacks becomes no token at all.
         spelled_unknown: What spells this token itself.
         encode: The tokenizer's own tokens of sequences, without special tokens.
         find_offsets: Where each token begins and ends in a sequence; None if the tokenizer does
@@ -71,17 +72,27 @@ class Vocabulary:
             letter is no token of its own.
         of_word: With a table, the tokens that are spelled with more than one letter.
         words: Finds these.
+        is_left_out: Whether a letter becomes no token, of those that have been looked at.
     """
 
     before: list[int]
     after: list[int]
     unknown: int | None
+    leaves_out: bool
     spelled_unknown: frozenset[str]
     encode: Callable[[list[str]], list[list[int]]]
     find_offsets: Callable[[str], list[tuple[int, int]]] | None
     of_letter: NDArray[np.signedinteger[Any]] | None
     of_word: dict[str, int]
     words: re.Pattern[str]
+    is_left_out: dict[str, bool] = field(default_factory=dict)
+
+    @property
+    def fate_of_unknown(self) -> str:
+        """What becomes of text that the vocabulary lacks, for a message."""
+        if self.leaves_out:
+            return "are left out"
+        return "become " + min(self.spelled_unknown, default="unknown tokens")
 
     def tokenize(self, sequences: list[str], limit: int) -> Tokens:
         """Return the tokens of all sequences: the first `limit` of each, and special tokens.
@@ -166,9 +177,12 @@ class Vocabulary:
         texts: Counter[str] = Counter()
         first = None
         for row, ids in enumerate(encoded):
-            if self.unknown not in ids[:limit]:
+            if self.leaves_out:
+                unknown = self._find_left_out(row, sequences[row])
+            elif self.unknown in ids[:limit]:
+                unknown = self._find_unknown(row, sequences[row], ids, limit)
+            else:
                 continue
-            unknown = self._find_unknown(row, sequences[row], ids[:limit])
             num_unknown[row] = len(unknown)
             texts.update(found.text for found in unknown)
             first = first or next(iter(unknown), None)
@@ -176,18 +190,37 @@ class Vocabulary:
             return tokens
         return tokens._replace(num_unknown=num_unknown, unknown=texts, first_unknown=first)
 
-    def _find_unknown(self, row: int, sequence: str, ids: list[int]) -> list[Unknown]:
+    def _find_unknown(self, row: int, sequence: str, ids: list[int], limit: int) -> list[Unknown]:
         """Return the unknown tokens of a sequence; one that is spelled out is none of them."""
         unknown = self.unknown
         assert unknown is not None
         if self.find_offsets is None:
-            num_spelled = sum(map(sequence.count, self.spelled_unknown))
-            return [Unknown(row, None, "")] * (ids.count(unknown) - num_spelled)
+            # Where the sequence is truncated, nobody knows where the spelled ones are.
+            is_whole = len(ids) <= limit
+            num_spelled = sum(map(sequence.count, self.spelled_unknown)) if is_whole else 0
+            return [Unknown(row, None, "")] * max(0, ids[:limit].count(unknown) - num_spelled)
         offsets = self.find_offsets(sequence)
         return [
             Unknown(row, begin, sequence[begin : min(end, begin + LONGEST_PIECE)])
-            for token, (begin, end) in zip(ids, offsets, strict=False)
+            for token, (begin, end) in zip(ids[:limit], offsets, strict=False)
             if token == unknown and sequence[begin:end].strip() not in self.spelled_unknown
+        ]
+
+    def _find_left_out(self, row: int, sequence: str) -> list[Unknown]:
+        """Return the letters of a sequence that become no token, wherever it is truncated.
+
+        Offsets do not tell: where letters are left out, tokenizers count as if they were not there.
+        """
+        new = [letter for letter in set(sequence) if letter not in self.is_left_out]
+        if new:
+            encoded = zip(new, self.encode(new), strict=True)
+            self.is_left_out.update(
+                (letter, not ids and not letter.isspace()) for letter, ids in encoded
+            )
+        return [
+            Unknown(row, place, letter)
+            for place, letter in enumerate(sequence)
+            if self.is_left_out[letter]
         ]
 
 
@@ -227,12 +260,16 @@ def read_vocabulary(batch_converter: Any) -> Vocabulary:
         encode = partial(encode_all, batch_converter)
         # Letters that the vocabulary lacks may be tokens too, lower case for example.
         candidates = [*{*map(chr, range(128)), *(token for token in tokens if len(token) == 1)}]
-        encoded = zip(candidates, encode(candidates), strict=True)
-        letters = {letter: ids[0] for letter, ids in encoded if len(ids) == 1}
+        encoded = dict(zip(candidates, encode(candidates), strict=True))
+        letters = {letter: ids[0] for letter, ids in encoded.items() if len(ids) == 1}
         unknown = batch_converter.unk_token_id
         is_fast = getattr(batch_converter, "is_fast", False)
         find = partial(find_offsets, batch_converter) if is_fast else None
-        return make_vocabulary(before, after, encode, find, tokens, letters, unknown)
+        leaves_out = unknown is None and any(
+            not ids and letter.isprintable() and not letter.isspace()
+            for letter, ids in encoded.items()
+        )
+        return make_vocabulary(before, after, encode, find, tokens, letters, unknown, leaves_out)
     raise TypeError(
         "batch_converter must be a batch converter of fair-esm or a Hugging Face tokenizer "
         f"(got {type(batch_converter).__name__})"
@@ -286,6 +323,7 @@ def make_vocabulary(
     tokens: dict[str, int],
     letters: dict[str, int],
     unknown: int | None,
+    leaves_out: bool = False,
 ) -> Vocabulary:
     """Return a vocabulary, with a table where all tokens are letters or written in brackets."""
     words = {token: number for token, number in tokens.items() if len(token) > 1}
@@ -313,5 +351,14 @@ def make_vocabulary(
     # Without words, a pattern that is found nowhere.
     pattern = re.compile("|".join(map(re.escape, words)) or "(?!)")
     return Vocabulary(
-        before, after, unknown, spelled_unknown, encode, find_offsets, table, words, pattern
+        before,
+        after,
+        unknown,
+        leaves_out,
+        spelled_unknown,
+        encode,
+        find_offsets,
+        table,
+        words,
+        pattern,
     )

@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from tempfile import NamedTemporaryFile, gettempdir
 from typing import Any
@@ -38,6 +39,7 @@ from virnucpro.data.inputs import read_files
 from virnucpro.data.record_file import RecordFile
 
 CONTENT = fasta([(f"seq{i}", "MKTAYIAKQR" * 20) for i in range(5000)])
+READ = ReadOptions()
 Records = list[tuple[str, str]]
 needs_real_data = pytest.mark.skipif(
     "VIRNUCPRO_REAL_DATA" not in os.environ, reason="VIRNUCPRO_REAL_DATA names no folder"
@@ -165,22 +167,23 @@ def test_options_change_what_they_say(
 
 
 @needs_real_data
-def test_odd_files() -> None:
+def test_odd_files(tmp_path: Path) -> None:
     folder = Path(os.environ["VIRNUCPRO_REAL_DATA"], "odd")
     known = json.loads((folder / "expected.json").read_text())
     assert len(known) >= 28
     for name, expected in known.items():
+        path = tmp_path / name
+        path.write_bytes((folder / name).read_bytes())
         if "records" in expected:
-            records = [tuple(record) for record in expected["records"]]
-            assert list(read_fasta(folder / name)) == records, name
-            file = RecordFile(str(folder / name), ReadOptions())
-            assert file.read(range(len(records))) == records, name
-        else:
-            message = f"{name}: (line [0-9]+, record 1 |cut off)"
+            assert read_every_way(path) == [tuple(record) for record in expected["records"]], name
+            continue
+        message = f"{name}: (line [0-9]+, record 1 |cut off)"
+        for read in (lambda path: list(read_fasta(path)), partial(RecordFile, options=READ)):
             with pytest.raises(ValueError, match=message):
-                list(read_fasta(folder / name))
-            with pytest.raises(ValueError, match=message):
-                RecordFile(str(folder / name), ReadOptions())
+                read(str(path))
+        packed = run("pack", path, "-o", tmp_path / "plan.parquet")
+        assert (packed.returncode, packed.stdout) == (1, "")
+        assert re.search(message, packed.stderr)
 
 
 @needs_real_data

@@ -301,7 +301,7 @@ void Scanner::end_line() {
     }
     after_cr_ = false;
     at_line_start_ = true;
-    line_ += fault_ ? 0 : 1;
+    ++line_;
 }
 
 void Scanner::begin_record(std::int64_t begin) {

@@ -25,6 +25,7 @@ PIECES = [
     *(b"1", b";", b"/", b"@", b"+", b",", b"~", b"\x7f", b"P1;", b">a\n", b">a b\n", b"\n>"),
     *("é".encode(), "\U0001f9ec".encode(), b"\xe9", b"\xef", b"\xbb", b"\xbf", b"\xef\xbb\xbf"),
     *(b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"\xe0\x9f\xbf", b"\xf0\x8f\xbf\xbf"),
+    *(b">\xf5\x80\x80\x80\n", b">\xe2\x82\n", b">\xf0\x9f\xa7\n"),
 ]
 # Most texts of any characters are refused at once.
 TAME = [p for p in PIECES if p.isalpha() and p.isascii()] + [

@@ -208,7 +208,8 @@ class PackedFastaDataset(Dataset[list[Record]]):
             raise ValueError("the plan is damaged: it does not have each row once")
         lengths = np.concatenate([file.lengths for file in self._files])[rows]
         tokens = np.minimum(lengths, plan.max_sequence_length) + plan.special_tokens
-        wrong = np.flatnonzero(tokens != slot_tokens(plan))
+        planned = slot_tokens(plan)
+        wrong = np.flatnonzero(tokens != planned)
         if len(wrong):
             at = int(wrong[np.argmin(rows[wrong])])
             number = int(np.searchsorted(self._starts, rows[at], side="right")) - 1
@@ -216,7 +217,7 @@ class PackedFastaDataset(Dataset[list[Record]]):
             raise ValueError(
                 f"the plan is for other sequences: record {record + 1:,} of {file.path} "
                 f"({file.read([record])[0][0]!r}, row {rows[at]:,}) has {lengths[at]:,} residues, "
-                f"which is {tokens[at]:,} tokens; the plan has {slot_tokens(plan)[at]:,} "
+                f"which is {tokens[at]:,} tokens; the plan has {planned[at]:,} "
                 f"({len(wrong):,} such records)"
             )
 

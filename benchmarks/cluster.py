@@ -1,4 +1,4 @@
-"""Measures packing on Ray with 50 million rows, and the layout of trillions; docs/scale.md."""
+"""Measures packing on Ray and the layout of trillions; writes docs/explanation/scale.md."""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def main() -> None:
         return
     lines = [f"Made by `make bench-cluster` on {datetime.date.today()}: {machine()}.", ""]
     lines += [*on_ray(), *on_paper()]
-    path = Path(ROOT, "docs", "scale.md")
+    path = Path(ROOT, "docs", "explanation", "scale.md")
     begin, end = "<!-- made by make bench-cluster -->\n", "<!-- end -->\n"
     text = path.read_text()
     before, after = text.partition(begin)[0], text.partition(end)[2]

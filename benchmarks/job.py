@@ -1,4 +1,4 @@
-"""Measures the preprocessing job on 1.5 million proteins and 50 million lengths; docs/job.md."""
+"""Measures `virnucpro pack` on large inputs and writes docs/explanation/job.md."""
 
 from __future__ import annotations
 
@@ -259,7 +259,7 @@ def main() -> None:
         *parts,
         "",
     ]
-    output = ROOT / "docs" / "job.md"
+    output = ROOT / "docs" / "explanation" / "job.md"
     output.write_text("\n".join(text))
     console.print(f"Written to {output}")
 

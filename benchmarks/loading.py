@@ -1,4 +1,4 @@
-"""Measures tokenizing and the DataLoader on 100,000 proteins and writes docs/loading.md."""
+"""Measures tokenizing and the DataLoader and writes docs/explanation/loading.md."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def main() -> None:
         *rates,
         "",
     ]
-    output = ROOT / "docs" / "loading.md"
+    output = ROOT / "docs" / "explanation" / "loading.md"
     output.write_text("\n".join(text))
     console.print(f"Written to {output}")
 

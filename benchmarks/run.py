@@ -1,4 +1,4 @@
-"""Measures all packers on all data and writes tables and plots into docs/."""
+"""Measures all packers on all data; writes tables and plots into docs/explanation/."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def show_in_readme(text: str) -> None:
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
-def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
+def main(quick: bool = False, output: Path = ROOT / "docs" / "explanation") -> None:
     """Measure everything, or with --quick what takes two minutes."""
     origin = (
         f"Made by `make {'bench-quick' if quick else 'bench'}` on {datetime.date.today()}: "
@@ -126,7 +126,7 @@ def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
             "",
             growth.by_sequences(output / "growth-sequences.svg"),
             "",
-            "![Time a sequence by number of sequences](growth-sequences.svg)",
+            "![Time per sequence by number of sequences](growth-sequences.svg)",
             "",
             growth.by_sizes(output / "growth-sizes.svg"),
             "",
@@ -134,8 +134,8 @@ def main(quick: bool = False, output: Path = ROOT / "docs") -> None:
             "",
         ]
         plots = [
-            "![Time a sequence by number of sequences](docs/growth-sequences.svg)",
-            "![Time by number of distinct sizes](docs/growth-sizes.svg)",
+            "![Time per sequence by number of sequences](docs/explanation/growth-sequences.svg)",
+            "![Time by number of distinct sizes](docs/explanation/growth-sizes.svg)",
             "",
         ]
         show_in_readme("\n".join([origin, "", tables["proteins, 1 million"], reached, "", *plots]))

@@ -1,4 +1,4 @@
-"""Measures method="tight" against First-Fit Decreasing and the bound; docs/algorithm.md."""
+"""Measures method="tight" against FFD and the bound; writes docs/explanation/algorithm.md."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def main() -> None:
             f"| {name} | {plan.max_tokens_per_batch:,} | {len(first_fit):,} | {len(plan):,} | "
             f"{first_fit.lower_bound:,} | {plan.lower_bound:,} | {seconds:.2f} |"
         )
-    path = Path(ROOT, "docs", "algorithm.md")
+    path = Path(ROOT, "docs", "explanation", "algorithm.md")
     begin_mark, end_mark = "<!-- made by make bench-tight -->\n", "<!-- end -->\n"
     text = path.read_text()
     before, after = text.partition(begin_mark)[0], text.partition(end_mark)[2]

@@ -1,4 +1,4 @@
-"""What docs/algorithm.md says of the layout: its drawing, and how many runs there can be."""
+"""What docs/explanation/algorithm.md says of the layout: its drawing, and the bound on runs."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def draw(lengths: list[int], packer: GreedyPacker) -> str:
 
 
 def test_drawing_is_what_the_packer_does() -> None:
-    text = (DOCS / "algorithm.md").read_text(encoding="utf-8")
+    text = (DOCS / "explanation" / "algorithm.md").read_text(encoding="utf-8")
     found = re.search(
         r"drawn by tests/unit/test_algorithm.py -->\n\n```text\n(.*?)\n```", text, re.DOTALL
     )

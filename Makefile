@@ -8,56 +8,71 @@ OLDEST ?= python3.10
 NEWEST ?= python3.13
 SECONDS ?= 60
 
-BIN := $(CURDIR)/.venv/bin
+WINDOWS := $(filter Windows_NT,$(OS))
+BIN := $(CURDIR)/.venv/$(if $(WINDOWS),Scripts,bin)
 CPP := $(shell find cpp benchmarks -name '*.[ch]pp')
-BUILT_FROM := $(CPP) CMakeLists.txt pyproject.toml requirements-dev.txt
-# The demonstration needs less than development, which serves it too.
+BUILT_FROM := $(CPP) CMakeLists.txt pyproject.toml requirements-dev.txt tools/rebuild_on_import.py
+LOCK := requirements-dev.txt
+INSTALL := python -m pip install --quiet --constraint $(LOCK)
+# `make demo` needs less than development, and uses its environment where there is one.
 INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 
-export PATH := $(BIN):$(PATH)
+export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test test-long lint docs format compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
-## demo: pack FASTA=path and write the plan to PLAN=path
+## help: print this list
+help:
+	@awk -F ': ' '/^## [a-z-]+: / { name = substr($$1, 4); sub(/^[^:]*: /, ""); printf "%-20s %s\n", name, $$0 }' $(firstword $(MAKEFILE_LIST))
+
+## demo: pack FASTA=file and write the plan to PLAN=file
 demo: $(INSTALLED)
 	@mkdir -p build
 	virnucpro pack $(FASTA) -o $(PLAN)
 
-## test: the kernel's own tests, then those in Python
+## test: run the tests of the kernel (ctest), then those in Python (pytest)
 test: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev
 	pytest
 
-## test-long: more than 2**31 rows, minutes and 20 GB on disk
+## test-long: run the tests on more than 2**31 rows: minutes, and 20 GB on disk
 test-long: .venv/dev
 	pytest tests -m long
 
-## lint: styles and types
-lint: .venv/dev
+## lint: check style, types and workflows
+lint: .venv/dev lint-workflows
 	ruff check
 	ruff format --check
 	mypy
 	clang-format --dry-run --Werror $(CPP)
 
-## docs: the reference from the docstrings, the command line's options and docs/*.md, as pages in
-## build/docs; a reference to what is not there is an error
+## lint-workflows: check .github/workflows with actionlint
+lint-workflows: .venv/dev
+	actionlint -shellcheck= .github/workflows/*.yml
+
+## docs: write the documentation into build/docs; a broken reference is an error
 docs: .venv/dev
 	@mkdir -p build
 	typer virnucpro.cli utils docs --name virnucpro --title "Command line" --output build/command.md
 	sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
-## format: bring all code into style
+## format: format all code
 format: .venv/dev
 	ruff check --fix
 	ruff format
 	clang-format -i $(CPP)
 
-## compare: the kernel against the reference on CASES random cases from SEED, some of them on
-## several threads, and on 200,000 examples through Python; the scanner of FASTA against the obvious
-## reader on 200,000 texts
+## lock: add what is missing to requirements-dev.txt; with UPGRADE=1 take the newest versions
+lock: .venv/dev
+	uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --group dev --group peers \
+		--strip-extras --no-annotate --custom-compile-command "make lock" --quiet $(if $(UPGRADE),--upgrade) \
+		--output-file $(LOCK)
+
+## compare: compare the kernel with the reference on CASES random cases from SEED
 compare: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
@@ -66,38 +81,39 @@ compare: .venv/dev
 	HYPOTHESIS_PROFILE=long pytest tests/unit/test_packing.py -k "reference or whole or unique_ids"
 	SCANNER_CASES=200000 pytest tests/unit/test_scanner.py
 
-## bench: native against Python, tables and plots into docs/; bench-quick: two minutes of it
+## bench: run the benchmarks, ten minutes, and write tables and plots into docs/
 bench: bench-peers
 	python benchmarks/run.py
 
+## bench-quick: run a part of the benchmarks, two minutes, and write into build/
 bench-quick: bench-peers
 	python benchmarks/run.py --quick --output build
 
-## bench-loading: tokenizing and the DataLoader on 100,000 proteins, five minutes; docs/loading.md
+## bench-loading: measure tokenizing and the DataLoader on 100,000 proteins, five minutes
 bench-loading: .venv/dev
 	python benchmarks/loading.py
 
-## bench-job: `virnucpro pack` on 1.5 million proteins and 50 million lengths, six minutes; docs/job.md
+## bench-job: measure `virnucpro pack` on 1.5 million proteins and 50 million lengths, six minutes
 bench-job: .venv/dev
 	python benchmarks/job.py
 
-## bench-cluster: a Ray data set of 50 million rows, and the layout of trillions, a minute; docs/scale.md
+## bench-cluster: measure a Ray data set of 50 million rows, one minute
 bench-cluster: .venv/dev
 	python benchmarks/cluster.py
 
-## bench-tight: method="tight" against First-Fit Decreasing, a minute; docs/algorithm.md
+## bench-tight: compare method="tight" with First-Fit Decreasing, one minute
 bench-tight: .venv/dev
 	python benchmarks/tight.py
 
-## kill-test: stop RUNS runs of `virnucpro pack` at random moments and look at what is left
+## kill-test: kill RUNS runs of `virnucpro pack` at random times and check what is left
 kill-test: .venv/dev
 	python tests/kill.py $(RUNS)
 
-# A peer that cannot be installed is left out.
+# Without the peers if they cannot be installed.
 bench-peers: .venv/dev
-	-pip install --quiet --constraint requirements-dev.txt --requirement benchmarks/requirements.txt
+	-$(INSTALL) --group peers
 
-## profile: the kernel's stages, and (with valgrind) the instructions that they take
+## profile: measure the stages of the kernel, and count instructions if valgrind is installed
 profile: .venv/dev
 	cmake --preset release
 	cmake --build --preset release
@@ -105,8 +121,9 @@ profile: .venv/dev
 	valgrind --tool=callgrind --callgrind-out-file=build/callgrind.out build/release/stages 1000000 1
 	callgrind_annotate --auto=no --threshold=95 build/callgrind.out
 
-# The interpreter is not built with the sanitizer, so that has to be loaded before it; what the
-# interpreter never frees is no leak of ours. The editable install would come first.
+# The interpreter is built without the sanitizer, so the sanitizer must be loaded before it. Leaks are
+# not detected, since the interpreter does not free all its memory at exit. The finder of the editable
+# install is removed, since it would take precedence.
 SANITIZED := import sys, pytest; \
 	sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in repr(f) and "Redirecting" not in repr(f)]; \
 	import virnucpro.data._core as core; assert "build/sanitize" in core.__file__, core.__file__; \
@@ -116,22 +133,22 @@ SANITIZED := import sys, pytest; \
 KERNEL_TESTS := packing_in_parts_test allocation_test replay_lengths replay_fields replay_scanner
 RUN_KERNEL_TESTS := --exclude-regex '^packing$$'
 
-## sanitize: all of the three that follow
+## sanitize: run all three of the next targets
 sanitize: sanitize-kernel sanitize-threads sanitize-python
 
-## sanitize-kernel: the kernel's tests with AddressSanitizer and UndefinedBehaviorSanitizer
+## sanitize-kernel: run the tests of the kernel with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize-kernel: .venv/dev
 	cmake --preset sanitize
 	cmake --build --preset sanitize --target $(KERNEL_TESTS)
 	ctest --preset sanitize $(RUN_KERNEL_TESTS)
 
-## sanitize-threads: the kernel's tests with ThreadSanitizer
+## sanitize-threads: run the tests of the kernel with ThreadSanitizer
 sanitize-threads: .venv/dev
 	cmake --preset thread-sanitize
 	cmake --build --preset thread-sanitize --target $(KERNEL_TESTS)
 	ctest --preset thread-sanitize $(RUN_KERNEL_TESTS)
 
-## sanitize-python: the bindings' tests with AddressSanitizer and UndefinedBehaviorSanitizer
+## sanitize-python: run the tests of the bindings with AddressSanitizer and UndefinedBehaviorSanitizer
 sanitize-python: .venv/dev
 	rm -rf build/sanitize-python
 	pip install --quiet --no-build-isolation --no-deps --target build/sanitize-python . \
@@ -146,12 +163,11 @@ sanitize-python: .venv/dev
 		-k "not import_needs and not failed_allocations and not command and not solver and not no_torch \
 		and not token_budget and not interrupted and not forks and not workers"
 
-# libFuzzer is clang's. A third of the time is each target's, rounded up, as 0 would be without end.
+# libFuzzer is a part of clang. Each of the three targets gets a third of the time, rounded up, since 0
+# means no limit.
 FUZZ := -max_total_time=$$((($(SECONDS) + 2) / 3)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
 
-## fuzz: the kernel against the obvious algorithm, and the scanner of FASTA against itself in pieces,
-## for SECONDS, guided by what inputs reach; what fails is kept in build/fuzz/, and all that is worth
-## keeping in build/fuzz/lengths/, fields/ and scanner/
+## fuzz: fuzz the kernel for SECONDS; inputs that fail are kept in build/fuzz
 fuzz: .venv/dev
 	@printf 'int main(){}' | clang++ -x c++ -fsanitize=address - -o /dev/null 2> /dev/null || \
 		{ echo "make: clang++ with its runtime is missing (on Debian: apt-get install clang libclang-rt-dev)" >&2; exit 1; }
@@ -160,13 +176,12 @@ fuzz: .venv/dev
 	cd build/fuzz && for target in lengths fields scanner; do \
 		mkdir -p $$target && ./fuzz_$$target $(FUZZ) $$target $(CURDIR)/cpp/tests/corpus/$$target || exit 1; done
 
-# What is built apart from the development's own environment is built with the same tools.
-PINNED := PIP_CONSTRAINT=$(CURDIR)/requirements-dev.txt
-TEST_TOOLS := pytest hypothesis duckdb pandas polars pysam biopython
-# The clean environment's own programs, and no others.
+# Builds outside .venv use the same versions.
+PINNED := PIP_CONSTRAINT=$(CURDIR)/$(LOCK)
+# Only the programs of the clean environment are on the PATH.
 CLEAN := PATH=$(CURDIR)/build/clean/bin
 
-## wheel: an sdist, a wheel made from it alone and repaired, and its tests where no compiler is
+## wheel: build the sdist and the wheel into dist/, and test the wheel without a compiler
 wheel: .venv/dev
 	rm -rf build/dist build/clean dist
 	$(PINNED) python -m build --outdir build/dist
@@ -177,17 +192,26 @@ wheel: .venv/dev
 	python -m venv build/clean
 	for tool in cc c++ gcc g++ clang clang++ cmake ninja; do \
 		! $(CLEAN) command -v $$tool || exit 1; done
-	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: dist/*.whl pytest hypothesis
+	$(CLEAN) $(PINNED) python -m pip install --quiet pip
+	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: dist/*.whl --group test-core
 	$(CLEAN) python tests/installed.py core
 	$(CLEAN) $(PINNED) pip install --quiet --only-binary :all: "$$(echo dist/*.whl)[cli,tight]" \
-		$(TEST_TOOLS)
+		--group test-files
 	$(CLEAN) python tests/installed.py files
 
-# The newest versions, or with --resolution lowest-direct the oldest, and none but wheels.
+## sdist: build the source distribution into dist/
+sdist: .venv/wheels
+	python -m build --sdist --outdir dist
+
+## platform-wheels: build and test the wheels of this platform with cibuildwheel, into dist/
+platform-wheels: .venv/wheels
+	python -m cibuildwheel --output-dir dist
+
+
+# Installs the newest versions, or the oldest with --resolution lowest-direct, and only from wheels.
 UV_INSTALL := uv pip install --quiet --no-build
 
-## range: the tests on the OLDEST Python with the oldest of all that pyproject.toml names, and on the
-## NEWEST with the newest; what warns of its own age may do so
+## range: run the tests on OLDEST Python with the oldest dependencies, on NEWEST with the newest
 range: .venv/dev range-torch range-transformers
 	rm -rf build/range
 	uv venv --quiet --no-python-downloads --python $(OLDEST) build/range/oldest
@@ -198,21 +222,21 @@ range: .venv/dev range-torch range-transformers
 	uv build --quiet --wheel --python build/range/newest -o build/range/last .
 	$(UV_INSTALL) --python build/range/oldest --resolution lowest-direct \
 		-r pyproject.toml --extra cli --extra tight
-	$(UV_INSTALL) --python build/range/oldest $(TEST_TOOLS)
+	$(UV_INSTALL) --python build/range/oldest --group test-files
 	$(UV_INSTALL) --python build/range/oldest --no-deps build/range/first/*.whl
 	$(UV_INSTALL) --python build/range/newest "$$(echo build/range/last/*.whl)[cli,tight]" \
-		$(TEST_TOOLS)
+		--group test-files
 	build/range/oldest/bin/python tests/installed.py files -W default::DeprecationWarning \
 		-W default::PendingDeprecationWarning
 	build/range/newest/bin/python tests/installed.py files
 
 # The oldest transformers that packed_attention.py names, with the torch that is developed with.
 TRANSFORMERS := 5.17.0
-## range-transformers: the tests of models on the oldest transformers
+## range-transformers: run the tests of models with the oldest transformers
 range-transformers: .venv/dev
 	rm -rf build/range-transformers
 	python -m venv build/range-transformers
-	grep -v ^transformers= requirements-dev.txt > build/range-transformers/constraints.txt
+	grep -v -E '^(transformers|tokenizers|huggingface-hub)=' $(LOCK) > build/range-transformers/constraints.txt
 	build/range-transformers/bin/pip install --quiet -c build/range-transformers/constraints.txt \
 		torch numpy isal backports.zstd fair-esm pytest hypothesis transformers==$(TRANSFORMERS) \
 		scikit-build-core pybind11 cmake ninja
@@ -220,13 +244,11 @@ range-transformers: .venv/dev
 	cd tests && ../build/range-transformers/bin/python -m pytest -p no:cacheprovider \
 		unit/test_packed_attention.py unit/test_models.py
 
-## range-torch: the calls of varlen attention against what each release of torch declares, whose wheels
-## for macOS are downloaded into build/torch, 600 MB
+## range-torch: check varlen attention against each release of torch: downloads 600 MB into build/torch
 range-torch: .venv/dev
 	python tests/varlen_signatures.py build/torch
 
-## fuzz-records: odd records, lengths and parameters for SECONDS, guided by what they reach; what
-## fails is kept in build/fuzz-records/, and all that is worth keeping in build/fuzz-records/corpus/
+## fuzz-records: fuzz records, lengths and parameters for SECONDS; failures are kept in build/fuzz-records
 fuzz-records: .venv/dev
 	pip install --quiet atheris==3.0.0 || \
 		{ echo "make: atheris 3.0.0 cannot be had here; it is for Python 3.11 to 3.13 on Linux" >&2; exit 1; }
@@ -239,8 +261,7 @@ API_TESTS := $(addprefix tests/unit/, test_packing.py test_records.py test_robus
 	test_column_generation.py::test_dicts_and_files test_column_generation.py::test_without_the_solver \
 	test_plan_file.py::test_saved_plans_are_loaded test_plan_file.py::test_saving_without_pyarrow_says_so)
 
-## coverage: code and branches that tests reach; an error where any of the kernel, or of the Python
-## API, is missed
+## coverage: measure which code and branches the tests reach; less than all is an error
 coverage: .venv/dev
 	@command -v clang++ llvm-profdata llvm-cov > /dev/null || \
 		{ echo "make: clang++ or llvm is missing (on Debian: apt-get install clang libclang-rt-dev llvm)" >&2; exit 1; }
@@ -255,21 +276,21 @@ coverage: .venv/dev
 	HYPOTHESIS_PROFILE=few coverage run -m pytest -q $(API_TESTS)
 	coverage report
 
-## mutate: faults put into the kernel, one by one; an error where its tests see less than nine tenths
+## mutate: put faults into the kernel, one by one; the tests must find nine tenths
 mutate: .venv/dev
 	python tests/mutate_kernel.py
 
-## tidy: clang-tidy, ten minutes
+## tidy: run clang-tidy, ten minutes
 tidy: .venv/dev
 	clang-tidy --quiet cpp/packing/*.cpp cpp/fasta/*.cpp cpp/tests/*.cpp -- -std=c++20 -Icpp -Wall -Wextra -Wconversion
 
-# In a copy, since the mutants are written beside the sources and need the kernel there. The
-# editable install would come first.
+# Runs in a copy, since mutants are written beside the sources and need the kernel there. The finder
+# of the editable install is removed, since it would take precedence.
 MUTATED := import sys; \
 	sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in repr(f) and "Redirecting" not in repr(f)]; \
 	from mutmut.__main__ import cli; cli()
 
-## mutate-python: changes of the Python API that its tests do not notice, half an hour
+## mutate-python: list the changes of the Python API that no test finds, half an hour
 mutate-python: .venv/dev
 	rm -rf build/mutate
 	mkdir -p build/mutate
@@ -278,19 +299,35 @@ mutate-python: .venv/dev
 	cd build/mutate && HYPOTHESIS_PROFILE=few python -c '$(MUTATED)' run --max-children 1
 	cd build/mutate && mutmut results
 
+## clean: remove the environment and all that was built
 clean:
 	rm -rf .venv build dist
 
-.venv/bin/pip:
+.venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
 
-.venv/cli: .venv/bin/pip $(BUILT_FROM)
-	pip install --quiet --constraint requirements-dev.txt scikit-build-core pybind11 cmake ninja
-	pip install --quiet --constraint requirements-dev.txt --no-build-isolation --editable '.[cli]'
+# pip knows groups of dependencies from version 25.1.
+.venv/cli: .venv/pyvenv.cfg $(BUILT_FROM)
+	$(INSTALL) pip
+	$(INSTALL) --group build
+	$(INSTALL) --no-build-isolation --editable '.[cli]'
 	@touch $@
 
-.venv/dev: .venv/bin/pip $(BUILT_FROM)
-	pip install --quiet --requirement requirements-dev.txt
-	pip install --quiet --no-build-isolation --no-deps --editable . \
-		--config-settings cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON
+.venv/dev: .venv/pyvenv.cfg $(BUILT_FROM)
+	$(INSTALL) pip
+	$(INSTALL) --group dev
+	$(INSTALL) --no-build-isolation --editable '.[cli,ray,tight,torch]' \
+		--config-settings cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON \
+		--config-settings build-dir=.venv/build \
+		--config-settings editable.rebuild=true \
+		--config-settings editable.verbose=false
+	site=$$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+		cp tools/rebuild_on_import.py $$site && \
+		echo 'import rebuild_on_import' > $$site/rebuild_on_import.pth
+	@touch $@
+
+# cibuildwheel and build install what builds the package into environments of their own.
+.venv/wheels: .venv/pyvenv.cfg
+	$(INSTALL) pip
+	$(INSTALL) --group wheels
 	@touch $@

@@ -77,7 +77,7 @@ compare: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
 	build/dev/packing_test $(CASES) $(SEED)
-	build/dev/packing_in_parts_test $$(($(CASES) / 15)) $(SEED)
+	build/dev/packing_test $$(($(CASES) / 15)) $(SEED) 1
 	HYPOTHESIS_PROFILE=long pytest tests/unit/test_packing.py -k "reference or whole or unique_ids"
 	SCANNER_CASES=200000 pytest tests/unit/test_scanner.py
 
@@ -130,7 +130,7 @@ SANITIZED := import sys, pytest; \
 	sys.exit(pytest.main(sys.argv[1:]))
 
 # The tests of the kernel in which threads share small cases too.
-KERNEL_TESTS := packing_in_parts_test allocation_test replay_lengths replay_fields replay_scanner
+KERNEL_TESTS := packing_test allocation_test replay_lengths replay_fields replay_scanner
 RUN_KERNEL_TESTS := --exclude-regex '^packing$$'
 
 ## sanitize: run all three of the next targets

@@ -74,12 +74,12 @@ def by_sizes(path: Path, num: int = 10_000_000) -> str:
     for number in numbers:
         lengths = random.integers(1, number + 1, num).astype(np.int32)
         packer = GreedyPacker(2 * number, number, special_tokens=0)
-        counts = packer.count(lengths)._core
-        layout: Any = _core.first_fit_decreasing(counts, 2 * number, None)
-        runs.append(len(layout.__reduce__()[1][-1]))
+        counts = packer.count(lengths).core
+        layout: Any = _core.first_fit_decreasing(counts)
+        runs.append(len(layout.runs["first_batch"]))
         seconds["pack_lengths"].append(median(lambda: packer.pack_lengths(lengths), 3))  # noqa: B023
         seconds["the layout alone"].append(
-            median(lambda: _core.first_fit_decreasing(counts, 2 * number, None), 3)  # noqa: B023
+            median(lambda: _core.first_fit_decreasing(counts), 3)  # noqa: B023
         )
         console.print(f"{number:,} sizes: {seconds['pack_lengths'][-1]:.3f} s, {runs[-1]:,} runs")
     figure, axes = plt.subplots(figsize=(7, 4))

@@ -59,10 +59,8 @@ repeated, _ = sequences.find_duplicates()
 times.append(time.perf_counter())
 plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
 times.append(time.perf_counter())
-parameters = {"max_tokens_per_batch": 4096, "max_sequence_length": 1022, "special_tokens": 2,
-              "max_sequences_per_batch": None, "method": "ffd", "overlong": "truncate",
-              **asdict(ReadOptions())}
-summary = Summary(parameters, sum_up(plan, sequences, None, repeated), sequences.sources)
+totals = sum_up(plan, sequences, None, repeated)
+summary = Summary(plan.limits, "ffd", "truncate", ReadOptions(), totals, sequences.sources)
 write_plan(sys.argv[2], plan, sequences, summary)
 times.append(time.perf_counter())
 assert verify_plan(sys.argv[2], sequences) == []

@@ -51,14 +51,15 @@ int main(int argc, char** argv) {
     const double bytes = 4e-6 * static_cast<double>(num);
 
     for (const int threads : {1, 2}) {
-        const TokenCounts counts = count(lengths, 1022, 2, threads);
-        const Layout layout = first_fit_decreasing(counts, 4096, unlimited);
-        const TokenCounts none = count(lengths.first(0), 1022, 2, 1);
+        const Limits limits{4096, 1022, 2};
+        const TokenCounts counts = count(lengths, limits, threads);
+        const Layout layout = first_fit_decreasing(counts);
+        const TokenCounts none = count(lengths.first(0), limits, 1);
         std::vector<std::int64_t> offsets(static_cast<std::size_t>(layout.num_batches) + 1);
         std::printf("%d thread%s, %zu sequences\n", threads, threads > 1 ? "s" : "", num);
         const auto report = [&](const char* stage, double megabytes, const auto& call) {
             const double ms = median_ms(repeats, call);
-            std::printf("  %-28s %8.2f ms %6.2f ns a sequence", stage, ms,
+            std::printf("  %-28s %8.2f ms %6.2f ns per sequence", stage, ms,
                         ms * 1e6 / static_cast<double>(num));
             if (megabytes > 0) {
                 std::printf(" %6.1f GB/s", megabytes / ms);
@@ -71,15 +72,15 @@ int main(int argc, char** argv) {
                 std::memcpy(out.data() + begin, numbers.data() + begin, 4 * (end - begin));
             });
         });
-        report("fault in 4 bytes a sequence", bytes, [&] {
+        report("fault in 4 bytes per sequence", bytes, [&] {
             const std::unique_ptr<std::int32_t[]> fresh(new std::int32_t[num]);
             parallel_for(threads, [&](int part) noexcept {
                 const auto [begin, end] = part_of(num, threads, part);
                 std::memset(fresh.get() + begin, 1, 4 * (end - begin));
             });
         });
-        report("count", bytes, [&] { count(lengths, 1022, 2, threads); });
-        report("layout", 0, [&] { first_fit_decreasing(counts, 4096, unlimited); });
+        report("count", bytes, [&] { count(lengths, limits, threads); });
+        report("layout", 0, [&] { first_fit_decreasing(counts); });
         // Lengths twice, rows by size and rows by batch once each, both written and one read.
         report("rows (list_rows)", 5 * bytes, [&] {
             list_rows(layout, lengths, Ids{}, std::span(scratch), std::span(out),

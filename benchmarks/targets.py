@@ -217,8 +217,8 @@ def table(quick: bool) -> str:
         seconds <= 200e-6,
     )
     documents = GreedyPacker(131_072, 131_072, special_tokens=0)
-    counts = documents.count(log_normal(5_000_000, 8, 1.3))._core
-    seconds = median(lambda: _core.first_fit_decreasing(counts, 131_072, None), 9)
+    counts = documents.count(log_normal(5_000_000, 8, 1.3)).core
+    seconds = median(lambda: _core.first_fit_decreasing(counts), 9)
     rows.add(
         "the layout alone, 5 M log-normal lengths (mu 8, sigma 1.3), budget 131,072",
         "150 ms",

@@ -1,5 +1,3 @@
-#include "bindings/records.hpp"
-
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
@@ -9,11 +7,13 @@
 #include <optional>
 #include <span>
 
+#include "bindings/arrays.hpp"
+#include "bindings/families.hpp"
+#include "bindings/limits.hpp"
+
 namespace py = pybind11;
 
 namespace {
-
-using Int64Array = py::array_t<std::int64_t, py::array::c_style>;
 
 // Holds the garbage collector back: it would walk the new lists again and again as they fill.
 class NoCollection {
@@ -93,8 +93,8 @@ py::object read_records(const py::list& records) {
 }
 
 // Tokens of records; None where one of them is no plain dict with a plain str.
-std::optional<std::int64_t> count_record_tokens(const py::list& records, std::int64_t max_length,
-                                                std::int64_t special_tokens) {
+std::optional<std::int64_t> count_record_tokens(const py::list& records,
+                                                const packing::Limits& limits) {
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
     std::int64_t tokens = 0;
     for (py::ssize_t row = 0; row < PyList_GET_SIZE(records.ptr()); ++row) {
@@ -103,7 +103,7 @@ std::optional<std::int64_t> count_record_tokens(const py::list& records, std::in
         if (!length) {
             return std::nullopt;
         }
-        const std::int64_t added = std::min(*length, max_length) + special_tokens;
+        const std::int64_t added = limits.tokens(*length);
         if (added > std::numeric_limits<std::int64_t>::max() - tokens) {
             throw std::overflow_error("the number of tokens does not fit in 64 bits");
         }
@@ -139,32 +139,20 @@ py::list gather_rows(const py::list& records, std::span<const Row> indices,
 }
 
 py::list gather(const py::list& records, const py::array& indices, const Int64Array& offsets) {
-    const auto is_plain = [](const py::array& array) {
-        return array.ndim() == 1 && (array.flags() & py::array::c_style) != 0;
-    };
-    if (!is_plain(indices) || !is_plain(offsets) || offsets.size() == 0) {
-        throw py::type_error("indices and offsets must be plain one-dimensional arrays");
+    require_plain(offsets, "offsets");
+    if (offsets.size() == 0) {
+        throw py::type_error("offsets must have the end of the last batch");
     }
-    const std::span<const std::int64_t> ends(offsets.data(),
-                                             static_cast<std::size_t>(offsets.size()));
-    const auto num = static_cast<std::size_t>(indices.size());
-    if (py::isinstance<py::array_t<std::int32_t>>(indices)) {
-        return gather_rows(records,
-                           std::span(static_cast<const std::int32_t*>(indices.data()), num), ends);
-    }
-    if (py::isinstance<py::array_t<std::int64_t>>(indices)) {
-        return gather_rows(records,
-                           std::span(static_cast<const std::int64_t*>(indices.data()), num), ends);
-    }
-    throw py::type_error("indices must be int32 or int64");
+    return with_number(indices, "indices", [&]<class Row>(Row) {
+        return gather_rows(records, view<Row>(indices), view<std::int64_t>(offsets));
+    });
 }
 
 }  // namespace
 
 void add_records(py::module_& module) {
     module.def("read_records", &read_records, py::arg("records"));
-    module.def("count_record_tokens", &count_record_tokens, py::arg("records"),
-               py::arg("max_length"), py::arg("special_tokens"));
+    module.def("count_record_tokens", &count_record_tokens, py::arg("records"), py::arg("limits"));
     module.def("gather", &gather, py::arg("records"), py::arg("indices"),
                py::arg("offsets").noconvert());
 }

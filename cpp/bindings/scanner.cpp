@@ -1,4 +1,4 @@
-#include "bindings/scanner.hpp"
+#include "fasta/scanner.hpp"
 
 #include <pybind11/numpy.h>
 
@@ -11,8 +11,7 @@
 #include <string_view>
 #include <utility>
 
-#include "bindings/made.hpp"
-#include "fasta/scanner.hpp"
+#include "bindings/families.hpp"
 
 namespace py = pybind11;
 

@@ -94,7 +94,7 @@ class Cursors {
 // How many sequences of each of the layout's sizes are in `before`.
 std::vector<std::int64_t> counted_before(const Layout& layout, const TokenCounts& before) {
     const TokenCounts& counts = layout.counts;
-    if (before.max_length != counts.max_length || before.special_tokens != counts.special_tokens) {
+    if (!before.limits.same_tokens(counts.limits)) {
         throw std::invalid_argument("`before` was counted with limits other than the layout's");
     }
     std::vector<std::int64_t> result(counts.tokens.size());
@@ -142,7 +142,7 @@ void accumulate(Histogram& histogram, const Bins& bins, std::span<std::int64_t> 
 
 template <class Length, class Number>
 void assign(const Layout& layout, std::span<const Length> lengths, const TokenCounts& before,
-            Place place, std::span<Number> out, int num_threads) {
+            Place place, std::span<Number> out, Threads threads) {
     const std::size_t num_sizes = layout.counts.tokens.size();
     if (out.size() != lengths.size()) {
         throw std::invalid_argument("a buffer has the wrong size");
@@ -151,7 +151,7 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
         throw std::overflow_error("out is too narrow for the numbers of the layout");
     }
     const Bins bins(layout.counts, lengths.size());
-    Histogram histogram(lengths.size(), bins.size(), num_threads);
+    Histogram histogram(lengths.size(), bins.size(), threads);
     bins.visit([&](auto bin_of) { histogram.add_all(lengths, bin_of); });
     std::vector<std::int64_t> counted = counted_before(layout, before);
     accumulate(histogram, bins, counted);
@@ -244,10 +244,10 @@ std::vector<std::int64_t> starts_of_sizes(const TokenCounts& counts) {
 // stand in order of size.
 template <class Move>
 void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
-               std::span<const std::int64_t> offsets, int num_threads, const Move& move) {
+               std::span<const std::int64_t> offsets, Threads threads, const Move& move) {
     const Stretches stretches(layout);
     const auto num_rows = static_cast<std::size_t>(offsets.back());
-    const int parts = num_parts(num_rows, num_threads);
+    const int parts = num_parts(num_rows, threads);
     std::vector<std::vector<Part>> rooms(static_cast<std::size_t>(parts));
     for (std::vector<Part>& room : rooms) {
         room.reserve(layout.counts.tokens.size());
@@ -281,8 +281,8 @@ void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
 template <class Item, class Row, class RowOf>
 void fill_batches(const Layout& layout, std::span<const std::int64_t> starts,
                   std::span<const Item> grouped, const RowOf& row_of,
-                  std::span<const std::int64_t> offsets, std::span<Row> out, int num_threads) {
-    move_rows(layout, starts, offsets, num_threads,
+                  std::span<const std::int64_t> offsets, std::span<Row> out, Threads threads) {
+    move_rows(layout, starts, offsets, threads,
               [&](std::int64_t from, std::int64_t slot, std::int64_t n) noexcept {
                   std::transform(grouped.data() + from, grouped.data() + from + n,
                                  out.data() + slot, row_of);
@@ -321,7 +321,7 @@ class SplitMix64 {
 template <class Length, class Row>
 void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids& ids,
                std::span<Row> scratch, std::span<Row> out, std::span<std::int64_t> offsets,
-               int num_threads) {
+               Threads threads) {
     const std::size_t num_sizes = layout.counts.tokens.size();
     const std::size_t num_rows = lengths.size();
     const bool by_id = !std::holds_alternative<std::monostate>(ids);
@@ -333,7 +333,7 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
         throw std::overflow_error("out is too narrow for the numbers of the rows");
     }
     const Bins bins(layout.counts, num_rows);
-    Histogram begins(num_rows, bins.size(), num_threads);
+    Histogram begins(num_rows, bins.size(), threads);
     bins.visit([&](auto bin_of) { begins.add_all(lengths, bin_of); });
 
     const std::vector<std::int64_t> starts = starts_of_sizes(layout.counts);
@@ -350,15 +350,15 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
         group_by_size(lengths, bins, begins, starts, scratch,
                       [](std::size_t row) { return static_cast<Row>(row); });
         fill_batches(layout, starts, std::span<const Row>(scratch), std::identity{}, offsets, out,
-                     num_threads);
+                     threads);
         return;
     }
-    const IdOrder order(ids, num_rows, num_threads);
+    const IdOrder order(ids, num_rows, threads);
     std::vector<KeyedRow> keyed(num_rows);
     group_by_size(lengths, bins, begins, starts, std::span(keyed),
                   [&](std::size_t row) { return order.keyed(row); });
     std::atomic<std::size_t> next_size = 0;
-    parallel_for(num_parts(num_rows, num_threads), [&](int) noexcept {
+    parallel_for(num_parts(num_rows, threads), [&](int) noexcept {
         for (std::size_t size = next_size++; size < num_sizes; size = next_size++) {
             const auto begin = static_cast<std::size_t>(starts[size]);
             const auto end = static_cast<std::size_t>(starts[size + 1]);
@@ -368,12 +368,12 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
     fill_batches(
         layout, starts, std::span<const KeyedRow>(keyed),
         [](const KeyedRow& keyed_row) { return static_cast<Row>(keyed_row.row); }, offsets, out,
-        num_threads);
+        threads);
 }
 
 template <class Row>
 void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t seed,
-                  std::span<Row> scratch, std::span<Row> out, int num_threads) {
+                  std::span<Row> scratch, std::span<Row> out, Threads threads) {
     const auto num_rows = static_cast<std::size_t>(layout.counts.num_sequences());
     if (rows.size() != num_rows || scratch.size() != num_rows || out.size() != num_rows) {
         throw std::invalid_argument("a buffer has the wrong size");
@@ -381,13 +381,13 @@ void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t
     const std::vector<std::int64_t> starts = starts_of_sizes(layout.counts);
     std::vector<std::int64_t> offsets(static_cast<std::size_t>(layout.num_batches) + 1);
     batch_offsets(layout, offsets);
-    move_rows(layout, starts, offsets, num_threads,
+    move_rows(layout, starts, offsets, threads,
               [&](std::int64_t to, std::int64_t slot, std::int64_t n) noexcept {
                   std::copy_n(rows.data() + slot, n, scratch.data() + to);
               });
     // Each size has numbers of its own, whichever thread draws them.
     std::atomic<std::size_t> next_size = 0;
-    parallel_for(num_parts(num_rows, num_threads), [&](int) noexcept {
+    parallel_for(num_parts(num_rows, threads), [&](int) noexcept {
         for (std::size_t size = next_size++; size + 1 < starts.size(); size = next_size++) {
             SplitMix64 random(SplitMix64(SplitMix64(seed)() + size)());
             Row* const first = scratch.data() + starts[size];
@@ -397,18 +397,18 @@ void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t
         }
     });
     fill_batches(layout, starts, std::span<const Row>(scratch), std::identity{}, offsets, out,
-                 num_threads);
+                 threads);
 }
 template void shuffle_rows(const Layout&, std::span<const std::int32_t>, std::uint64_t,
-                           std::span<std::int32_t>, std::span<std::int32_t>, int);
+                           std::span<std::int32_t>, std::span<std::int32_t>, Threads);
 template void shuffle_rows(const Layout&, std::span<const std::int64_t>, std::uint64_t,
-                           std::span<std::int64_t>, std::span<std::int64_t>, int);
+                           std::span<std::int64_t>, std::span<std::int64_t>, Threads);
 
 #define INSTANTIATE_NUMBER(Length, Number)                                                         \
     template void assign(const Layout&, std::span<const Length>, const TokenCounts&, Place,        \
-                         std::span<Number>, int);                                                  \
+                         std::span<Number>, Threads);                                              \
     template void list_rows(const Layout&, std::span<const Length>, const Ids&, std::span<Number>, \
-                            std::span<Number>, std::span<std::int64_t>, int);
+                            std::span<Number>, std::span<std::int64_t>, Threads);
 #define INSTANTIATE(Length)                  \
     INSTANTIATE_NUMBER(Length, std::int32_t) \
     INSTANTIATE_NUMBER(Length, std::int64_t)

@@ -17,15 +17,15 @@ namespace {
 // What one look at the lengths tells, besides how many there are of each.
 struct Survey {
     bool has_negative = false;
-    std::uint64_t truncated = 0;  // residues cut off, modulo 2^64
+    std::uint64_t truncated = 0;  // residues that are not kept, modulo 2^64
     std::uint64_t carries = 0;    // multiples of 2^64
 
     // Adds a block: few enough that sums of integers of at most 32 bits stay far below 64 bits.
     template <class Length>
-    void add(std::span<const Length> block, std::uint64_t max_length) {
+    void add(std::span<const Length> block, std::uint64_t max_residues) {
         using Unsigned = std::make_unsigned_t<Length>;
         const auto limit = static_cast<Unsigned>(
-            std::min<std::uint64_t>(max_length, std::numeric_limits<Unsigned>::max()));
+            std::min<std::uint64_t>(max_residues, std::numeric_limits<Unsigned>::max()));
         Length bits = 0;
         std::uint64_t excess = 0;
         for (const Length length : block) {
@@ -56,7 +56,7 @@ struct Survey {
 
 // Looks at the lengths part by part, and hands each block of them to use(part, block) as well.
 template <class Length, class Use>
-Survey survey(std::span<const Length> lengths, std::uint64_t max_length, int num_parts,
+Survey survey(std::span<const Length> lengths, std::uint64_t max_residues, int num_parts,
               const Use& use) {
     constexpr std::size_t block = 4096;
     std::vector<Survey> surveys(static_cast<std::size_t>(num_parts));
@@ -65,7 +65,7 @@ Survey survey(std::span<const Length> lengths, std::uint64_t max_length, int num
         Survey mine;
         for (std::size_t row = begin; row < end; row += block) {
             const auto some = lengths.subspan(row, std::min(block, end - row));
-            mine.add(some, max_length);
+            mine.add(some, max_residues);
             use(part, some);
         }
         surveys[static_cast<std::size_t>(part)] = mine;
@@ -90,9 +90,9 @@ template <class Length>
 // Adds sequences of a length. The longest come first; those above the limit all have the length
 // after it.
 void add_length(TokenCounts& counts, std::uint64_t length, std::int64_t how_many) {
-    const auto limit = static_cast<std::uint64_t>(counts.max_length);
+    const auto limit = static_cast<std::uint64_t>(counts.limits.max_residues());
     const std::int64_t tokens =
-        static_cast<std::int64_t>(std::min(length, limit)) + counts.special_tokens;
+        static_cast<std::int64_t>(std::min(length, limit)) + counts.limits.special_tokens;
     if (length > limit) {
         counts.num_truncated = how_many;
     }
@@ -130,6 +130,17 @@ void add_by_sorting(TokenCounts& counts, std::span<const Length> lengths, std::u
     }
 }
 
+void require_same_tokens(const Limits& a, const Limits& b) {
+    if (!a.same_tokens(b)) {
+        const auto describe = [](const Limits& limits) {
+            return std::to_string(limits.max_residues()) + " residues and " +
+                   std::to_string(limits.special_tokens) + " special tokens";
+        };
+        throw std::invalid_argument("counts were made with different limits: at most " +
+                                    describe(a) + ", and at most " + describe(b));
+    }
+}
+
 std::int64_t sum(std::span<const std::int64_t> values, const char* what) {
     std::int64_t total = 0;
     for (const std::int64_t value : values) {
@@ -141,16 +152,12 @@ std::int64_t sum(std::span<const std::int64_t> values, const char* what) {
 }  // namespace
 
 template <class Length>
-TokenCounts count(std::span<const Length> lengths, std::int64_t max_length,
-                  std::int64_t special_tokens, int num_threads) {
-    if (max_length < 1 || special_tokens < 0 || max_length > most_tokens - special_tokens) {
-        throw std::invalid_argument("max_length and special_tokens are out of range");
-    }
-    const auto limit = static_cast<std::uint64_t>(max_length);
+TokenCounts count(std::span<const Length> lengths, const Limits& limits, Threads threads) {
+    limits.validate();
+    const auto limit = static_cast<std::uint64_t>(limits.max_residues());
     // Where a table of all lengths is small, the first look fills it.
     const bool is_small = limit < 4096;
-    Histogram small(lengths.size(), is_small ? static_cast<std::size_t>(limit + 2) : 0,
-                    num_threads);
+    Histogram small(lengths.size(), is_small ? static_cast<std::size_t>(limit + 2) : 0, threads);
     const Survey found = survey(lengths, limit, small.num_parts(), [&](int part, auto block) {
         if (is_small) {
             small.add(part, block, DenseBins{limit + 1});
@@ -161,12 +168,11 @@ TokenCounts count(std::span<const Length> lengths, std::int64_t max_length,
     }
     constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
     if (found.carries > 0 || found.truncated > most) {
-        throw std::overflow_error("the number of residues cut off does not fit in 64 bits");
+        throw std::overflow_error("the number of truncated residues does not fit in 64 bits");
     }
     TokenCounts counts;
-    counts.max_length = max_length;
-    counts.special_tokens = special_tokens;
-    counts.truncated_tokens = static_cast<std::int64_t>(found.truncated);
+    counts.limits = limits;
+    counts.truncated_residues = static_cast<std::int64_t>(found.truncated);
     if (is_small) {
         small.finish();
         add_table(counts, small);
@@ -175,7 +181,7 @@ TokenCounts count(std::span<const Length> lengths, std::int64_t max_length,
     const std::uint64_t longest =
         lengths.empty() ? 0 : std::min(as_unsigned(std::ranges::max(lengths)), limit + 1);
     if (dense_pays(longest + 1, lengths.size())) {
-        Histogram histogram(lengths.size(), static_cast<std::size_t>(longest + 1), num_threads);
+        Histogram histogram(lengths.size(), static_cast<std::size_t>(longest + 1), threads);
         histogram.add_all(lengths, DenseBins{longest});
         add_table(counts, histogram);
     } else {
@@ -184,14 +190,14 @@ TokenCounts count(std::span<const Length> lengths, std::int64_t max_length,
     return counts;
 }
 
-template TokenCounts count(std::span<const std::int8_t>, std::int64_t, std::int64_t, int);
-template TokenCounts count(std::span<const std::int16_t>, std::int64_t, std::int64_t, int);
-template TokenCounts count(std::span<const std::int32_t>, std::int64_t, std::int64_t, int);
-template TokenCounts count(std::span<const std::int64_t>, std::int64_t, std::int64_t, int);
-template TokenCounts count(std::span<const std::uint8_t>, std::int64_t, std::int64_t, int);
-template TokenCounts count(std::span<const std::uint16_t>, std::int64_t, std::int64_t, int);
-template TokenCounts count(std::span<const std::uint32_t>, std::int64_t, std::int64_t, int);
-template TokenCounts count(std::span<const std::uint64_t>, std::int64_t, std::int64_t, int);
+template TokenCounts count(std::span<const std::int8_t>, const Limits&, Threads);
+template TokenCounts count(std::span<const std::int16_t>, const Limits&, Threads);
+template TokenCounts count(std::span<const std::int32_t>, const Limits&, Threads);
+template TokenCounts count(std::span<const std::int64_t>, const Limits&, Threads);
+template TokenCounts count(std::span<const std::uint8_t>, const Limits&, Threads);
+template TokenCounts count(std::span<const std::uint16_t>, const Limits&, Threads);
+template TokenCounts count(std::span<const std::uint32_t>, const Limits&, Threads);
+template TokenCounts count(std::span<const std::uint64_t>, const Limits&, Threads);
 
 std::int64_t TokenCounts::num_sequences() const {
     return sum(sequences, "the number of sequences");
@@ -212,20 +218,19 @@ void TokenCounts::validate() const {
             throw std::invalid_argument(std::string("not token counts: ") + what);
         }
     };
-    require(max_length >= 1 && special_tokens >= 0 && max_length <= most_tokens - special_tokens,
-            "a parameter is out of range");
+    limits.validate();
+    const std::int64_t longest = limits.tokens(unlimited);
     require(tokens.size() == sequences.size(), "sizes do not match counts");
     require(std::ranges::adjacent_find(tokens, std::less_equal{}) == tokens.end(),
             "sizes are out of order");
-    require(tokens.empty() ||
-                (tokens.front() <= max_length + special_tokens && tokens.back() >= special_tokens),
+    require(tokens.empty() || (tokens.front() <= longest && tokens.back() >= limits.special_tokens),
             "a size is out of range");
     require(std::ranges::all_of(sequences, [](std::int64_t n) { return n >= 1; }),
             "a count is not positive");
-    require(num_truncated >= 0 && truncated_tokens >= num_truncated &&
-                (truncated_tokens == 0 || num_truncated > 0),
+    require(num_truncated >= 0 && truncated_residues >= num_truncated &&
+                (truncated_residues == 0 || num_truncated > 0),
             "truncation does not add up");
-    const bool has_longest = !tokens.empty() && tokens.front() == max_length + special_tokens;
+    const bool has_longest = !tokens.empty() && tokens.front() == longest;
     require(num_truncated <= (has_longest ? sequences.front() : 0),
             "more sequences are truncated than are long");
     num_sequences();
@@ -233,20 +238,12 @@ void TokenCounts::validate() const {
 }
 
 TokenCounts add(const TokenCounts& a, const TokenCounts& b) {
-    if (a.max_length != b.max_length || a.special_tokens != b.special_tokens) {
-        const auto describe = [](const TokenCounts& counts) {
-            return std::to_string(counts.max_length) + " residues and " +
-                   std::to_string(counts.special_tokens) + " special tokens";
-        };
-        throw std::invalid_argument("counts were made with different limits: at most " +
-                                    describe(a) + ", and at most " + describe(b));
-    }
+    require_same_tokens(a.limits, b.limits);
     TokenCounts sum;
-    sum.max_length = a.max_length;
-    sum.special_tokens = a.special_tokens;
+    sum.limits = a.limits;
     sum.num_truncated = checked_add(a.num_truncated, b.num_truncated, "the number of sequences");
-    sum.truncated_tokens =
-        checked_add(a.truncated_tokens, b.truncated_tokens, "the number of residues cut off");
+    sum.truncated_residues =
+        checked_add(a.truncated_residues, b.truncated_residues, "the number of truncated residues");
     std::size_t i = 0;
     std::size_t j = 0;
     while (i < a.tokens.size() || j < b.tokens.size()) {
@@ -262,6 +259,31 @@ TokenCounts add(const TokenCounts& a, const TokenCounts& b) {
     }
     sum.num_sequences();
     return sum;
+}
+
+TokenCounts with_limits(TokenCounts counts, const Limits& limits) {
+    limits.validate();
+    require_same_tokens(counts.limits, limits);
+    counts.limits = limits;
+    return counts;
+}
+
+TokenCounts subset(const TokenCounts& counts, std::span<const std::int64_t> sequences) {
+    if (sequences.size() != counts.tokens.size()) {
+        throw std::invalid_argument("there must be one number of sequences per size");
+    }
+    TokenCounts some;
+    some.limits = counts.limits;
+    for (std::size_t size = 0; size < sequences.size(); ++size) {
+        if (sequences[size] < 0 || sequences[size] > counts.sequences[size]) {
+            throw std::invalid_argument("there are not so many sequences of a size");
+        }
+        if (sequences[size] > 0) {
+            some.tokens.push_back(counts.tokens[size]);
+            some.sequences.push_back(sequences[size]);
+        }
+    }
+    return some;
 }
 
 }  // namespace packing

@@ -4,20 +4,18 @@
 #include <span>
 #include <vector>
 
+#include "packing/limits.hpp"
+#include "packing/parallel.hpp"
+
 namespace packing {
 
-// No budget, and so no sequence, may have more tokens.
-inline constexpr std::int64_t most_tokens = std::int64_t{1} << 62;
-
-// How many sequences have each number of tokens. A sequence of n residues has
-// min(n, max_length) + special_tokens tokens.
+// How many sequences have each number of tokens.
 struct TokenCounts {
-    std::int64_t max_length = 1;
-    std::int64_t special_tokens = 0;
+    Limits limits;
     std::vector<std::int64_t> tokens;     // the distinct numbers of tokens, largest first
     std::vector<std::int64_t> sequences;  // how many sequences have each, at least one
-    std::int64_t num_truncated = 0;       // sequences longer than max_length
-    std::int64_t truncated_tokens = 0;    // residues cut off
+    std::int64_t num_truncated = 0;       // sequences with more residues than are kept
+    std::int64_t truncated_residues = 0;  // residues that are not kept
 
     std::int64_t num_sequences() const;
     std::int64_t total_tokens() const;
@@ -28,13 +26,19 @@ struct TokenCounts {
     bool operator==(const TokenCounts&) const = default;
 };
 
-// Counts lengths (residues) on at most num_threads threads. Throws std::invalid_argument that
-// names the first negative length, std::overflow_error where a sum needs more than 64 bits.
+// Counts lengths (residues). Throws std::invalid_argument that names the first negative length,
+// std::overflow_error if a sum needs more than 64 bits.
 template <class Length>
-TokenCounts count(std::span<const Length> lengths, std::int64_t max_length,
-                  std::int64_t special_tokens, int num_threads);
+TokenCounts count(std::span<const Length> lengths, const Limits& limits, Threads threads);
 
-// Counts of two disjoint sets of sequences together.
+// Counts of two disjoint sets of sequences together. Throws std::invalid_argument unless sequences
+// have the same tokens under the limits of both; the result has those of the first.
 TokenCounts add(const TokenCounts& a, const TokenCounts& b);
+
+// The same counts under other limits, under which sequences have the same tokens.
+TokenCounts with_limits(TokenCounts counts, const Limits& limits);
+
+// Counts of so many of the sequences of each size, none of which is truncated.
+TokenCounts subset(const TokenCounts& counts, std::span<const std::int64_t> sequences);
 
 }  // namespace packing

@@ -39,12 +39,12 @@ struct DenseBins {
 // One bin for each size that was counted, and one for all other lengths.
 struct SparseBins {
     std::span<const std::int64_t> tokens;  // largest first
-    std::uint64_t max_length;
+    std::uint64_t max_residues;
     std::int64_t special_tokens;
 
     template <class Length>
     std::size_t operator()(Length length) const {
-        const std::uint64_t kept = std::min(as_unsigned(length), max_length);
+        const std::uint64_t kept = std::min(as_unsigned(length), max_residues);
         const std::int64_t size = static_cast<std::int64_t>(kept) + special_tokens;
         const auto found = std::ranges::lower_bound(tokens, size, std::greater{});
         return found != tokens.end() && *found == size
@@ -66,8 +66,8 @@ class Bins {
             return;
         }
         // A length above the largest one counted falls in the bin after it.
-        const std::int64_t largest = counts.tokens.front() - counts.special_tokens;
-        last_ = static_cast<std::uint64_t>(std::min(largest + 1, counts.max_length));
+        const std::int64_t largest = counts.tokens.front() - counts.limits.special_tokens;
+        last_ = static_cast<std::uint64_t>(std::min(largest + 1, counts.limits.max_residues()));
         dense_ = dense_pays(last_ + 1, num_lengths);
     }
 
@@ -77,8 +77,8 @@ class Bins {
 
     // The bin of counts.tokens[size].
     std::size_t of_size(std::size_t size) const {
-        return dense_ ? static_cast<std::size_t>(counts_.tokens[size] - counts_.special_tokens)
-                      : size;
+        const std::int64_t residues = counts_.tokens[size] - counts_.limits.special_tokens;
+        return dense_ ? static_cast<std::size_t>(residues) : size;
     }
 
     // Calls loop(bin_of) with the function from a length to its bin.
@@ -87,8 +87,9 @@ class Bins {
         if (dense_) {
             loop(DenseBins{last_});
         } else {
-            loop(SparseBins{counts_.tokens, static_cast<std::uint64_t>(counts_.max_length),
-                            counts_.special_tokens});
+            loop(SparseBins{counts_.tokens,
+                            static_cast<std::uint64_t>(counts_.limits.max_residues()),
+                            counts_.limits.special_tokens});
         }
     }
 
@@ -101,12 +102,12 @@ class Bins {
 // How many lengths fall in each bin, for each of several parts of the lengths.
 class Histogram {
   public:
-    Histogram(std::size_t num_lengths, std::size_t num_bins, int num_threads)
+    Histogram(std::size_t num_lengths, std::size_t num_bins, Threads threads)
         : num_lengths_(num_lengths),
           num_bins_(num_bins),
           // A large table is worth a thread only for as many lengths.
-          num_parts_(
-              packing::num_parts(num_lengths, num_threads, least_part * (num_bins / 65536 + 1))),
+          num_parts_(packing::num_parts(
+              num_lengths, {threads.most, threads.least_part * (num_bins / 65536 + 1)})),
           // Neighbouring lengths are counted in different tables, so that a count need not wait
           // for the one before it. Large tables rarely see the same bin twice in a row.
           num_tables_(num_bins <= 4096 ? 4 : 1),

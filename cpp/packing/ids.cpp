@@ -54,7 +54,7 @@ struct Alphabet {
 
 }  // namespace
 
-IdOrder::IdOrder(const Ids& ids, std::size_t num_rows, int num_threads) {
+IdOrder::IdOrder(const Ids& ids, std::size_t num_rows, Threads threads) {
     if (const auto* numbers = std::get_if<std::span<const std::int64_t>>(&ids)) {
         numbers_ = *numbers;
     }
@@ -67,7 +67,7 @@ IdOrder::IdOrder(const Ids& ids, std::size_t num_rows, int num_threads) {
     if (texts_.empty()) {
         return;
     }
-    const int parts = num_parts(texts_.size(), num_threads);
+    const int parts = num_parts(texts_.size(), threads);
     std::vector<Alphabet> alphabets(static_cast<std::size_t>(parts));
     parallel_for(parts, [&](int part) noexcept {
         const auto [begin, end] = part_of(texts_.size(), parts, part);

@@ -7,6 +7,8 @@
 #include <variant>
 #include <vector>
 
+#include "packing/parallel.hpp"
+
 namespace packing {
 
 // A string as its code points, each of `width` bytes (1, 2 or 4).
@@ -39,7 +41,7 @@ struct KeyedRow {
 // Orders rows by ID, equal IDs by row, as Python orders int and str.
 class IdOrder {
   public:
-    IdOrder(const Ids& ids, std::size_t num_rows, int num_threads);
+    IdOrder(const Ids& ids, std::size_t num_rows, Threads threads);
 
     // Rows whose keys differ are in the order of their keys.
     KeyedRow keyed(std::size_t row) const;

@@ -20,9 +20,9 @@ struct Piece {
 };
 
 // The most sequences of a size in a batch.
-std::int64_t most_of(std::int64_t tokens, std::int64_t sequences, std::int64_t budget,
-                     std::int64_t max_sequences) {
-    return std::min({sequences, budget / tokens, max_sequences});
+std::int64_t most_of(std::int64_t tokens, std::int64_t sequences, const Limits& limits) {
+    return std::min(
+        {sequences, limits.max_tokens_per_batch / tokens, limits.max_sequences_per_batch});
 }
 
 // The pieces of a size: one that is repeated where no batch has room for all its sequences, else
@@ -40,7 +40,9 @@ void add_pieces(std::vector<Piece>& pieces, std::size_t size, std::int64_t seque
 }
 
 // The most sequences a batch may have that matter: 0 where no batch is ever limited by them.
-std::int64_t limit_of(const TokenCounts& counts, std::int64_t budget, std::int64_t max_sequences) {
+std::int64_t limit_of(const TokenCounts& counts) {
+    const std::int64_t budget = counts.limits.max_tokens_per_batch;
+    const std::int64_t max_sequences = counts.limits.max_sequences_per_batch;
     std::int64_t smallest = budget;
     for (const std::int64_t tokens : counts.tokens) {
         smallest = tokens > 0 ? std::min(smallest, tokens) : smallest;
@@ -50,16 +52,14 @@ std::int64_t limit_of(const TokenCounts& counts, std::int64_t budget, std::int64
     return most <= max_sequences ? 0 : max_sequences;
 }
 
-std::vector<Piece> pieces_of(const TokenCounts& counts, std::int64_t budget,
-                             std::int64_t max_sequences, std::size_t first_size) {
+std::vector<Piece> pieces_of(const TokenCounts& counts, std::size_t first_size) {
     std::vector<Piece> pieces;
     const std::size_t num_sizes = counts.tokens.size();
     for (std::size_t i = 0; i < num_sizes; ++i) {
         const std::size_t size = (first_size % num_sizes + i) % num_sizes;
         const std::int64_t tokens = counts.tokens[size];
         if (tokens > 0) {
-            const std::int64_t most =
-                most_of(tokens, counts.sequences[size], budget, max_sequences);
+            const std::int64_t most = most_of(tokens, counts.sequences[size], counts.limits);
             add_pieces(pieces, size, counts.sequences[size], most);
         }
     }
@@ -127,33 +127,29 @@ class Table {
 
 }  // namespace
 
-std::int64_t knapsack_steps(const TokenCounts& counts, std::int64_t max_tokens_per_batch,
-                            std::int64_t max_sequences_per_batch) {
-    const auto pieces = pieces_of(counts, max_tokens_per_batch, max_sequences_per_batch, 0);
-    const std::int64_t limit = limit_of(counts, max_tokens_per_batch, max_sequences_per_batch);
+std::int64_t knapsack_steps(const TokenCounts& counts) {
+    counts.limits.validate();
+    const auto pieces = pieces_of(counts, 0);
     constexpr const char* what = "the number of steps";
-    const std::int64_t states = checked_multiply(checked_add(max_tokens_per_batch, 1, what),
-                                                 checked_add(limit, 1, what), what);
+    const std::int64_t states =
+        checked_multiply(checked_add(counts.limits.max_tokens_per_batch, 1, what),
+                         checked_add(limit_of(counts), 1, what), what);
     return checked_multiply(states, static_cast<std::int64_t>(pieces.size()), what);
 }
 
 Priced most_valuable(const TokenCounts& counts, std::span<const std::int64_t> values,
-                     std::int64_t max_tokens_per_batch, std::int64_t max_sequences_per_batch,
-                     std::int64_t least, std::size_t first_size, std::size_t most) {
-    if (values.size() != counts.tokens.size() || max_tokens_per_batch < 0 ||
-        max_sequences_per_batch < 1) {
-        throw std::invalid_argument("there must be one value a size, and room for a sequence");
+                     std::size_t first_size, std::size_t most) {
+    if (values.size() != counts.tokens.size()) {
+        throw std::invalid_argument("there must be one value per size");
     }
-    // Throws where the table has more cells than can be counted.
-    knapsack_steps(counts, max_tokens_per_batch, max_sequences_per_batch);
-    const std::int64_t limit = limit_of(counts, max_tokens_per_batch, max_sequences_per_batch);
-    std::vector<Piece> pieces =
-        pieces_of(counts, max_tokens_per_batch, max_sequences_per_batch, first_size);
+    // Throws if the table has more cells than can be counted.
+    knapsack_steps(counts);
+    std::vector<Piece> pieces = pieces_of(counts, first_size);
     std::erase_if(pieces, [&](const Piece& piece) { return values[piece.size] <= 0; });
     if (pieces.empty()) {
         return {0, {}};
     }
-    Table table(max_tokens_per_batch, limit);
+    Table table(counts.limits.max_tokens_per_batch, limit_of(counts));
     const std::size_t num_states = table.num_states();
     std::vector<std::uint8_t> is_taken(pieces.size() * num_states);
     const auto tokens_of = [&](const Piece& piece) {
@@ -167,7 +163,7 @@ Priced most_valuable(const TokenCounts& counts, std::span<const std::int64_t> va
             static_cast<double>(values[pieces[i].size]) * static_cast<double>(pieces[i].sequences);
         table.consider(pieces[i], tokens_of(pieces[i]), value,
                        std::span(is_taken).subspan(i * num_states, num_states));
-        if (table.best() > before && table.best() > static_cast<double>(least)) {
+        if (table.best() > before) {
             better.push_back(i);
         }
         if (table.best() >= exact) {

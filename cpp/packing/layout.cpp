@@ -100,18 +100,10 @@ class Groups {
     std::vector<Open> open_;  // a heap, the first batch on top
 };
 
-// A layout without batches. Throws std::invalid_argument where there could be none with.
-Layout empty_layout(TokenCounts counts, std::int64_t max_tokens_per_batch,
-                    std::int64_t max_sequences_per_batch) {
+// A layout without batches.
+Layout empty_layout(TokenCounts counts) {
     counts.validate();
-    if (max_tokens_per_batch < 0 || max_tokens_per_batch > most_tokens ||
-        counts.max_length > max_tokens_per_batch - counts.special_tokens ||
-        max_sequences_per_batch < 1) {
-        throw std::invalid_argument("a batch has no room for the longest sequence");
-    }
     Layout layout;
-    layout.max_tokens_per_batch = max_tokens_per_batch;
-    layout.max_sequences_per_batch = max_sequences_per_batch;
     layout.counts = std::move(counts);
     layout.first_run.push_back(0);
     return layout;
@@ -121,8 +113,8 @@ Layout empty_layout(TokenCounts counts, std::int64_t max_tokens_per_batch,
 // the groups are those there are already.
 void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& groups) {
     const std::vector<std::int64_t>& sizes = layout.counts.tokens;
-    const std::int64_t max_tokens = layout.max_tokens_per_batch;
-    const std::int64_t max_sequences = layout.max_sequences_per_batch;
+    const std::int64_t max_tokens = layout.limits().max_tokens_per_batch;
+    const std::int64_t max_sequences = layout.limits().max_sequences_per_batch;
     for (std::size_t size = 0; size < sizes.size(); ++size) {
         const std::int64_t tokens = sizes[size];
         const std::int64_t count = sequences[size];
@@ -200,18 +192,17 @@ bool comes_before(const Filled& a, const Filled& b) {
 
 }  // namespace
 
-Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batch,
-                            std::int64_t max_sequences_per_batch) {
-    Layout layout = empty_layout(std::move(counts), max_tokens_per_batch, max_sequences_per_batch);
-    Groups groups(layout.counts.tokens, max_sequences_per_batch);
+Layout first_fit_decreasing(TokenCounts counts) {
+    Layout layout = empty_layout(std::move(counts));
+    Groups groups(layout.counts.tokens, layout.limits().max_sequences_per_batch);
     first_fit(layout, layout.counts.sequences, groups);
     return layout;
 }
 
-Layout layout_of(TokenCounts counts, std::int64_t max_tokens_per_batch,
-                 std::int64_t max_sequences_per_batch, std::span<const Pattern> patterns,
-                 std::span<const std::int64_t> num_batches, std::int64_t proven_bound) {
-    Layout layout = empty_layout(std::move(counts), max_tokens_per_batch, max_sequences_per_batch);
+Layout layout_of(TokenCounts counts, std::span<const Pattern> patterns,
+                 std::span<const std::int64_t> num_batches) {
+    Layout layout = empty_layout(std::move(counts));
+    const Limits limits = layout.limits();
     const std::vector<std::int64_t>& sizes = layout.counts.tokens;
     const auto require = [](bool holds, const char* what) {
         if (!holds) {
@@ -222,17 +213,17 @@ Layout layout_of(TokenCounts counts, std::int64_t max_tokens_per_batch,
     std::vector<std::int64_t> left = layout.counts.sequences;
     std::vector<std::vector<Run>> runs(sizes.size());
     Layout rest = layout;
-    Groups groups(sizes, max_sequences_per_batch);
+    Groups groups(sizes, limits.max_sequences_per_batch);
     for (std::size_t i = 0; i < patterns.size(); ++i) {
         require(!patterns[i].empty() && num_batches[i] >= 1, "one is empty");
-        Group group{rest.num_batches, num_batches[i], max_tokens_per_batch, 0};
+        Group group{rest.num_batches, num_batches[i], limits.max_tokens_per_batch, 0};
         std::size_t least_size = 0;
         for (const auto& [size, sequences] : patterns[i]) {
             require(size >= least_size && size < sizes.size() && sequences >= 1,
                     "sizes are out of order");
             least_size = size + 1;
             require(sequences <= left[size] / num_batches[i], "there are not so many sequences");
-            require(sequences <= max_sequences_per_batch - group.num_sequences,
+            require(sequences <= limits.max_sequences_per_batch - group.num_sequences,
                     "a batch has too many sequences");
             require(sizes[size] == 0 || sequences <= group.free_tokens / sizes[size],
                     "a batch has too many tokens");
@@ -277,7 +268,6 @@ Layout layout_of(TokenCounts counts, std::int64_t max_tokens_per_batch,
         layout.runs.insert(layout.runs.end(), of_size.begin(), of_size.end());
         layout.first_run.push_back(layout.runs.size());
     }
-    layout.proven_bound = proven_bound;
     layout.validate();
     return layout;
 }
@@ -297,10 +287,18 @@ std::pair<std::vector<Pattern>, std::vector<std::int64_t>> patterns_of(const Lay
     return found;
 }
 
+Layout with_bound(Layout layout, std::int64_t proven_bound) {
+    if (proven_bound < 0 || proven_bound > layout.num_batches) {
+        throw std::invalid_argument("a layout has fewer batches than its bound");
+    }
+    layout.proven_bound = proven_bound;
+    return layout;
+}
+
 std::int64_t lower_bound(const Layout& layout) {
     const std::vector<std::int64_t>& sizes = layout.counts.tokens;
     const std::vector<std::int64_t>& sequences = layout.counts.sequences;
-    const std::int64_t budget = layout.max_tokens_per_batch;
+    const std::int64_t budget = layout.limits().max_tokens_per_batch;
     const std::int64_t total = layout.counts.num_sequences();
 
     // No two sequences of more than half the budget share a batch. Those of at most
@@ -325,7 +323,7 @@ std::int64_t lower_bound(const Layout& layout) {
         }
     }
     return std::max(
-        {bound, ceil_divide(total, layout.max_sequences_per_batch), layout.proven_bound});
+        {bound, ceil_divide(total, layout.limits().max_sequences_per_batch), layout.proven_bound});
 }
 
 namespace {
@@ -385,10 +383,6 @@ void Layout::validate() const {
     };
     counts.validate();
     const std::size_t num_sizes = counts.tokens.size();
-    require(max_tokens_per_batch >= 0 && max_tokens_per_batch <= most_tokens &&
-                counts.max_length <= max_tokens_per_batch - counts.special_tokens,
-            "a sequence may exceed the budget");
-    require(max_sequences_per_batch >= 1, "no room for a sequence");
     require(first_run.size() == num_sizes + 1 && first_run.front() == 0 &&
                 first_run.back() == runs.size() && std::ranges::is_sorted(first_run),
             "runs do not match sizes");
@@ -420,8 +414,8 @@ void Layout::validate() const {
             tokens += counts.tokens[part.size] * part.run->per_batch;
         }
         require(sequences >= 1, "a batch is empty");
-        require(sequences <= max_sequences_per_batch, "a batch has too many sequences");
-        require(tokens <= max_tokens_per_batch, "a batch has too many tokens");
+        require(sequences <= limits().max_sequences_per_batch, "a batch has too many sequences");
+        require(tokens <= limits().max_tokens_per_batch, "a batch has too many tokens");
     });
 }
 

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -11,8 +10,6 @@
 #include "packing/counts.hpp"
 
 namespace packing {
-
-inline constexpr std::int64_t unlimited = std::numeric_limits<std::int64_t>::max();
 
 // Neighbouring batches that take equally many sequences of one size.
 struct Run {
@@ -38,17 +35,17 @@ using Pattern = std::vector<PatternPart>;
 // Which batches the sequences of each size go to: a plan without rows. It says nothing of how it
 // was made.
 struct Layout {
-    std::int64_t max_tokens_per_batch = 0;
-    std::int64_t max_sequences_per_batch = unlimited;
+    TokenCounts counts;
     std::int64_t num_batches = 0;
     // No packing needs fewer batches than this, as whoever made the layout has proven; 0 if nobody
     // has.
     std::int64_t proven_bound = 0;
-    TokenCounts counts;
     // The runs of counts.tokens[i] are runs[first_run[i]] up to runs[first_run[i + 1]], in order
     // of batches; they hold the sequences of that size in the order of the tie-break.
     std::vector<std::size_t> first_run;
     std::vector<Run> runs;
+
+    const Limits& limits() const { return counts.limits; }
 
     std::span<const Run> runs_of(std::size_t size) const {
         return std::span(runs).subspan(first_run[size], first_run[size + 1] - first_run[size]);
@@ -64,19 +61,21 @@ struct Layout {
 // First-Fit Decreasing (Johnson, Near-Optimal Bin Packing Algorithms, 1973): each sequence, longest
 // first, goes to the first batch that has room. Throws std::overflow_error where the tokens of all
 // sequences need more than 64 bits. Cost O(runs * log(runs)), whatever the number of sequences.
-Layout first_fit_decreasing(TokenCounts counts, std::int64_t max_tokens_per_batch,
-                            std::int64_t max_sequences_per_batch);
+Layout first_fit_decreasing(TokenCounts counts);
 
 // The layout of batches filled by patterns, so many by each; sequences that are left over go,
 // longest first, to the first batch that has room, or to new ones. Batches come in order of falling
 // longest sequence. Throws std::invalid_argument where a batch exceeds a limit, or there are not so
 // many sequences.
-Layout layout_of(TokenCounts counts, std::int64_t max_tokens_per_batch,
-                 std::int64_t max_sequences_per_batch, std::span<const Pattern> patterns,
-                 std::span<const std::int64_t> num_batches, std::int64_t proven_bound);
+Layout layout_of(TokenCounts counts, std::span<const Pattern> patterns,
+                 std::span<const std::int64_t> num_batches);
 
 // The patterns of a layout, each once, and how many batches each fills.
 std::pair<std::vector<Pattern>, std::vector<std::int64_t>> patterns_of(const Layout& layout);
+
+// The layout with a bound that its maker has proven. Throws std::invalid_argument if it has fewer
+// batches.
+Layout with_bound(Layout layout, std::int64_t proven_bound);
 
 // No packing needs fewer batches: that proven, the bound L2 of Martello and Toth (Lower Bounds and
 // Reduction Procedures for the Bin Packing Problem, 1990), and that of the limit on sequences.

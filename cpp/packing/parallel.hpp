@@ -9,16 +9,19 @@
 
 namespace packing {
 
-// Fewer items are not worth a thread. Tests set it to 1, so that small cases use all threads.
-#ifndef PACKING_LEAST_PART
-#define PACKING_LEAST_PART 65536
-#endif
-inline constexpr std::size_t least_part = PACKING_LEAST_PART;
+// The most threads to use, each for at least so many items: fewer are not worth a thread.
+struct Threads {
+    Threads(int most_threads, std::size_t least_items = 65536)
+        : most(most_threads), least_part(least_items) {}
 
-// How many parts to cut `num_items` into: one a thread, none smaller than `least` items.
-inline int num_parts(std::size_t num_items, int num_threads, std::size_t least = least_part) {
-    const std::size_t most = std::max<std::size_t>(1, num_items / least);
-    return static_cast<int>(std::min(most, static_cast<std::size_t>(std::max(1, num_threads))));
+    int most;
+    std::size_t least_part;
+};
+
+// The number of parts to split `num_items` into: one per thread, none smaller than `least_part`.
+inline int num_parts(std::size_t num_items, Threads threads) {
+    const std::size_t most = std::max<std::size_t>(1, num_items / threads.least_part);
+    return static_cast<int>(std::min(most, static_cast<std::size_t>(std::max(1, threads.most))));
 }
 
 // Items [first, second) of `num_items` that belong to a part.

@@ -138,11 +138,8 @@ void fail_each(const std::string& stage, Rows& room, const Run& run) {
 Case make_case(int num_threads) {
     std::mt19937_64 random(5);
     Case at;
-    at.budget = 60;
-    at.max_length = 40;
-    at.special_tokens = 2;
-    at.max_sequences = 7;
-    at.num_threads = num_threads;
+    at.limits = {60, 40, 2, 7};
+    at.threads = {num_threads, 1};
     for (int i = 0; i < 90; ++i) {
         at.lengths.push_back(static_cast<std::int64_t>(random() % 45));
     }
@@ -151,28 +148,27 @@ Case make_case(int num_threads) {
 
 void check_stages(int num_threads) {
     const Case at = make_case(num_threads);
+    const Threads threads = at.threads;
     const std::span<const std::int64_t> lengths(at.lengths);
     const std::string on = ", " + std::to_string(num_threads) + " threads";
     Rows none;
-    fail_each("count, small table" + on, none,
-              [&] { return count(lengths, at.max_length, 2, num_threads); });
+    fail_each("count, small table" + on, none, [&] { return count(lengths, at.limits, threads); });
     fail_each("count, large table" + on, none,
-              [&] { return count(lengths, 1'000'000, 2, num_threads); });
+              [&] { return count(lengths, Limits{1'000'000}, threads); });
     Case sparse = at;
     sparse.lengths.back() = std::int64_t{1} << 40;
     fail_each("count, sorted" + on, none, [&] {
-        return count(std::span<const std::int64_t>(sparse.lengths), most_tokens - 2, 2,
-                     num_threads);
+        return count(std::span<const std::int64_t>(sparse.lengths), Limits{}, threads);
     });
 
-    const TokenCounts counts = count(lengths, at.max_length, 2, num_threads);
-    const TokenCounts half = count(lengths.first(45), at.max_length, 2, num_threads);
+    const TokenCounts counts = count(lengths, at.limits, threads);
+    const TokenCounts half = count(lengths.first(45), at.limits, threads);
     const Layout layout = lay_out(at);
     const std::size_t num_rows = lengths.size();
     if (num_threads == 1) {
         fail_each("add", none, [&] { return add(counts, half); });
-        fail_each("first_fit_decreasing", none,
-                  [&] { return first_fit_decreasing(counts, at.budget, at.max_sequences); });
+        fail_each("subset", none, [&] { return subset(counts, counts.sequences); });
+        fail_each("first_fit_decreasing", none, [&] { return first_fit_decreasing(counts); });
         fail_each("validate", none, [&] {
             layout.validate();
             return true;
@@ -181,22 +177,19 @@ void check_stages(int num_threads) {
         const auto [patterns, numbers] = patterns_of(layout);
         const std::vector<Pattern> some(patterns.begin(), patterns.begin() + 4);
         const Rows once(some.size(), 1);
-        fail_each("layout_of", none,
-                  [&] { return layout_of(counts, at.budget, at.max_sequences, some, once, 0); });
+        fail_each("layout_of", none, [&] { return layout_of(counts, some, once); });
         const Rows values(counts.tokens.rbegin(), counts.tokens.rend());
-        fail_each("most_valuable", none, [&] {
-            return most_valuable(counts, values, at.budget, at.max_sequences, 0, 0, 3).patterns;
-        });
-        fail_each("most_valuable, no cap", none, [&] {
-            return most_valuable(counts, values, at.budget, unlimited, 0, 0, 3).patterns;
-        });
+        fail_each("most_valuable", none,
+                  [&] { return most_valuable(counts, values, 0, 3).patterns; });
+        const TokenCounts open = with_limits(counts, {60, 40, 2});
+        fail_each("most_valuable, any number", none,
+                  [&] { return most_valuable(open, values, 0, 3).patterns; });
     }
 
     Rows out(num_rows, -1);
     for (const Place place : {Place::batch, Place::slot}) {
         fail_each((place == Place::batch ? "assign, batches" : "assign, slots") + on, out, [&] {
-            assign(layout, lengths.subspan(45), half, place, std::span(out).subspan(45),
-                   num_threads);
+            assign(layout, lengths.subspan(45), half, place, std::span(out).subspan(45), threads);
             return true;
         });
     }
@@ -218,14 +211,14 @@ void check_stages(int num_threads) {
         const Ids& ids = order.second;
         fail_each(order.first + on, rows, [&] {
             list_rows(layout, lengths, ids, std::span(scratch), std::span(rows), std::span(offsets),
-                      num_threads);
+                      threads);
             return offsets.back();
         });
     }
     Rows shuffled(num_rows, -1);
     fail_each("shuffle_rows" + on, shuffled, [&] {
         shuffle_rows(layout, std::span<const std::int64_t>(rows), 1, std::span(scratch),
-                     std::span(shuffled), num_threads);
+                     std::span(shuffled), threads);
         return true;
     });
 }

@@ -17,11 +17,13 @@ namespace packing {
 void fail(const Case& at, const std::string& what) {
     std::fprintf(
         stderr,
-        "FAILED: %s\nbudget %lld, max_length %lld, special_tokens %lld, max_sequences %lld, "
-        "%d threads, %zu lengths:",
-        what.c_str(), static_cast<long long>(at.budget), static_cast<long long>(at.max_length),
-        static_cast<long long>(at.special_tokens), static_cast<long long>(at.max_sequences),
-        at.num_threads, at.lengths.size());
+        "FAILED: %s\nmax_tokens_per_batch %lld, max_sequence_length %lld, special_tokens %lld, "
+        "max_sequences_per_batch %lld, %d threads, %zu lengths:",
+        what.c_str(), static_cast<long long>(at.limits.max_tokens_per_batch),
+        static_cast<long long>(at.limits.max_sequence_length),
+        static_cast<long long>(at.limits.special_tokens),
+        static_cast<long long>(at.limits.max_sequences_per_batch), at.threads.most,
+        at.lengths.size());
     for (const std::int64_t length : at.lengths) {
         std::fprintf(stderr, " %lld", static_cast<long long>(length));
     }
@@ -39,13 +41,13 @@ std::vector<Rows> pack_naively(const Case& at, const Rows& order) {
         const std::int64_t tokens = at.tokens(at.lengths[static_cast<std::size_t>(row)]);
         std::size_t batch = 0;
         while (batch < batches.size() &&
-               (free[batch] < tokens ||
-                static_cast<std::int64_t>(batches[batch].size()) >= at.max_sequences)) {
+               (free[batch] < tokens || static_cast<std::int64_t>(batches[batch].size()) >=
+                                            at.limits.max_sequences_per_batch)) {
             ++batch;
         }
         if (batch == batches.size()) {
             batches.emplace_back();
-            free.push_back(at.budget);
+            free.push_back(at.limits.max_tokens_per_batch);
         }
         batches[batch].push_back(row);
         free[batch] -= tokens;
@@ -86,9 +88,8 @@ std::vector<Length> narrowed(const Case& at) {
 }  // namespace
 
 Layout lay_out(const Case& at) {
-    return first_fit_decreasing(count(std::span<const std::int64_t>(at.lengths), at.max_length,
-                                      at.special_tokens, at.num_threads),
-                                at.budget, at.max_sequences);
+    return first_fit_decreasing(
+        count(std::span<const std::int64_t>(at.lengths), at.limits, at.threads));
 }
 
 std::vector<Rows> list(const Case& at, const Layout& layout, const Ids& ids) {
@@ -96,7 +97,7 @@ std::vector<Rows> list(const Case& at, const Layout& layout, const Ids& ids) {
     std::vector<std::int32_t> scratch(at.lengths.size());
     Rows offsets(static_cast<std::size_t>(layout.num_batches) + 1);
     list_rows(layout, std::span<const std::int64_t>(at.lengths), ids, std::span(scratch),
-              std::span(rows), std::span(offsets), at.num_threads);
+              std::span(rows), std::span(offsets), at.threads);
     std::vector<Rows> batches;
     for (std::size_t batch = 0; batch + 1 < offsets.size(); ++batch) {
         batches.emplace_back(rows.begin() + offsets[batch], rows.begin() + offsets[batch + 1]);
@@ -118,10 +119,8 @@ void check_places(const Case& at, const Layout& layout, const std::vector<Rows>&
     // In two pieces, counted apart.
     const std::span<const std::int64_t> lengths(at.lengths);
     const std::size_t cut = random() % (lengths.size() + 1);
-    const TokenCounts first =
-        count(lengths.first(cut), at.max_length, at.special_tokens, at.num_threads);
-    const TokenCounts rest =
-        count(lengths.subspan(cut), at.max_length, at.special_tokens, at.num_threads);
+    const TokenCounts first = count(lengths.first(cut), at.limits, at.threads);
+    const TokenCounts rest = count(lengths.subspan(cut), at.limits, at.threads);
     if (add(first, rest) != layout.counts) {
         fail(at, "counts of pieces differ from counts of the whole");
     }
@@ -131,8 +130,8 @@ void check_places(const Case& at, const Layout& layout, const std::vector<Rows>&
     for (const Place place : {Place::batch, Place::slot}) {
         std::vector<std::int32_t> out(lengths.size());
         const std::span all(out);
-        assign(layout, lengths.first(cut), none, place, all.first(cut), at.num_threads);
-        assign(layout, lengths.subspan(cut), first, place, all.subspan(cut), at.num_threads);
+        assign(layout, lengths.first(cut), none, place, all.first(cut), at.threads);
+        assign(layout, lengths.subspan(cut), first, place, all.subspan(cut), at.threads);
         if (!std::ranges::equal(out, place == Place::batch ? batch_of : slot_of)) {
             fail(at, place == Place::batch ? "batches of rows differ" : "slots of rows differ");
         }
@@ -141,7 +140,7 @@ void check_places(const Case& at, const Layout& layout, const std::vector<Rows>&
         Rows out(lengths.size());
         const std::vector<std::int8_t> narrow = narrowed<std::int8_t>(at);
         assign(layout, std::span<const std::int8_t>(narrow), none, Place::batch, std::span(out),
-               at.num_threads);
+               at.threads);
         if (out != batch_of) {
             fail(at, "batches of narrow lengths differ");
         }
@@ -163,7 +162,7 @@ void check_shuffled(const Case& at, const Layout& layout, std::mt19937_64& rando
     Rows shuffled(rows.size());
     Rows alone(rows.size());
     const std::span<const std::int64_t> from(rows);
-    shuffle_rows(layout, from, seed, std::span(scratch), std::span(shuffled), at.num_threads);
+    shuffle_rows(layout, from, seed, std::span(scratch), std::span(shuffled), at.threads);
     shuffle_rows(layout, from, seed, std::span(scratch), std::span(alone), 1);
     if (shuffled != alone) {
         fail(at, "threads change how rows are shuffled");
@@ -238,9 +237,9 @@ void check_ids(const Case& at, const Layout& layout, std::mt19937_64& random) {
 
 // The most that a batch is worth, sequences taken one at a time.
 std::int64_t most_worth(const Case& at, const TokenCounts& counts, const Rows& values) {
-    const auto width = static_cast<std::size_t>(at.budget) + 1;
-    const auto most = static_cast<std::size_t>(
-        std::min<std::int64_t>(at.max_sequences, static_cast<std::int64_t>(at.lengths.size())));
+    const auto width = static_cast<std::size_t>(at.limits.max_tokens_per_batch) + 1;
+    const auto most = static_cast<std::size_t>(std::min<std::int64_t>(
+        at.limits.max_sequences_per_batch, static_cast<std::int64_t>(at.lengths.size())));
     std::vector<Rows> best(most + 1, Rows(width));  // by sequences at most, and tokens at most
     for (std::size_t size = 0; size < counts.tokens.size(); ++size) {
         const auto tokens = static_cast<std::size_t>(counts.tokens[size]);
@@ -263,16 +262,13 @@ std::vector<Pattern> check_most_valuable(const Case& at, const TokenCounts& coun
         value = static_cast<std::int64_t>(random() % 24) - 3;
     }
     const std::int64_t best = most_worth(at, counts, values);
-    const auto least = static_cast<std::int64_t>(random() % 40) - 2;
     const std::size_t most = random() % 4;
-    const Priced priced =
-        most_valuable(counts, values, at.budget, at.max_sequences, least, random() % 50, most);
+    const Priced priced = most_valuable(counts, values, random() % 50, most);
     if (priced.best != best) {
         fail(at, "the most valuable batch is worth " + std::to_string(best) + ", not " +
                      std::to_string(priced.best));
     }
-    if (priced.patterns.size() > most ||
-        (most > 0 && best > std::max<std::int64_t>(least, 0) && priced.patterns.empty())) {
+    if (priced.patterns.size() > most || (most > 0 && best > 0 && priced.patterns.empty())) {
         fail(at, "the number of valuable batches is wrong");
     }
     std::int64_t before = best + 1;
@@ -288,14 +284,14 @@ std::vector<Pattern> check_most_valuable(const Case& at, const TokenCounts& coun
                 fail(at, "a valuable batch has sequences that there are not");
             }
         }
-        if (worth <= least || (before > best && worth != best)) {
+        if (worth <= 0 || (before > best && worth != best)) {
             fail(at, "a valuable batch is worth too little");
         }
         if (worth >= before) {
             fail(at, "a valuable batch is worth as much as the one before it");
         }
         before = worth;
-        if (tokens > at.budget || number > at.max_sequences) {
+        if (tokens > at.limits.max_tokens_per_batch || number > at.limits.max_sequences_per_batch) {
             fail(at, "a valuable batch exceeds a limit");
         }
     }
@@ -318,9 +314,10 @@ std::vector<Rows> fill_naively(const Case& at, const TokenCounts& counts,
         }
     }
     const auto has_room = [&](const Rows& batch, std::int64_t tokens) {
-        return std::accumulate(batch.begin(), batch.end(), std::int64_t{0}) < at.max_sequences &&
+        return std::accumulate(batch.begin(), batch.end(), std::int64_t{0}) <
+                   at.limits.max_sequences_per_batch &&
                std::inner_product(batch.begin(), batch.end(), counts.tokens.begin(), tokens) <=
-                   at.budget;
+                   at.limits.max_tokens_per_batch;
     };
     for (std::size_t size = 0; size < left.size(); ++size) {
         for (; left[size] > 0; --left[size]) {
@@ -349,10 +346,10 @@ std::vector<Rows> fill_naively(const Case& at, const TokenCounts& counts,
 void check_patterns(const Case& at, const Layout& layout, std::mt19937_64& random) {
     const TokenCounts& counts = layout.counts;
     const std::int64_t most_states =
-        at.lengths.size() > 40 || at.budget > 5200
+        at.lengths.size() > 40 || at.limits.max_tokens_per_batch > 5200
             ? std::numeric_limits<std::int64_t>::max()
-            : at.budget * static_cast<std::int64_t>(at.lengths.size()) *
-                  std::min<std::int64_t>(at.max_sequences,
+            : at.limits.max_tokens_per_batch * static_cast<std::int64_t>(at.lengths.size()) *
+                  std::min<std::int64_t>(at.limits.max_sequences_per_batch,
                                          static_cast<std::int64_t>(at.lengths.size()));
     std::vector<Pattern> choice = patterns_of(layout).first;
     if (most_states < 100'000) {
@@ -380,7 +377,7 @@ void check_patterns(const Case& at, const Layout& layout, std::mt19937_64& rando
             num_batches.push_back(number);
         }
     }
-    const Layout filled = layout_of(counts, at.budget, at.max_sequences, patterns, num_batches, 0);
+    const Layout filled = layout_of(counts, patterns, num_batches);
     std::vector<Rows> batches;
     const auto [found, numbers] = patterns_of(filled);
     for (std::size_t i = 0; i < found.size(); ++i) {
@@ -420,7 +417,7 @@ std::int64_t bound_naively(const Case& at) {
     std::int64_t bound = 0;
     Rows thresholds{0};
     for (const std::int64_t length : at.lengths) {
-        if (at.tokens(length) <= at.budget / 2) {
+        if (at.tokens(length) <= at.limits.max_tokens_per_batch / 2) {
             thresholds.push_back(at.tokens(length));
         }
     }
@@ -430,19 +427,21 @@ std::int64_t bound_naively(const Case& at) {
         std::int64_t room = 0;
         for (const std::int64_t length : at.lengths) {
             const std::int64_t tokens = at.tokens(length);
-            if (tokens > at.budget / 2) {
+            if (tokens > at.limits.max_tokens_per_batch / 2) {
                 ++num_large;
-                room += tokens <= at.budget - threshold ? at.budget - tokens : 0;
+                room += tokens <= at.limits.max_tokens_per_batch - threshold
+                            ? at.limits.max_tokens_per_batch - tokens
+                            : 0;
             } else if (tokens >= threshold) {
                 small_tokens += tokens;
             }
         }
-        bound = std::max(
-            bound,
-            num_large + ceil_divide(std::max<std::int64_t>(0, small_tokens - room), at.budget));
+        bound =
+            std::max(bound, num_large + ceil_divide(std::max<std::int64_t>(0, small_tokens - room),
+                                                    at.limits.max_tokens_per_batch));
     }
-    return std::max(bound,
-                    ceil_divide(static_cast<std::int64_t>(at.lengths.size()), at.max_sequences));
+    return std::max(bound, ceil_divide(static_cast<std::int64_t>(at.lengths.size()),
+                                       at.limits.max_sequences_per_batch));
 }
 
 }  // namespace
@@ -479,19 +478,22 @@ void check(const Case& at, std::mt19937_64& random) {
     check_patterns(at, layout, random);
 }
 
-Case random_case(std::mt19937_64& random) {
+Case random_case(std::mt19937_64& random, std::uint64_t in_parts) {
     const auto below = [&](std::int64_t end) {
         return static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(end));
     };
     Case at;
-    at.special_tokens = below(3);
+    at.limits.special_tokens = below(3);
     const std::int64_t scales[] = {12, 100, 5000, std::int64_t{1} << 50};
-    at.budget = at.special_tokens + 1 + below(scales[below(4)]);
-    const std::int64_t room = at.budget - at.special_tokens;
-    at.max_length = below(2) == 0 ? room : std::min(room, 1 + below(1100));
-    at.max_sequences = below(3) == 0 ? 1 + below(6) : unlimited;
+    at.limits.max_tokens_per_batch = at.limits.special_tokens + 1 + below(scales[below(4)]);
+    const std::int64_t room = at.limits.max_tokens_per_batch - at.limits.special_tokens;
+    at.limits.max_sequence_length = below(2) == 0 ? room + below(2) * below(1000) : 1 + below(1100);
+    at.limits.max_sequences_per_batch = below(3) == 0 ? 1 + below(6) : unlimited;
     const int threads[] = {1, 2, 7};
-    at.num_threads = threads[below(3)];
+    at.threads.most = threads[below(3)];
+    if (random() % in_parts == 0) {
+        at.threads.least_part = 1;
+    }
     at.lengths.resize(static_cast<std::size_t>(below(below(20) == 0 ? 400 : 40)));
     const std::int64_t kind = below(5);
     for (std::int64_t& length : at.lengths) {
@@ -500,7 +502,7 @@ Case random_case(std::mt19937_64& random) {
                 length = below(3);
                 break;
             case 1:
-                length = below(at.max_length + 4);
+                length = below(std::min(at.limits.max_sequence_length, room) + 4);
                 break;
             case 2:
                 length = room / 3 + below(room / 6 + 2);

@@ -19,22 +19,22 @@ using Rows = std::vector<std::int64_t>;
 
 // Lengths to pack, and how.
 struct Case {
-    std::int64_t budget = 1;
-    std::int64_t max_length = 1;
-    std::int64_t special_tokens = 0;
-    std::int64_t max_sequences = unlimited;
-    int num_threads = 1;
+    Limits limits;
+    Threads threads = 1;
     Rows lengths;
 
+    // By the definition, not by the kernel's own function.
     std::int64_t tokens(std::int64_t length) const {
-        return std::min(length, max_length) + special_tokens;
+        const std::int64_t room = limits.max_tokens_per_batch - limits.special_tokens;
+        return std::min({length, limits.max_sequence_length, room}) + limits.special_tokens;
     }
 };
 
 // Prints what is wrong with a case and stops the program.
 [[noreturn]] void fail(const Case& at, const std::string& what);
 
-Case random_case(std::mt19937_64& random);
+// A random case; of `in_parts` such, one is cut into parts for each thread, however small it is.
+Case random_case(std::mt19937_64& random, std::uint64_t in_parts);
 
 Layout lay_out(const Case& at);
 

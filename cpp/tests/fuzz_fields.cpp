@@ -19,10 +19,11 @@ namespace {
 
 Case read_case(Bytes& bytes) {
     Case at;
-    at.special_tokens = bytes.below(3);
-    at.budget = at.special_tokens + 1 + bytes.below(200);
-    at.max_length = 1 + bytes.below(at.budget - at.special_tokens);
-    at.max_sequences = bytes.below(2) == 0 ? unlimited : 1 + bytes.below(8);
+    at.limits.special_tokens = bytes.below(3);
+    at.limits.max_tokens_per_batch = at.limits.special_tokens + 1 + bytes.below(200);
+    at.limits.max_sequence_length =
+        1 + bytes.below(at.limits.max_tokens_per_batch - at.limits.special_tokens);
+    at.limits.max_sequences_per_batch = bytes.below(2) == 0 ? unlimited : 1 + bytes.below(8);
     at.lengths.resize(static_cast<std::size_t>(bytes.below(60)));
     for (std::int64_t& length : at.lengths) {
         length = bytes.below(210);
@@ -36,10 +37,11 @@ void spoil(Layout& layout, Bytes& bytes) {
         return static_cast<std::size_t>(bytes.below(static_cast<std::int64_t>(size)));
     };
     TokenCounts& counts = layout.counts;
-    std::int64_t* const values[] = {&layout.max_tokens_per_batch, &layout.max_sequences_per_batch,
+    Limits& limits = counts.limits;
+    std::int64_t* const values[] = {&limits.max_tokens_per_batch, &limits.max_sequences_per_batch,
                                     &layout.num_batches,          &layout.proven_bound,
-                                    &counts.max_length,           &counts.special_tokens,
-                                    &counts.num_truncated,        &counts.truncated_tokens};
+                                    &limits.max_sequence_length,  &limits.special_tokens,
+                                    &counts.num_truncated,        &counts.truncated_residues};
     for (std::int64_t changes = bytes.below(6); changes > 0; --changes) {
         switch (bytes.below(9)) {
             case 0:
@@ -84,13 +86,10 @@ void spoil(Layout& layout, Bytes& bytes) {
 
 // Uses an accepted layout in every way.
 void use(Layout layout) {
-    // The lengths made below are those of sequences after they were cut.
-    layout.counts.num_truncated = layout.counts.truncated_tokens = 0;
+    // The lengths made below are those of sequences after they were truncated.
+    layout.counts.num_truncated = layout.counts.truncated_residues = 0;
     Case at;
-    at.budget = layout.max_tokens_per_batch;
-    at.max_length = layout.counts.max_length;
-    at.special_tokens = layout.counts.special_tokens;
-    at.max_sequences = layout.max_sequences_per_batch;
+    at.limits = layout.limits();
     const std::int64_t bound = lower_bound(layout);
     if (bound > layout.num_batches) {
         fail(at, "the lower bound is above the number of batches");
@@ -101,7 +100,7 @@ void use(Layout layout) {
     }
     for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
         at.lengths.insert(at.lengths.end(), static_cast<std::size_t>(layout.counts.sequences[size]),
-                          layout.counts.tokens[size] - at.special_tokens);
+                          layout.counts.tokens[size] - at.limits.special_tokens);
     }
     const std::vector<Rows> batches = list(at, layout, Ids{});
     Rows tokens(batches.size());
@@ -113,8 +112,9 @@ void use(Layout layout) {
             ++times[static_cast<std::size_t>(row)];
             sum += at.tokens(at.lengths[static_cast<std::size_t>(row)]);
         }
-        if (sum != tokens[batch] || sum > at.budget || batches[batch].empty() ||
-            static_cast<std::int64_t>(batches[batch].size()) > at.max_sequences) {
+        if (sum != tokens[batch] || sum > at.limits.max_tokens_per_batch ||
+            batches[batch].empty() ||
+            static_cast<std::int64_t>(batches[batch].size()) > at.limits.max_sequences_per_batch) {
             fail(at, "a batch of an accepted layout is wrong");
         }
     }
@@ -144,8 +144,7 @@ void spoil_patterns(const Layout& layout, Bytes& bytes) {
         }
     }
     try {
-        use(layout_of(layout.counts, layout.max_tokens_per_batch, layout.max_sequences_per_batch,
-                      patterns, num_batches, bytes.any()));
+        use(layout_of(layout.counts, patterns, num_batches));
     } catch (const std::invalid_argument&) {
         // Refused.
     }
@@ -155,18 +154,18 @@ void price(const Layout& layout, Bytes& bytes) {
     const auto limit_or = [&](std::int64_t usual) {
         return bytes.below(4) == 0 ? bytes.any() : usual;
     };
-    const std::int64_t budget = limit_or(layout.max_tokens_per_batch);
-    const std::int64_t most = limit_or(layout.max_sequences_per_batch);
-    Rows values(layout.counts.tokens.size());
+    TokenCounts counts = layout.counts;
+    counts.limits.max_tokens_per_batch = limit_or(layout.limits().max_tokens_per_batch);
+    counts.limits.max_sequences_per_batch = limit_or(layout.limits().max_sequences_per_batch);
+    Rows values(counts.tokens.size());
     for (std::int64_t& value : values) {
         value = bytes.any();
     }
     try {
-        if (budget >= 0 && most >= 1 && knapsack_steps(layout.counts, budget, most) > 1 << 20) {
+        if (knapsack_steps(counts) > 1 << 20) {
             return;
         }
-        most_valuable(layout.counts, values, budget, most, bytes.any(),
-                      static_cast<std::size_t>(bytes.any()),
+        most_valuable(counts, values, static_cast<std::size_t>(bytes.any()),
                       static_cast<std::size_t>(bytes.below(4)));
     } catch (const std::invalid_argument&) {
         // Refused.

@@ -18,13 +18,14 @@ namespace {
 Case read_case(Bytes& bytes) {
     Case at;
     const std::int64_t scales[] = {12, 256, 5000, std::int64_t{1} << 40, most_tokens - 8};
-    at.special_tokens = bytes.below(8);
-    at.budget = at.special_tokens + 1 + bytes.below(scales[bytes.below(std::size(scales))]);
-    const std::int64_t room = at.budget - at.special_tokens;
-    at.max_length = bytes.below(2) == 0 ? room : 1 + bytes.below(room);
-    at.max_sequences = bytes.below(3) == 0 ? 1 + bytes.below(8) : unlimited;
+    at.limits.special_tokens = bytes.below(8);
+    at.limits.max_tokens_per_batch =
+        at.limits.special_tokens + 1 + bytes.below(scales[bytes.below(std::size(scales))]);
+    const std::int64_t room = at.limits.max_tokens_per_batch - at.limits.special_tokens;
+    at.limits.max_sequence_length = bytes.below(2) == 0 ? room : 1 + bytes.below(room);
+    at.limits.max_sequences_per_batch = bytes.below(3) == 0 ? 1 + bytes.below(8) : unlimited;
     // Threads take long to start.
-    at.num_threads = bytes.below(16) == 15 ? 3 : 1;
+    at.threads = {bytes.below(16) == 15 ? 3 : 1, 1};
     const std::int64_t kind = bytes.below(3);
     while (!bytes.empty() && at.lengths.size() < 200) {
         at.lengths.push_back(kind == 0   ? bytes.any()
@@ -34,14 +35,14 @@ Case read_case(Bytes& bytes) {
     return at;
 }
 
-// Whether all tokens, or all residues cut off, need more than 64 bits.
+// Whether all tokens, or all truncated residues, need more than 64 bits.
 bool overflows(const Case& at) {
     std::uint64_t tokens = 0;
     std::uint64_t cut = 0;
     constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
     for (const std::int64_t length : at.lengths) {
         tokens += static_cast<std::uint64_t>(at.tokens(length));
-        cut += static_cast<std::uint64_t>(std::max(length, at.max_length) - at.max_length);
+        cut += static_cast<std::uint64_t>(length + at.limits.special_tokens - at.tokens(length));
         if (tokens > most || cut > most) {
             return true;
         }

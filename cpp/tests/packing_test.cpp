@@ -1,5 +1,6 @@
 // Compares the kernel with the obvious algorithm on random cases.
-// Usage: packing_test [CASES [SEED]]
+// Usage: packing_test [CASES [SEED [IN_PARTS]]]
+// One of IN_PARTS cases is cut into parts for each thread, however small it is.
 
 #include <algorithm>
 #include <csignal>
@@ -38,9 +39,9 @@ void check_threads() {
     std::mt19937_64 random(1);
     std::lognormal_distribution<double> log_normal(5.6, 0.75);
     Case at;
-    at.budget = 4096;
-    at.max_length = 1022;
-    at.special_tokens = 2;
+    at.limits.max_tokens_per_batch = 4096;
+    at.limits.max_sequence_length = 1022;
+    at.limits.special_tokens = 2;
     at.lengths.resize(500'000);
     for (std::int64_t& length : at.lengths) {
         length = static_cast<std::int64_t>(log_normal(random));
@@ -49,15 +50,15 @@ void check_threads() {
     layout.validate();
     const std::vector<Rows> expected = list(at, layout, Ids{});
     for (const int num_threads : {2, 3, 7}) {
-        at.num_threads = num_threads;
+        at.threads.most = num_threads;
         if (lay_out(at) != layout || list(at, layout, Ids{}) != expected) {
             fail(at, "threads change the result");
         }
         check_places(at, layout, expected, random);
     }
     // Sizes that need a table too large for several of them.
-    at.budget = 6000;
-    at.max_length = 5998;
+    at.limits.max_tokens_per_batch = 6000;
+    at.limits.max_sequence_length = 5998;
     at.lengths.resize(20'000);
     for (std::int64_t& length : at.lengths) {
         length = static_cast<std::int64_t>(random() % 5000);
@@ -66,7 +67,7 @@ void check_threads() {
 }
 
 // Eight threads at once, on cases of their own and then on the same one.
-void check_concurrency(std::uint64_t seed) {
+void check_concurrency(std::uint64_t seed, std::uint64_t in_parts) {
     const auto on_eight_threads = [](const std::function<void(std::uint64_t)>& run) {
         std::vector<std::thread> threads;
         threads.reserve(8);
@@ -80,12 +81,12 @@ void check_concurrency(std::uint64_t seed) {
     on_eight_threads([&](std::uint64_t i) {
         std::mt19937_64 random(seed + i);
         for (int n = 0; n < 50; ++n) {
-            check(random_case(random), random);
+            check(random_case(random, in_parts), random);
         }
     });
     std::mt19937_64 random(seed);
     for (int n = 0; n < 20; ++n) {
-        const Case at = random_case(random);
+        const Case at = random_case(random, in_parts);
         const Layout layout = lay_out(at);
         const std::vector<Rows> expected = list(at, layout, Ids{});
         on_eight_threads([&](std::uint64_t i) {
@@ -113,33 +114,39 @@ void expect_error(const char* what, const std::function<void()>& call) {
 
 void check_errors() {
     using Invalid = std::invalid_argument;
-    const auto count_of = [](std::vector<std::int32_t> lengths) {
-        return count(std::span<const std::int32_t>(lengths), 10, 2, 1);
+    const Limits narrow{12, 10, 2};
+    const auto count_of = [narrow](std::vector<std::int32_t> lengths) {
+        return count(std::span<const std::int32_t>(lengths), narrow, 1);
     };
     expect_error<Invalid>("lengths[2] is negative (got -7)", [&] { count_of({1, 2, -7, -8}); });
-    expect_error<Invalid>("out of range", [&] { count(std::span<const std::int32_t>(), 0, 2, 1); });
+    expect_error<Invalid>("out of range",
+                          [&] { count(std::span<const std::int32_t>(), Limits{12, 0, 2}, 1); });
     for (const int num_threads : {1, 2}) {
-        expect_error<std::overflow_error>("residues cut off", [&] {
+        expect_error<std::overflow_error>("truncated residues", [&] {
             // 2^63 are cut off each: 2^64 together, which wrap to nothing.
             const std::vector<std::uint64_t> lengths(2, (std::uint64_t{1} << 63) + 10);
-            count(std::span<const std::uint64_t>(lengths), 10, 2, num_threads);
+            count(std::span<const std::uint64_t>(lengths), narrow, num_threads);
         });
     }
     expect_error<std::overflow_error>("number of tokens", [] {
         const Rows lengths(3, most_tokens);
-        first_fit_decreasing(count(std::span<const std::int64_t>(lengths), most_tokens, 0, 1),
-                             most_tokens, unlimited);
+        first_fit_decreasing(count(std::span<const std::int64_t>(lengths), Limits{}, 1));
     });
-    expect_error<std::overflow_error>("residues cut off", [] {
+    expect_error<std::overflow_error>("truncated residues", [&] {
         const std::vector<std::uint64_t> lengths(2, (std::uint64_t{1} << 62) + 10);
-        count(std::span<const std::uint64_t>(lengths), 10, 2, 1);
+        count(std::span<const std::uint64_t>(lengths), narrow, 1);
     });
-    expect_error<Invalid>("no room", [&] { first_fit_decreasing(count_of({1}), 11, unlimited); });
-    expect_error<Invalid>("no room", [&] { first_fit_decreasing(count_of({1}), 12, 0); });
-    expect_error<Invalid>("different limits", [&] {
-        add(count_of({1}), count(std::span<const std::int32_t>(), 11, 2, 1));
-    });
-    const Layout layout = first_fit_decreasing(count_of({1, 1, 5}), 12, unlimited);
+    for (const Limits& limits : {Limits{11, 10, 2}, Limits{13, 11, 2}, Limits{12, 10, 1}}) {
+        expect_error<Invalid>("different limits", [&] { with_limits(count_of({1}), limits); });
+        expect_error<Invalid>("different limits", [&] {
+            add(count_of({1}), count(std::span<const std::int32_t>(), limits, 1));
+        });
+    }
+    expect_error<Invalid>("out of range", [&] { with_limits(count_of({1}), {12, 10, 2, 0}); });
+    if (with_limits(count_of({1}), {50, 10, 2, 3}).limits != Limits{50, 10, 2, 3}) {
+        fail({}, "counts do not have the limits that they were given");
+    }
+    const Layout layout = first_fit_decreasing(count_of({1, 1, 5}));
     const auto assign_to = [&](std::vector<std::int32_t> lengths, const TokenCounts& before) {
         Rows out(lengths.size());
         assign(layout, std::span<const std::int32_t>(lengths), before, Place::batch, std::span(out),
@@ -151,7 +158,7 @@ void check_errors() {
     expect_error<Invalid>("that the layout lacks", [&] { assign_to({1, 9}, count_of({})); });
     expect_error<Invalid>("`before` has more", [&] { assign_to({1}, count_of({4})); });
     expect_error<Invalid>("`before` was counted with limits", [&] {
-        assign_to({1}, count(std::span<const std::int32_t>(), 11, 2, 1));
+        assign_to({1}, count(std::span<const std::int32_t>(), Limits{13, 11, 2}, 1));
     });
     const auto list_of = [&](std::vector<std::int32_t> lengths, const Ids& ids) {
         Rows out(lengths.size());
@@ -167,7 +174,7 @@ void check_errors() {
                           [&] { list_of({1, 1, 5}, std::span<const std::int64_t>(ids)); });
     const std::vector<std::int8_t> many(200);
     const Layout wide =
-        first_fit_decreasing(count(std::span<const std::int8_t>(many), 10, 0, 1), 10, unlimited);
+        first_fit_decreasing(count(std::span<const std::int8_t>(many), Limits{10, 10}, 1));
     Rows offsets(2);
     Rows room(200);
     expect_error<Invalid>("a buffer has the wrong size", [&] {
@@ -189,36 +196,39 @@ void check_more_errors() {
     using Invalid = std::invalid_argument;
     const std::vector<std::int8_t> lengths{1, 1, 5};
     const std::span<const std::int8_t> all(lengths);
-    expect_error<Invalid>("out of range", [&] { count(all, 10, -1, 1); });
-    expect_error<Invalid>("out of range", [&] { count(all, most_tokens, 1, 1); });
-    const TokenCounts counts = count(all, 10, 2, 1);
-    expect_error<Invalid>("no room",
-                          [&] { first_fit_decreasing(counts, most_tokens + 1, unlimited); });
-    expect_error<Invalid>("different limits", [&] { add(counts, count(all, 10, 3, 1)); });
-    const Layout layout = first_fit_decreasing(counts, 12, unlimited);
+    const Limits limits{12, 10, 2};
+    const Limits other{13, 10, 3};
+    for (const Limits& bad : {Limits{12, 10, -1}, Limits{2, 10, 2}, Limits{0, 10}, Limits{12, 0, 2},
+                              Limits{most_tokens + 1, 10}, Limits{12, 10, 2, 0}}) {
+        expect_error<Invalid>("out of range", [&] { count(all, bad, 1); });
+    }
+    const TokenCounts counts = count(all, limits, 1);
+    expect_error<Invalid>("different limits", [&] { add(counts, count(all, other, 1)); });
+    const Layout layout = first_fit_decreasing(counts);
     Rows out(3);
     const auto assign_after = [&](const TokenCounts& before) {
         assign(layout, all.first(0), before, Place::slot, std::span(out).first(0), 1);
     };
     expect_error<Invalid>("`before` was counted with limits",
-                          [&] { assign_after(count(all, 10, 3, 1)); });
+                          [&] { assign_after(count(all, other, 1)); });
     expect_error<Invalid>("`before` has more sequences of 7 tokens",
                           [&] { assign_after(add(counts, counts)); });
     const std::vector<std::int8_t> shorter{0};
     expect_error<Invalid>("`before` has more sequences of 2 tokens", [&] {
-        assign_after(count(std::span<const std::int8_t>(shorter), 10, 2, 1));
+        assign_after(count(std::span<const std::int8_t>(shorter), limits, 1));
     });
     // Far from each other, so that the first of them is in another block or part.
     std::vector<std::int8_t> many(20'000, 1);
     many[3] = -5;
     expect_error<Invalid>("lengths[3] is negative (got -5)",
-                          [&] { count(std::span<const std::int8_t>(many), 10, 2, 2); });
+                          [&] { count(std::span<const std::int8_t>(many), limits, 2); });
     expect_error<std::overflow_error>("too narrow", [] {
         TokenCounts trillions;
         trillions.tokens.push_back(1);
         trillions.sequences.push_back(std::int64_t{1} << 40);
-        assign(first_fit_decreasing(trillions, 1000, unlimited), std::span<const std::int8_t>(),
-               TokenCounts{}, Place::slot, std::span<std::int32_t>(), 1);
+        trillions.limits.max_tokens_per_batch = 1000;
+        assign(first_fit_decreasing(trillions), std::span<const std::int8_t>(), TokenCounts{},
+               Place::slot, std::span<std::int32_t>(), 1);
     });
     expect_error<std::overflow_error>("too narrow", [&] {
         // Refused before anything is read, of which there is not so much.
@@ -235,12 +245,12 @@ void check_more_errors() {
     });
     // Sizes too far apart for a table.
     const std::vector<std::int64_t> far{std::int64_t{1} << 40, 5};
-    const Layout sparse = first_fit_decreasing(
-        count(std::span<const std::int64_t>(far), most_tokens, 0, 1), most_tokens, unlimited);
+    const Layout sparse =
+        first_fit_decreasing(count(std::span<const std::int64_t>(far), Limits{}, 1));
     for (const std::int64_t length : {4, 6}) {
         expect_error<Invalid>("that the layout lacks", [&] {
-            assign(sparse, std::span(&length, 1), count(all.first(0), most_tokens, 0, 1),
-                   Place::batch, std::span(out).first(1), 1);
+            assign(sparse, std::span(&length, 1), count(all.first(0), Limits{}, 1), Place::batch,
+                   std::span(out).first(1), 1);
         });
     }
     Rows rows{0, 1, 2};
@@ -257,14 +267,22 @@ void check_more_errors() {
                       std::span(out).first(static_cast<std::size_t>(to)), std::span(offsets), 1);
         });
     }
-    expect_error<Invalid>("room for a sequence",
-                          [&] { most_valuable(counts, Rows{1, 1}, -1, unlimited, 0, 0, 1); });
-    expect_error<Invalid>("room for a sequence",
-                          [&] { most_valuable(counts, Rows{1, 1}, 12, 0, 0, 0, 1); });
-    if (most_valuable(counts, Rows{9, 1}, 6, unlimited, 0, 0, 1).best != 2) {
-        fail({}, "a sequence is worth something where there is no room for it");
+    TokenCounts bad = counts;
+    bad.limits.max_tokens_per_batch = -1;
+    expect_error<Invalid>("out of range", [&] { most_valuable(bad, Rows{1, 1}, 0, 1); });
+    expect_error<Invalid>("one number of sequences per size", [&] { subset(counts, Rows{1}); });
+    for (const Rows& some : {Rows{2, 1}, Rows{1, -1}}) {
+        expect_error<Invalid>("not so many sequences", [&] { subset(counts, some); });
     }
-    if (most_valuable(TokenCounts{}, Rows{}, most_tokens, unlimited, 0, 0, 1).best != 0) {
+    if (subset(counts, Rows{0, 2}) != count(all.first(2), limits, 1)) {
+        fail({}, "counts of some of the sequences are wrong");
+    }
+    TokenCounts tight = counts;
+    tight.limits.max_tokens_per_batch = 6;
+    if (most_valuable(tight, Rows{9, 1}, 0, 1).best != 2) {
+        fail({}, "a sequence is worth something although there is not any room for it");
+    }
+    if (most_valuable(TokenCounts{}, Rows{}, 0, 1).best != 0) {
         fail({}, "a batch of nothing is worth something");
     }
 }
@@ -283,8 +301,8 @@ void spring_trap(int) {
 void check_changes() {
     using Invalid = std::invalid_argument;
     const auto layout_for = [](std::vector<std::int64_t> lengths) {
-        const TokenCounts counts = count(std::span<const std::int64_t>(lengths), 1, 1, 1);
-        return first_fit_decreasing(counts, 2, unlimited);
+        return first_fit_decreasing(
+            count(std::span<const std::int64_t>(lengths), Limits{2, 1, 1}, 1));
     };
     // Row 0 goes to batch 0, whose number is written over the length of row 1.
     Rows ones{1, 1, 0};
@@ -326,7 +344,7 @@ void check_changes() {
     mprotect(trap.data() + page, page, PROT_NONE);
     const auto before = std::signal(SIGSEGV, spring_trap);
     expect_error<Invalid>("lengths changed while they were counted",
-                          [] { count(std::span<const std::int8_t>(trap), 1, 1, 1); });
+                          [] { count(std::span<const std::int8_t>(trap), Limits{2, 1, 1}, 1); });
     std::signal(SIGSEGV, before);
     munmap(memory, 2 * page);
 #endif
@@ -347,7 +365,6 @@ void check_overflow() {
     constexpr std::int64_t most = std::numeric_limits<std::int64_t>::max();
     const auto counts_of = [](std::int64_t tokens, std::int64_t sequences) {
         TokenCounts counts;
-        counts.max_length = most_tokens;
         counts.tokens.push_back(tokens);
         counts.sequences.push_back(sequences);
         return counts;
@@ -365,61 +382,65 @@ void check_overflow() {
     }
     TokenCounts cut = counts_of(most_tokens, 1);
     cut.num_truncated = 1;
-    cut.truncated_tokens = most;
-    expect_error<std::overflow_error>("residues cut off", [&] { add(cut, cut); });
-    const TokenCounts few = counts_of(1, 4);
+    cut.truncated_residues = most;
+    expect_error<std::overflow_error>("truncated residues", [&] { add(cut, cut); });
+    const auto limited = [](TokenCounts counts, std::int64_t budget, std::int64_t sequences) {
+        counts.limits.max_tokens_per_batch = budget;
+        counts.limits.max_sequences_per_batch = sequences;
+        return counts;
+    };
+    const TokenCounts few = limited(counts_of(1, 4), 4, unlimited);
     expect_error<std::overflow_error>(
-        "53 bits", [&] { most_valuable(few, Rows{std::int64_t{1} << 51}, 4, unlimited, 0, 0, 1); });
+        "53 bits", [&] { most_valuable(few, Rows{std::int64_t{1} << 51}, 0, 1); });
     const std::int64_t value = (std::int64_t{1} << 51) - 1;
-    if (most_valuable(few, Rows{value}, 4, unlimited, 0, 0, 1).best != 4 * value) {
+    if (most_valuable(few, Rows{value}, 0, 1).best != 4 * value) {
         fail({}, "a value that fits in 53 bits is wrong");
     }
     expect_error<std::overflow_error>("number of steps", [&] {
-        most_valuable(counts_of(1, most), Rows{1}, most_tokens, 3, 0, 0, 1);
+        most_valuable(limited(counts_of(1, most), most_tokens, 3), Rows{1}, 0, 1);
     });
     // One piece, repeated, where a batch has no room for all; powers of two where it has.
-    if (knapsack_steps(counts_of(1, most), 9, unlimited) != 10 ||
-        knapsack_steps(few, 9, unlimited) != 30) {
+    if (knapsack_steps(limited(counts_of(1, most), 9, unlimited)) != 10 ||
+        knapsack_steps(limited(few, 9, unlimited)) != 30) {
         fail({}, "the number of steps is wrong");
     }
     // As many sequences as there can be are taken together in powers of two.
     const TokenCounts endless = counts_of(1, most_tokens);
-    expect_error<std::overflow_error>("number of steps",
-                                      [&] { knapsack_steps(endless, most_tokens, unlimited); });
-    expect_error<std::invalid_argument>(
-        "one value a size", [&] { most_valuable(few, Rows{1, 1}, 4, unlimited, 0, 0, 1); });
+    expect_error<std::overflow_error>("number of steps", [&] { knapsack_steps(endless); });
+    expect_error<std::invalid_argument>("one value per size",
+                                        [&] { most_valuable(few, Rows{1, 1}, 0, 1); });
 }
 
 // Counts and layouts with one field changed are refused, with the reason.
 void check_forgeries() {
     const std::vector<std::int32_t> lengths{9, 5, 5, 4, 1, 1, 1, 12};
-    const Layout honest =
-        first_fit_decreasing(count(std::span<const std::int32_t>(lengths), 10, 0, 1), 12, 3);
+    const Layout honest = first_fit_decreasing(
+        count(std::span<const std::int32_t>(lengths), Limits{12, 10, 0, 3}, 1));
     honest.validate();
     struct Forgery {
         const char* reason;
         std::function<void(Layout&)> forge;
     };
     const std::vector<Forgery> forgeries{
-        {"a parameter is out of range", [](Layout& l) { l.counts.max_length = 0; }},
-        {"a parameter is out of range", [](Layout& l) { l.counts.special_tokens = -1; }},
-        {"a parameter is out of range", [](Layout& l) { l.counts.special_tokens = most_tokens; }},
+        {"out of range", [](Layout& l) { l.counts.limits.max_sequence_length = 0; }},
+        {"out of range", [](Layout& l) { l.counts.limits.special_tokens = -1; }},
+        {"out of range", [](Layout& l) { l.counts.limits.special_tokens = most_tokens; }},
+        {"out of range", [](Layout& l) { l.counts.limits.max_tokens_per_batch = -1; }},
+        {"out of range", [](Layout& l) { l.counts.limits.max_tokens_per_batch = most_tokens + 1; }},
+        {"out of range", [](Layout& l) { l.counts.limits.max_sequences_per_batch = 0; }},
+        {"a size is out of range", [](Layout& l) { l.counts.limits.max_tokens_per_batch = 9; }},
         {"sizes do not match counts", [](Layout& l) { l.counts.sequences.push_back(1); }},
         {"sizes are out of order", [](Layout& l) { l.counts.tokens[1] = l.counts.tokens[0]; }},
         {"a size is out of range", [](Layout& l) { l.counts.tokens[0] = 11; }},
         {"a size is out of range", [](Layout& l) { l.counts.tokens.back() = -1; }},
         {"a count is not positive", [](Layout& l) { l.counts.sequences[0] = 0; }},
         {"truncation does not add up", [](Layout& l) { l.counts.num_truncated = -1; }},
-        {"truncation does not add up", [](Layout& l) { l.counts.truncated_tokens = 0; }},
+        {"truncation does not add up", [](Layout& l) { l.counts.truncated_residues = 0; }},
         {"truncation does not add up", [](Layout& l) { l.counts.num_truncated = 0; }},
         {"more sequences are truncated",
-         [](Layout& l) { l.counts.num_truncated = l.counts.truncated_tokens = 2; }},
-        {"more sequences are truncated", [](Layout& l) { l.counts.max_length = 11; }},
-        {"a sequence may exceed the budget", [](Layout& l) { l.max_tokens_per_batch = 9; }},
-        {"a sequence may exceed the budget", [](Layout& l) { l.max_tokens_per_batch = -1; }},
-        {"a sequence may exceed the budget",
-         [](Layout& l) { l.max_tokens_per_batch = most_tokens + 1; }},
-        {"no room for a sequence", [](Layout& l) { l.max_sequences_per_batch = 0; }},
+         [](Layout& l) { l.counts.num_truncated = l.counts.truncated_residues = 2; }},
+        {"more sequences are truncated",
+         [](Layout& l) { l.counts.limits.max_sequence_length = 11; }},
         {"runs do not match sizes", [](Layout& l) { l.first_run.pop_back(); }},
         {"runs do not match sizes", [](Layout& l) { l.first_run.front() = 1; }},
         {"runs do not match sizes", [](Layout& l) { l.first_run[1] = 99; }},
@@ -442,8 +463,8 @@ void check_forgeries() {
         {"a run is out of place", [](Layout& l) { l.runs[0].num_batches = l.num_batches + 1; }},
         {"a sequence has two slots", [](Layout& l) { l.runs[0].per_batch = 2; }},
         {"a slot is out of place", [](Layout& l) { ++l.runs[0].first_slot; }},
-        {"too many sequences", [](Layout& l) { l.max_sequences_per_batch = 2; }},
-        {"too many tokens", [](Layout& l) { l.max_tokens_per_batch = 10; }}};
+        {"too many sequences", [](Layout& l) { l.counts.limits.max_sequences_per_batch = 2; }},
+        {"too many tokens", [](Layout& l) { l.counts.limits.max_tokens_per_batch = 10; }}};
     for (const Forgery& forgery : forgeries) {
         Layout forged = honest;
         forgery.forge(forged);
@@ -453,11 +474,12 @@ void check_forgeries() {
 
 void check_bad_patterns() {
     const std::vector<std::int32_t> lengths{6, 4, 4};
-    const TokenCounts counts = count(std::span<const std::int32_t>(lengths), 10, 0, 1);
+    const TokenCounts counts =
+        count(std::span<const std::int32_t>(lengths), Limits{10, 10, 0, 2}, 1);
     const auto expect = [&](const char* reason, const std::vector<Pattern>& patterns,
                             const Rows& num_batches) {
-        expect_error<std::invalid_argument>(
-            reason, [&] { layout_of(counts, 10, 2, patterns, num_batches, 0); });
+        expect_error<std::invalid_argument>(reason,
+                                            [&] { layout_of(counts, patterns, num_batches); });
     };
     expect("not patterns: each needs its number", {{{0, 1}}}, {1, 1});
     expect("not patterns: one is empty", {{}}, {1});
@@ -470,18 +492,23 @@ void check_bad_patterns() {
     expect("not patterns: there are not so many", {{{1, 1}}}, {3});
     expect("not patterns: a batch has too many sequences", {{{0, 1}, {1, 2}}}, {1});
     expect_error<std::invalid_argument>("not patterns: a batch has too many tokens", [&] {
-        layout_of(counts, 10, 3, std::vector<Pattern>{{{0, 1}, {1, 2}}}, Rows{1}, 0);
+        layout_of(with_limits(counts, Limits{10, 10, 0, 3}), std::vector<Pattern>{{{0, 1}, {1, 2}}},
+                  Rows{1});
     });
-    expect_error<std::invalid_argument>("fewer than possible", [&] {
-        layout_of(counts, 10, 2, std::vector<Pattern>{{{0, 1}, {1, 1}}}, Rows{1}, 3);
-    });
+    const Layout layout = first_fit_decreasing(counts);
+    for (const std::int64_t bound : {layout.num_batches + 1, std::int64_t{-1}}) {
+        expect_error<std::invalid_argument>("fewer batches", [&] { with_bound(layout, bound); });
+    }
+    if (lower_bound(with_bound(layout, layout.num_batches)) != layout.num_batches) {
+        fail({}, "a layout does not have the bound that it was given");
+    }
 }
 
 // Three rows of one size come in each of their six orders about as often.
 void check_shuffle() {
     const std::vector<std::int8_t> lengths(3, 1);
     const Layout layout =
-        first_fit_decreasing(count(std::span<const std::int8_t>(lengths), 1, 0, 1), 1, unlimited);
+        first_fit_decreasing(count(std::span<const std::int8_t>(lengths), Limits{1, 1}, 1));
     const Rows rows{0, 1, 2};
     Rows scratch(3);
     Rows out(3);
@@ -503,6 +530,7 @@ void check_shuffle() {
 int main(int argc, char** argv) {
     const long long cases = argc > 1 ? std::atoll(argv[1]) : 20'000;
     const long long seed = argc > 2 ? std::atoll(argv[2]) : 0;
+    const auto in_parts = static_cast<std::uint64_t>(argc > 3 ? std::atoll(argv[3]) : 15);
     check_errors();
     check_more_errors();
     check_changes();
@@ -512,10 +540,10 @@ int main(int argc, char** argv) {
     check_bad_patterns();
     check_shuffle();
     check_threads();
-    check_concurrency(static_cast<std::uint64_t>(seed));
+    check_concurrency(static_cast<std::uint64_t>(seed), in_parts);
     std::mt19937_64 random(static_cast<std::uint64_t>(seed));
     for (long long i = 0; i < cases; ++i) {
-        check(random_case(random), random);
+        check(random_case(random, in_parts), random);
     }
     std::printf("%lld cases equal the reference\n", cases);
 }

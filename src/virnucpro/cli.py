@@ -9,7 +9,6 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -213,23 +212,17 @@ def pack(
             repeated, some = sequences.find_duplicates()
             if repeated and duplicates is Duplicates.error:
                 raise ValueError(f"{repeated:,} duplicate IDs, such as {', '.join(some)}")
-            limit = packer._parameters().limit
-            rows = choose(sequences, limit, overlong)
+            rows = choose(sequences, packer.limits.max_residues, overlong)
             lengths, ids = sequences.lengths, sequences.ids
             if rows is not None:
                 lengths, ids = lengths[rows], ids.take(rows)
             show("Packing")(0)
             plan = packer.pack_lengths(lengths, ids)
             summary = Summary(
-                {
-                    "max_tokens_per_batch": max_tokens,
-                    "max_sequence_length": max_length,
-                    "special_tokens": special_tokens,
-                    "max_sequences_per_batch": max_sequences,
-                    "method": method.value,
-                    "overlong": overlong.value,
-                    **asdict(options),
-                },
+                packer.limits,
+                method.value,
+                overlong.value,
+                options,
                 sum_up(plan, sequences, rows, repeated),
                 sequences.sources,
             )
@@ -298,7 +291,7 @@ def stats(
         if as_json:
             typer.echo(json.dumps(found, indent=2))
         elif as_tsv:
-            values = {**found["parameters"], **found["totals"]}
+            values = {**summary.parameters, **found["totals"]}
             typer.echo("\n".join(f"{name}\t{text_of(value)}" for name, value in values.items()))
         else:
             Console().print(table_of_totals(summary.totals))
@@ -478,10 +471,10 @@ def table_of_layout(layout: Layout) -> Table:
     kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
     rows = {
         "Sequences": layout.num_sequences,
-        "Residues": kept + layout.truncated_tokens,
+        "Residues": kept + layout.truncated_residues,
         "Residues kept": kept,
         "Truncated": layout.num_truncated,
-        "Residues lost": layout.truncated_tokens,
+        "Residues lost": layout.truncated_residues,
         "Batches": layout.num_batches,
     }
     return as_table(rows, layout.efficiency, layout.lower_bound)

@@ -59,12 +59,9 @@ def make_page(name: str, summary: Summary, table: Any) -> str:
     batch = packed["batch"].to_numpy()
     tokens = packed["tokens"].to_numpy()
     lengths = table["length"].to_numpy()
-    budget = int(summary.parameters["max_tokens_per_batch"])
-    most = summary.parameters["max_sequences_per_batch"]
-    limit = min(
-        int(summary.parameters["max_sequence_length"]),
-        budget - int(summary.parameters["special_tokens"]),
-    )
+    budget = summary.limits.max_tokens_per_batch
+    most = summary.limits.max_sequences_per_batch
+    limit = summary.limits.max_residues
     totals = summary.totals
     next_fit = count_next_fit_decreasing(*np.unique(tokens, return_counts=True), budget, most)
     numbers = {

@@ -18,8 +18,10 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 def runs_of(layout: Layout) -> list[NDArray[np.int64]]:
     """Return the runs of each size: first sequence, first batch, batches, per batch, first slot."""
-    *_, first_run, runs = layout._core.__reduce__()[1]
-    return np.split(np.reshape(runs, (-1, 5)), first_run[1:-1])
+    columns = layout.core.runs
+    names = ("first_sequence", "first_batch", "num_batches", "per_batch", "first_slot")
+    runs = np.stack([columns[name] for name in names], axis=1)
+    return np.split(runs, layout.core.first_run[1:-1])
 
 
 def number(how_many: int, what: str) -> str:

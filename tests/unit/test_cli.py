@@ -294,9 +294,9 @@ def test_stats(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert summary_of(shown.stdout) == summary_of(packed.stderr)
     found = json.loads(run("stats", plan, "--json").stdout)
-    assert found["version"] == 3
+    assert found["version"] == 4
     totals = found["totals"]
-    assert found["parameters"]["max_tokens_per_batch"] == 2000
+    assert found["limits"]["max_tokens_per_batch"] == 2000
     assert found["inputs"][0]["bytes"] == path.stat().st_size
     assert totals["read"] == totals["packed"] + totals["dropped"] == 500
     parts = ("residues_kept", "residues_cut", "residues_dropped")

@@ -24,6 +24,7 @@ from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, Layout, PackingPlan, _core, column_generation
 from virnucpro.data.inputs import read_files
+from virnucpro.data.limits import Limits
 from virnucpro.data.plan_file import verify_plan
 
 
@@ -47,6 +48,16 @@ def test_any_case(case: Case) -> None:
     assert (copy, copy.lower_bound) == (plan, plan.lower_bound)
 
 
+def make_counts(limits: Limits, tokens: list[int], sequences: list[int]) -> _core.TokenCounts:
+    return _core.make_counts(
+        limits=limits,
+        tokens=np.array(tokens),
+        sequences=np.array(sequences),
+        num_truncated=0,
+        truncated_residues=0,
+    )
+
+
 def worth(pattern: dict[int, int], values: list[int]) -> int:
     return sum(values[size] * number for size, number in pattern.items())
 
@@ -60,11 +71,10 @@ def test_most_valuable_batch(data: st.DataObject) -> None:
     sequences = data.draw(st.lists(st.integers(1, 6), min_size=number, max_size=number))
     values = data.draw(st.lists(st.integers(0, 9), min_size=number, max_size=number))
     budget, most = data.draw(st.integers(12, 30)), data.draw(st.integers(1, 8))
-    counts = _core.make_counts(12, 0, np.array(tokens), np.array(sequences), 0, 0)
+    limits = Limits(budget, 12, 0, most)
+    counts = make_counts(limits, tokens, sequences)
     first = data.draw(st.integers(0, number - 1))
-    best, (offsets, sizes, numbers) = _core.most_valuable(
-        counts, np.array(values), budget, most, 3, first, 10
-    )
+    best, (offsets, sizes, numbers) = _core.most_valuable(counts, np.array(values), first, 10)
     every: list[tuple[int, int, int]] = [(0, 0, 0)]
     for size in range(number):
         every = [
@@ -78,12 +88,12 @@ def test_most_valuable_batch(data: st.DataObject) -> None:
         dict(zip(sizes[begin:end].tolist(), numbers[begin:end].tolist(), strict=True))
         for begin, end in itertools.pairwise(offsets)
     ]
-    assert (len(found) > 0) == (best > 3)
+    assert (len(found) > 0) == (best > 0)
     for place, pattern in enumerate(found):
         assert all(1 <= n <= sequences[size] for size, n in pattern.items())
         assert sum(tokens[size] * n for size, n in pattern.items()) <= budget
         assert sum(pattern.values()) <= most
-        assert worth(pattern, values) == best if place == 0 else 3 < worth(pattern, values) <= best
+        assert worth(pattern, values) == best if place == 0 else 0 < worth(pattern, values) <= best
 
 
 @given(cases(), st.data())
@@ -92,35 +102,32 @@ def test_layout_of_patterns(case: Case, data: st.DataObject) -> None:
     assume(case.lengths)
     packer = GreedyPacker(**case.parameters)
     layout = packer.lay_out(packer.count(case.lengths))
-    limits = (packer.max_tokens_per_batch, packer.max_sequences_per_batch)
-    (offsets, sizes, sequences), number = _core.patterns_of(layout._core)
+    counts = layout.core.counts
+    (offsets, sizes, sequences), number = _core.patterns_of(layout.core)
     assert number.sum() == layout.num_batches
-    core = _core.layout_of(layout._counts, *limits, offsets, sizes, sequences, number, 0)
+    core = _core.layout_of(counts, offsets, sizes, sequences, number)
     assert core.num_batches == layout.num_batches
     keep = data.draw(st.integers(0, len(number)))
     core = _core.layout_of(
-        layout._counts,
-        *limits,
+        counts,
         offsets[: keep + 1],
         sizes[: offsets[keep]],
         sequences[: offsets[keep]],
         number[:keep],
-        0,
     )
-    found = Layout(core)
+    found = Layout(core, layout.limits)
     assert found.num_sequences == len(case.lengths)
     assert found.batch_tokens.sum() == layout.total_tokens
     assert found.assign(np.array(case.lengths)).max() + 1 == found.num_batches
 
 
 def test_bad_patterns() -> None:
-    counts = GreedyPacker(10, special_tokens=0).count([6, 4, 4])._core
+    packer = GreedyPacker(10, special_tokens=0, max_sequences_per_batch=2)
+    counts = packer.count([6, 4, 4]).core
 
-    def lay_out(sizes: list[int], sequences: list[int], number: list[int], bound: int = 0) -> Any:
+    def lay_out(sizes: list[int], sequences: list[int], number: list[int]) -> Any:
         ends = np.array([0, len(sizes)])
-        return _core.layout_of(
-            counts, 10, 2, ends, np.array(sizes), np.array(sequences), np.array(number), bound
-        )
+        return _core.layout_of(counts, ends, np.array(sizes), np.array(sequences), np.array(number))
 
     assert lay_out([0, 1], [1, 1], [1]).num_batches == 2
     for arguments, message in (
@@ -133,17 +140,18 @@ def test_bad_patterns() -> None:
         (([0], [0], [1]), "out of order"),
         (([0], [1], [0]), "empty"),
         (([0], [1], [1, 1]), "its number of batches"),
-        (([0, 1], [1, 1], [1], 3), "fewer than possible"),
     ):
         with pytest.raises(ValueError, match=message):
             lay_out(*arguments)
     wrong = np.array([1, 2])
     with pytest.raises(ValueError, match="offsets, sizes and sequences"):
-        _core.layout_of(counts, 10, 2, wrong, wrong, wrong, wrong, 0)
-    with pytest.raises(ValueError, match="one value a size"):
-        _core.most_valuable(counts, np.array([1]), 10, None, 0, 0, 1)
+        _core.layout_of(counts, wrong, wrong, wrong, wrong)
+    with pytest.raises(ValueError, match="one value per size"):
+        _core.most_valuable(counts, np.array([1]), 0, 1)
     with pytest.raises(OverflowError, match="53 bits"):
-        _core.most_valuable(counts, np.array([2**53, 1]), 10, None, 0, 0, 1)
+        _core.most_valuable(counts, np.array([2**53, 1]), 0, 1)
+    with pytest.raises(ValueError, match="fewer batches than its bound"):
+        _core.with_bound(lay_out([0, 1], [1, 1], [1]), 3)
 
 
 def test_more_than_the_usual_bound_proves() -> None:
@@ -194,24 +202,20 @@ def test_counts_beyond_the_solver_s_tolerance() -> None:
     sequences = [27549449795691, 19008560, 256106, 8794070231825, 86092072150, 26529603, 7325]
     sequences += [485314, 78246, 9069816906742, 460660, 15, 26005066735870, 9, 1199171523]
     sequences += [903228389817]
-    counts = _core.make_counts(1000, 0, np.array(sizes), np.array(sequences), 0, 0)
-    first_fit = _core.first_fit_decreasing(counts, 1000, 5)
-    layout = column_generation.lay_out(counts, 1000, 5)
+    counts = make_counts(Limits(1000, 1000, 0, 5), sizes, sequences)
+    first_fit = _core.first_fit_decreasing(counts)
+    layout = column_generation.lay_out(counts, 1000)
     assert layout.proven_bound <= layout.num_batches <= first_fit.num_batches
 
 
 def test_odd_arguments_of_the_kernel() -> None:
-    many = _core.make_counts(10**6, 0, np.array([1]), np.array([2**40]), 0, 0)
-    for budget, most in ((2**33 - 1, 2**31 - 1), (2**63 - 1, 2**31 - 1), (2**62 - 1, 3)):
+    for budget, most in ((2**33 - 1, 2**31 - 1), (2**62, 2**31 - 1), (2**62 - 1, 3)):
+        many = make_counts(Limits(budget, 10**6, 0, most), [1], [2**40])
         with pytest.raises(OverflowError):
-            _core.most_valuable(many, np.array([1]), budget, most, 0, 0, 1)
-    few = _core.make_counts(3, 2, np.array([5, 4]), np.array([5, 5]), 0, 0)
-    with pytest.raises(ValueError, match="no room"):
-        _core.first_fit_decreasing(few, -(2**63), 3)
-    single = _core.make_counts(6, 0, np.array([3, 2, 1]), np.array([1, 1, 1]), 0, 0)
-    best, _ = _core.most_valuable(single, np.array([5, 5, 5]), 6, None, 0, 2**64 - 1, 9)
-    assert best == 15
-    assert _core.most_valuable(single, np.array([5, 5, 5]), 5, None, 0, 2**64 - 1, 9)[0] == 10
+            _core.most_valuable(many, np.array([1]), 0, 1)
+    for budget, expected in ((6, 15), (5, 10)):
+        single = make_counts(Limits(budget, 6, 0), [3, 2, 1], [1, 1, 1])
+        assert _core.most_valuable(single, np.array([5, 5, 5]), 2**64 - 1, 9)[0] == expected
 
 
 @pytest.mark.parametrize("limit", ["MOST_STEPS_IN_ALL", "MOST_PIVOTS_IN_ALL", "MOST_ROUNDS"])

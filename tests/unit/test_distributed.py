@@ -89,7 +89,7 @@ def test_ties_by_id(lengths: list[int], names: list[Any], cuts: list[int]) -> No
     ds, layout = pack_dataset(cut(columns, cuts), packer, order="id", id_column="name")
     found = columns_of(ds)
     plan = packer.pack_lengths(lengths, names)
-    assert layout == Layout(plan._core)
+    assert layout == Layout(plan.core, plan.limits)
     assert list(found) == ["name", "length", "number", "batch", "slot", "tokens"]
     assert found["name"] == sorted(names)
     order = np.lexsort((found["slot"], found["batch"]))
@@ -183,14 +183,14 @@ def test_accidents_change_nothing(tmp_path: Path, is_killed: bool, call: int) ->
             return False
 
     class Unlucky(GreedyPacker):
-        def _count_checked(self, lengths: Any) -> Any:
+        def count_silently(self, lengths: Any) -> Any:
             # Only one worker makes each folder.
             number = next(n for n in itertools.count() if is_made(tmp_path / str(n)))
             if number == call:
                 if is_killed:
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise OSError("no disk")
-            return super()._count_checked(lengths)
+            return super().count_silently(lengths)
 
     lengths = np.random.default_rng(0).integers(0, 1500, 1000).tolist()
     ds, _ = pack_dataset(cut({"length": lengths}, [100, 500, 700]), Unlucky(4096))

@@ -15,7 +15,10 @@ import sys
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -28,8 +31,9 @@ from strategies import Case, cases, texts
 
 import virnucpro.data
 import virnucpro.data.packing
-from virnucpro.data import GreedyPacker, Layout, PackingPlan, calculate_token_budget
+from virnucpro.data import GreedyPacker, Layout, PackingPlan, TokenCounts, calculate_token_budget
 from virnucpro.data.arguments import check_lengths, check_threads
+from virnucpro.data.limits import Limits
 
 LOGGER = "virnucpro.data.packing"
 
@@ -148,7 +152,7 @@ def test_layout_totals(case: Case) -> None:
     assert plan.num_sequences == len(tokens) == plan.offsets[-1]
     assert plan.num_batches == len(plan) == len(plan.offsets) - 1
     assert plan.total_tokens == sum(tokens)
-    assert (plan.num_truncated, plan.truncated_tokens) == (len(over), sum(over))
+    assert (plan.num_truncated, plan.truncated_residues) == (len(over), sum(over))
     assert plan.max_sequence_length == limit
     assert plan.batch_tokens.tolist() == [sum(tokens[row] for row in rows) for rows in plan]
     assert plan.batch_tokens.max(initial=0) <= case.max_tokens_per_batch
@@ -302,16 +306,16 @@ def test_many_wide_sizes() -> None:
 def test_sums_beyond_64_bits_are_refused() -> None:
     with pytest.raises(OverflowError, match="number of tokens does not fit"):
         GreedyPacker(2**62, 2**62).pack_lengths([2**62, 2**62, 2**62])
-    with pytest.raises(OverflowError, match="residues cut off does not fit"):
+    with pytest.raises(OverflowError, match="truncated residues does not fit"):
         GreedyPacker(4096).pack_lengths(np.full(2, 2**63 + 1022, np.uint64))
     half = GreedyPacker(4096).count(np.full(1, 2**62 + 5000, np.uint64))
-    with pytest.raises(OverflowError, match="residues cut off does not fit"):
+    with pytest.raises(OverflowError, match="truncated residues does not fit"):
         half + half
 
 
 def test_lengths_of_64_bits_are_truncated() -> None:
     plan = GreedyPacker(4096).pack_lengths(np.array([2**63, 5], np.uint64))
-    assert plan.truncated_tokens == 2**63 - 1022
+    assert plan.truncated_residues == 2**63 - 1022
     assert plan.batch_tokens.tolist() == [1024 + 7]
 
 
@@ -354,7 +358,7 @@ def test_failed_assignment_leaves_out_alone() -> None:
 def test_other_threads_run_meanwhile() -> None:
     lengths = random_lengths(5_000_000)
     core: Any = virnucpro.data._core
-    layout = core.first_fit_decreasing(core.count(lengths, 4094, 2, 1), 4096, None)
+    layout = core.first_fit_decreasing(core.count(lengths, Limits(4096, 4094), 1))
     ticks: list[float] = []
     stop = threading.Event()
 
@@ -692,7 +696,7 @@ def test_counts_tell_sizes() -> None:
     assert counts.tokens.tolist() == [52, 7]
     assert counts.sequences.tolist() == [2, 2]
     assert (counts.num_sequences, counts.total_tokens) == (4, 118)
-    assert (counts.num_truncated, counts.truncated_tokens) == (1, 10)
+    assert (counts.num_truncated, counts.truncated_residues) == (1, 10)
     assert counts != GreedyPacker(100, 50).count([5, 50, 5, 50])
     assert counts != "counts"
 
@@ -702,7 +706,7 @@ def test_layouts_differ() -> None:
     plan, layout = packer.pack_lengths([60, 30]), packer.lay_out(packer.count([60, 30]))
     assert layout == packer.lay_out(packer.count([30, 60]))
     assert plan == packer.pack_lengths([60, 30])
-    others = [packer.lay_out(packer.count([60, 31])), packer.pack_lengths([60, 31]), layout._core]
+    others = [packer.lay_out(packer.count([60, 31])), packer.pack_lengths([60, 31]), layout.core]
     for other in (*others, packer.pack_lengths([30, 60]), "plan", None):
         assert layout != other
         assert plan != other
@@ -949,19 +953,22 @@ def test_counts_of_other_limits_are_refused() -> None:
 
 def test_kernel_refuses_what_the_api_never_sends() -> None:
     core: Any = virnucpro.data._core
-    counts = core.count(np.array([5]), 10, 0, 1)
-    layout = core.first_fit_decreasing(counts, 10, None)
+    limits = Limits(10, 10, 0)
+    counts = core.count(np.array([5]), limits, 1)
+    layout = core.first_fit_decreasing(counts)
     five, out, texts = np.array([5]), np.empty(1, np.int64), np.zeros(4, np.uint8)
     calls: list[tuple[type[Exception], Any]] = [
-        (TypeError, lambda: core.count(np.array([[5]]), 10, 0, 1)),
-        (TypeError, lambda: core.count(np.array([5.0]), 10, 0, 1)),
-        (TypeError, lambda: core.count(np.arange(8)[::2], 10, 0, 1)),
-        (TypeError, lambda: core.count(np.arange(8, dtype=">i8"), 10, 0, 1)),
-        (TypeError, lambda: core.count(np.frombuffer(b"12345678x", "i4", 2, 1), 10, 0, 1)),
-        (ValueError, lambda: core.count(five, 0, 0, 1)),
-        (ValueError, lambda: core.count(five, 2**62, 1, 1)),
-        (ValueError, lambda: core.first_fit_decreasing(counts, 9, None)),
-        (ValueError, lambda: core.first_fit_decreasing(counts, 10, 0)),
+        (TypeError, lambda: core.count(np.array([[5]]), limits, 1)),
+        (TypeError, lambda: core.count(np.array([5.0]), limits, 1)),
+        (TypeError, lambda: core.count(np.arange(8)[::2], limits, 1)),
+        (TypeError, lambda: core.count(np.arange(8, dtype=">i8"), limits, 1)),
+        (TypeError, lambda: core.count(np.frombuffer(b"12345678x", "i4", 2, 1), limits, 1)),
+        (ValueError, lambda: core.count(five, forged_limits(max_sequence_length=0), 1)),
+        (ValueError, lambda: core.count(five, forged_limits(special_tokens=10), 1)),
+        (TypeError, lambda: core.count(five, forged_limits(special_tokens="2"), 1)),
+        (AttributeError, lambda: core.count(five, {"max_tokens_per_batch": 10}, 1)),
+        (ValueError, lambda: counts.with_limits(Limits(9, 10, 0))),
+        (ValueError, lambda: counts.with_limits(forged_limits(max_sequences_per_batch=0))),
         (ValueError, lambda: core.assign_batches(layout, five, counts, out, 1)),
         (ValueError, lambda: core.assign_slots(layout, five, counts, np.empty(2, np.int64), 1)),
         (TypeError, lambda: core.assign_slots(layout, five, counts, np.empty(1, np.int16), 1)),
@@ -983,45 +990,145 @@ def test_kernel_refuses_what_the_api_never_sends() -> None:
         (TypeError, lambda: core.Layout.__new__(core.Layout)),
         (TypeError, lambda: core.TokenCounts.__new__(core.TokenCounts)),
         (TypeError, lambda: object.__new__(core.Layout)),
-        (TypeError, lambda: core.make_counts(1, 0, "tokens", "sequences", 0, 0)),
+        (TypeError, lambda: core.make_counts(limits, "tokens", "sequences", 0, 0)),
     ]
     for error, call in calls:
         with pytest.raises(error):
             call()
 
 
+def forged_limits(**changes: Any) -> Any:
+    """Return what has the attributes of limits, unchecked."""
+    return SimpleNamespace(**{**Limits(10, 10, 0).to_dict(), **changes})
+
+
+def forgeries_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the state of a value with one of its values changed, at any depth."""
+    for name, value in state.items():
+        changed: list[Any] = ["field", None]
+        if isinstance(value, dict):
+            changed += [*forgeries_of(value), {}]
+        elif isinstance(value, int):
+            changed += [value + change for change in (1, -1, 2**40, -(2**40))]
+        elif isinstance(value, np.ndarray):
+            for change in (1, -1, 2**40, -(2**40)):
+                for place in range(len(value)):
+                    array = value.copy()
+                    array[place] += change
+                    changed.append(array)
+            changed += [value[:-1], value.astype(np.int32), value.reshape(-1, 1)]
+        for forged in changed:
+            if forged is not value:
+                yield {**state, name: forged}
+        yield {key: kept for key, kept in state.items() if key != name}
+    yield {**state, "unknown": 1}
+
+
 def test_forged_state_is_refused() -> None:
     packer = GreedyPacker(10, max_sequences_per_batch=3)
-    layout = packer.lay_out(packer.count([5, 4, 1, 1, 1, 0, 50]))._core
-    forgeries = 0
-    values: list[Any] = [layout, layout.counts]
+    counts = packer.count([5, 4, 1, 1, 1, 0, 50])
+    for value in (packer.lay_out(counts), counts):
+        assert type(value).from_dict(value.to_dict()) == value
+        refused = 0
+        for state in forgeries_of(value.to_dict()):
+            try:
+                other = type(value).from_dict(state)
+            except (ValueError, TypeError, OverflowError, KeyError):
+                refused += 1
+                continue
+            # Sound, then, and another one, or with no limit on sequences.
+            assert isinstance(other, (Layout, TokenCounts))
+            if isinstance(other, Layout):
+                tokens = other.batch_tokens
+                assert tokens.sum() == other.total_tokens
+                assert tokens.max() <= other.max_tokens_per_batch
+        assert refused > (50 if value is counts else 100)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_state_of_another_version_is_refused(version: Any) -> None:
+    packer = GreedyPacker(100)
+    plan = packer.pack_lengths([60, 30])
+    message = r"the state of a {} must be of version 1 \(got"
+    values: list[Any] = [packer.count([5]), packer.lay_out(packer.count([5])), plan]
     for value in values:
-        make, fields = value.__reduce__()
-        assert make(*fields) == value
-        for position, field in enumerate(fields):
-            changed: list[Any] = ["field", None]
-            for change in (1, -1, 2**40, -(2**40)):
-                if isinstance(field, int):
-                    changed.append(field + change)
-                elif isinstance(field, np.ndarray):
-                    for place in np.ndindex(field.shape):
-                        array = field.copy()
-                        array[place] += change
-                        changed.append(array)
-                    changed += [field[:-1], field.astype(np.int32), field.reshape(-1, 1)]
-            for forged in changed:
-                try:
-                    other = make(*fields[:position], forged, *fields[position + 1 :])
-                except (ValueError, TypeError, OverflowError):
-                    forgeries += 1
-                    continue
-                # Sound, then, and another one.
-                assert other != value
-                if isinstance(other, virnucpro.data._core.Layout):
-                    tokens = Layout(other).batch_tokens
-                    assert tokens.sum() == Layout(other).total_tokens
-                    assert tokens.max() <= Layout(other).max_tokens_per_batch
-    assert forgeries > 100
+        function, (state, *rest) = value.__reduce__()
+        assert state["version"] == 1
+        with pytest.raises(ValueError, match=message.format(type(value).__name__)):
+            function({**state, "version": version}, *rest)
+    with pytest.raises(ValueError, match=message.format("GreedyPacker")):
+        packer.__setstate__({**packer.__getstate__(), "version": version})
+
+
+# Limits
+
+
+def test_limits_are_a_value() -> None:
+    limits = Limits(100, 50, 2, 3)
+    assert limits == Limits.from_dict(limits.to_dict()) == pickle.loads(pickle.dumps(limits))
+    assert hash(limits) == hash(Limits(100, 50, 2, 3))
+    assert limits != Limits(100, 50, 2)
+    assert list(limits.to_dict()) == [
+        "max_tokens_per_batch",
+        "max_sequence_length",
+        "special_tokens",
+        "max_sequences_per_batch",
+    ]
+    with pytest.raises(FrozenInstanceError):
+        limits.special_tokens = 3  # type: ignore[misc]
+    assert type(Limits(np.int32(100)).max_tokens_per_batch) is int  # type: ignore[arg-type]
+
+
+def test_limits_know_residues_and_tokens() -> None:
+    limits = Limits(100)
+    assert (limits.max_residues, limits.tokens(5), limits.tokens(5000)) == (98, 7, 100)
+    assert limits.tokens(np.array([0, 98, 99])).tolist() == [2, 100, 100]
+    assert Limits(100, 10**30).max_residues == 98
+
+
+@given(cases())
+def test_limits_count_as_the_kernel_does(case: Case) -> None:
+    limits = Limits(**case.parameters)
+    counts = virnucpro.data._core.count(np.array(case.lengths, np.int64), limits, 1)
+    tokens, sequences = np.unique(
+        limits.tokens(np.array(case.lengths, np.int64)), return_counts=True
+    )
+    assert counts.tokens.tolist() == tokens[::-1].tolist()
+    assert counts.sequences.tolist() == sequences[::-1].tolist()
+
+
+def test_bad_limits_in_a_dict() -> None:
+    with pytest.raises(ValueError, match=r"unknown limit 'colour'"):
+        Limits.from_dict({"max_tokens_per_batch": 100, "colour": 1})
+    with pytest.raises(ValueError, match=r"limits have no 'max_tokens_per_batch'"):
+        Limits.from_dict({})
+    with pytest.raises(ValueError, match=r"at least 1 \(got 0\)"):
+        Limits.from_dict({"max_tokens_per_batch": 0})
+    # A limit that is newer than the dict has its default.
+    assert Limits.from_dict({"max_tokens_per_batch": 100}) == Limits(100)
+
+
+def test_parameters_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    check = Limits.__post_init__
+
+    def note(limits: Limits) -> None:
+        made.append(limits)
+        check(limits)
+
+    monkeypatch.setattr(Limits, "__post_init__", note)
+    packer = GreedyPacker(100)
+    for _ in range(3):
+        packer.pack_lengths([60, 30])
+        packer.pack_sequences(make_records([60, 30]))
+    assert len(made) == 1
+    packer.max_tokens_per_batch = 50
+    assert packer.limits.max_residues == 48
+    assert len(made) == 2
+    packer.special_tokens = 50
+    for _ in range(2):
+        with pytest.raises(ValueError, match="room for one residue"):
+            packer.pack_lengths([60, 30])
 
 
 # Token budget

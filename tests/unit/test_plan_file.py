@@ -7,7 +7,7 @@ import os
 import pickle
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +39,16 @@ def sequences_of(lengths: list[int], ids: list[str]) -> Sequences:
 
 
 def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str) -> PackingPlan:
-    limit = min(packer.max_sequence_length, packer.max_tokens_per_batch - packer.special_tokens)
-    rows = np.flatnonzero(sequences.lengths <= limit) if overlong == "drop" else None
+    is_kept = sequences.lengths <= packer.limits.max_residues
+    rows = np.flatnonzero(is_kept) if overlong == "drop" else None
     lengths, ids = sequences.lengths, sequences.ids
     if rows is not None:
         lengths, ids = lengths[rows], ids.take(pa.array(rows))
     plan = packer.pack_lengths(lengths, ids)
-    parameters = {
-        "max_tokens_per_batch": packer.max_tokens_per_batch,
-        "max_sequence_length": packer.max_sequence_length,
-        "special_tokens": packer.special_tokens,
-        "max_sequences_per_batch": packer.max_sequences_per_batch,
-        "method": packer.method,
-        "overlong": overlong,
-        **asdict(ReadOptions()),
-    }
     totals = sum_up(plan, sequences, rows, sequences.find_duplicates()[0])
-    summary = Summary(parameters, totals, sequences.sources)
+    summary = Summary(
+        packer.limits, packer.method, overlong, ReadOptions(), totals, sequences.sources
+    )
     write_plan(path, plan, sequences, summary, rows)
     return plan
 
@@ -423,10 +416,10 @@ def test_saving_without_pyarrow_says_so(missing: str, monkeypatch: pytest.Monkey
 def test_plans_of_other_versions_are_refused(packed: tuple[Path, Path]) -> None:
     def later(table: Any) -> Any:
         found = json.loads(table.schema.metadata[b"virnucpro"])
-        return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 4})})
+        return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 99})})
 
     rewrite(packed[0], later)
-    with pytest.raises(ValueError, match=r"plan.parquet: a plan of version 4, which is not known"):
+    with pytest.raises(ValueError, match=r"plan.parquet: a plan of version 99, which is not known"):
         read_summary(packed[0])
 
 

@@ -458,7 +458,7 @@ def test_counts_beyond_63_bits_are_refused() -> None:
     for counts, what in (
         (small, "the number of sequences"),
         (large, "the number of sequences"),
-        (times(packer.count([2**31]), 2**32 + 4), "the number of residues cut off"),
+        (times(packer.count([2**31]), 2**32 + 4), "the number of truncated residues"),
     ):
         before = counts.sequences.tolist()
         with pytest.raises(OverflowError, match=f"{what} does not fit in 64 bits"):

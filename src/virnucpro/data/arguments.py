@@ -11,9 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# The kernel counts tokens in 64 bits; this leaves room to add two of them.
-MOST_TOKENS = 2**62
-
 # IDs in a form that the kernel puts in Python's order: objects, numbers, fixed-width strings, or
 # offsets and the strings in UTF-8 between them.
 OrderedIds = (
@@ -48,6 +45,16 @@ def check_threads(num_threads: int | None) -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def check_version(state: Any, name: str, version: int) -> None:
+    """Require the state of a value to be of this version."""
+    if not isinstance(state, dict):
+        raise TypeError(f"the state of a {name} must be a dict (got {type(state).__name__})")
+    if state.get("version") != version:
+        raise ValueError(
+            f"the state of a {name} must be of version {version} (got {state.get('version')!r})"
+        )
 
 
 def check_list(values: Iterable[Any], name: str, wanted: str) -> list[Any]:

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from virnucpro.data.arguments import check_integer
+from virnucpro.data.limits import Limits
 from virnucpro.data.packing import read_records
 from virnucpro.data.tokenized_records import TokenizedRecords, check_counts, find_names, join
 from virnucpro.data.vocabulary import Tokens, read_vocabulary
@@ -145,38 +146,33 @@ class VarlenCollator:
 
         Cost: O(tokens); without a table, that of the tokenizer.
         """
-        budget, limit = self.limits()
+        limits = self.limits()
         records = [records] if isinstance(records, dict) else list(records)
         if not records:
             return {}
-        tokenized = self.tokenize(records, limit)
+        tokenized = self.tokenize(records, limits)
         total = len(tokenized.input_ids)
-        if total > budget:
+        if total > limits.max_tokens_per_batch:
             raise ValueError(
                 f"a batch of {len(records):,} records, the first {records[0]['id']!r}, has "
-                f"{total:,} tokens, more than the budget of {budget:,}"
+                f"{total:,} tokens, more than the budget of {limits.max_tokens_per_batch:,}"
             )
-        return self.to_batch(tokenized, budget)
+        return self.to_batch(tokenized, limits)
 
-    def limits(self, token_budget: int | None = None) -> tuple[int, int]:
-        """Check the parameters, which may have been changed, and return the limits.
+    def limits(self, token_budget: int | None = None) -> Limits:
+        """Check the parameters, which may have been changed, and return the limits of a batch.
 
-        They are the budget, by default the collator's own, and the tokens kept of a sequence.
+        The budget is the collator's own, unless one is given.
         """
         if self.unknown not in ("warn", "error", "ignore"):
             raise ValueError(f"unknown must be 'warn', 'error' or 'ignore' (got {self.unknown!r})")
         budget = self.max_tokens_per_batch if token_budget is None else token_budget
-        budget = check_integer(budget, "max_tokens_per_batch", 1, MOST_TOKENS)
-        longest = check_integer(self.max_sequence_length, "max_sequence_length", 1)
-        if budget <= self.special_tokens:
-            raise ValueError(
-                f"max_tokens_per_batch must have room for one residue and {self.special_tokens} "
-                f"special tokens (got {budget})"
-            )
-        return budget, min(longest, budget - self.special_tokens)
+        check_integer(budget, "max_tokens_per_batch", 1, MOST_TOKENS)
+        return Limits(budget, self.max_sequence_length, self.special_tokens)
 
-    def tokenize(self, records: list[Record], limit: int) -> TokenizedRecords:
-        """Return the records with the first `limit` tokens of each, to make batches of."""
+    def tokenize(self, records: list[Record], limits: Limits) -> TokenizedRecords:
+        """Return the records with the tokens that are kept of each, to make batches of."""
+        limit = limits.max_residues
         read_records(records, "records")
         tokens = self._vocabulary.tokenize([record["sequence"] for record in records], limit)
         names = find_names(records)
@@ -193,13 +189,13 @@ class VarlenCollator:
             )
         return join(records, names, tokens, self._vocabulary)
 
-    def to_batch(self, tokenized: TokenizedRecords, token_budget: int) -> dict[str, Any]:
+    def to_batch(self, tokenized: TokenizedRecords, limits: Limits) -> dict[str, Any]:
         """Return the tensors of tokenized records; the class tells which."""
         return make_batch(
             tokenized.input_ids.astype(np.int64, copy=False),
             tokenized.offsets.astype(np.int32),
             [record["id"] for record in tokenized.records],
-            token_budget,
+            limits.max_tokens_per_batch,
             (len(self._vocabulary.before), len(self._vocabulary.after)),
             tokenized.truncated,
             0 if tokenized.num_unknown is None else int(tokenized.num_unknown.sum()),

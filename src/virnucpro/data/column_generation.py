@@ -55,14 +55,14 @@ STEADINESS = 0.6
 Pattern = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def lay_out(counts: _core.TokenCounts, budget: int, most: int | None) -> _core.Layout:
+def lay_out(counts: _core.TokenCounts, budget: int) -> _core.Layout:
     """Return a layout with at most as many batches as First-Fit Decreasing makes, and its bound."""
-    first_fit = _core.first_fit_decreasing(counts, budget, most)
+    first_fit = _core.first_fit_decreasing(counts)
     if first_fit.num_batches == _core.lower_bound(first_fit):
         return first_fit
     sizes = np.count_nonzero(counts.tokens)
     try:
-        steps = _core.knapsack_steps(counts, budget, most)
+        steps = _core.knapsack_steps(counts)
     except OverflowError:
         steps = 2**63
     if sizes > MOST_SIZES or steps > MOST_STEPS:
@@ -75,7 +75,7 @@ def lay_out(counts: _core.TokenCounts, budget: int, most: int | None) -> _core.L
             f"{MOST_STEPS:,}",
         )
         return first_fit
-    return Search(first_fit).run()
+    return Search(first_fit, budget).run()
 
 
 class Program(highspy.Highs):
@@ -148,9 +148,9 @@ class Program(highspy.Highs):
 class Search:
     """The patterns made so far, and the best that they gave."""
 
-    def __init__(self, first_fit: _core.Layout) -> None:
+    def __init__(self, first_fit: _core.Layout, budget: int) -> None:
         self.counts = first_fit.counts
-        self.limits = (first_fit.max_tokens_per_batch, first_fit.max_sequences_per_batch)
+        self.budget = budget
         self.best = first_fit
         self.bound = _core.lower_bound(first_fit)
         self.patterns: list[Pattern] = []
@@ -189,8 +189,7 @@ class Search:
                 f"{self.best.num_batches:,}",
                 f"{self.bound:,}",
             )
-        budget, most, num_batches, _, counts, *runs = self.best.__reduce__()[1]
-        return _core.make_layout(budget, most, num_batches, self.bound, counts, *runs)
+        return _core.with_bound(self.best, self.bound)
 
     def add(self, patterns: list[Pattern]) -> bool:
         """Add the patterns that are new; whether there were any."""
@@ -208,16 +207,12 @@ class Search:
     def part(self, left: NDArray[np.int64]) -> tuple[_core.TokenCounts, NDArray[np.int64]]:
         """Return the counts of some of the sequences, and which sizes those are."""
         sizes = np.flatnonzero(left)
-        counts = self.counts
-        limits = (counts.max_length, counts.special_tokens)
-        return _core.make_counts(*limits, counts.tokens[sizes], left[sizes], 0, 0), sizes
+        return _core.subset(self.counts, left), sizes
 
     def first_fit_patterns(self, left: NDArray[np.int64]) -> list[Pattern]:
         """Return the patterns of First-Fit Decreasing: with them the program has a solution."""
         part, sizes = self.part(left)
-        return patterns_in(
-            _core.patterns_of(_core.first_fit_decreasing(part, *self.limits))[0], sizes
-        )
+        return patterns_in(_core.patterns_of(_core.first_fit_decreasing(part))[0], sizes)
 
     def generate(
         self, left: NDArray[np.int64], most_rounds: int, is_whole: bool
@@ -226,10 +221,10 @@ class Search:
         part, sizes = self.part(left)
         bound = 0
         # The bound that tokens alone give is where most packings end up.
-        steady = part.tokens / self.limits[0]
+        steady = part.tokens / self.budget
         steadiness = 1.0
         amounts = np.zeros(len(self.patterns))
-        steps = _core.knapsack_steps(part, *self.limits)
+        steps = _core.knapsack_steps(part)
         for number in range(most_rounds):
             optimum = self.program.optimum()
             if optimum is None or self.steps > MOST_STEPS_IN_ALL:
@@ -240,9 +235,7 @@ class Search:
             self.steps += steps
             tried = steadiness * steady + (1 - steadiness) * values
             worth, _ = self.whole(tried, part)
-            best, found = _core.most_valuable(
-                part, worth, *self.limits, 0, number * 97 % len(sizes), PATTERNS
-            )
+            best, found = _core.most_valuable(part, worth, number * 97 % len(sizes), PATTERNS)
             proven = -(-sum(map(operator.mul, part.sequences.tolist(), worth.tolist())) // best)
             if proven > bound:
                 bound, steady = proven, tried
@@ -272,7 +265,7 @@ class Search:
         self, values: NDArray[np.float64], part: _core.TokenCounts
     ) -> tuple[NDArray[np.int64], int]:
         """Return values in whole numbers, and what a batch costs in them."""
-        most = float((values / part.tokens).max()) * self.limits[0]
+        most = float((values / part.tokens).max()) * self.budget
         one = 2 ** (51 - max(0, math.frexp(most)[1]))
         return np.floor(values * one).astype(np.int64), one
 
@@ -305,7 +298,7 @@ class Search:
             for i in (0, 1)
         )
         numbers = np.array([batches[column] for column in columns], np.int64)
-        return _core.layout_of(self.counts, *self.limits, ends, sizes, sequences, numbers, 0)
+        return _core.layout_of(self.counts, ends, sizes, sequences, numbers)
 
 
 def patterns_in(

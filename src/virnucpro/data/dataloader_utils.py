@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -53,24 +54,18 @@ class PackedDataset(IterableDataset[dict[str, Any]]):
     ) -> None:
         self.dataset = dataset
         self.collator = collator
-        budget, limit = collator.limits(token_budget)
-        self.packer = GreedyPacker(
-            budget,
-            limit,
-            special_tokens=collator.special_tokens,
-            overlong="error",
-            max_sequences_per_batch=max_sequences,
-        )
+        limits = replace(collator.limits(token_budget), max_sequences_per_batch=max_sequences)
+        self.packer = GreedyPacker(**limits.to_dict(), overlong="error")
         self.buffer_size = buffer_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         records = iter(self.dataset)
-        packer = self.packer
+        packer, limits = self.packer, self.packer.limits
         while buffer := list(itertools.islice(records, self.buffer_size)):
-            tokenized = self.collator.tokenize(buffer, packer.max_sequence_length)
+            tokenized = self.collator.tokenize(buffer, limits)
             ids = [record["id"] for record in buffer]
             for rows in packer.pack_lengths(tokenized.lengths, ids):
-                yield self.collator.to_batch(tokenized.choose(rows), packer.max_tokens_per_batch)
+                yield self.collator.to_batch(tokenized.choose(rows), limits)
 
 
 def create_async_dataloader(

@@ -88,7 +88,7 @@ def pack_dataset(
     if order not in ("row", "id"):
         raise ValueError(f"order must be 'row' or 'id' (got {order!r})")
     # Its parameters may have been changed.
-    packer._parameters()
+    _ = packer.limits
     counting = ray.put(on_one_thread(packer))
     ties = id_column if order == "id" else None
     blocks, counts, kind = count_blocks(blocks_of(ds), counting, length_column, ties)
@@ -154,7 +154,7 @@ def pack_tables(
             raise RuntimeError(f"{layout.num_sequences:,} of {num_rows:,} rows were read")
         logger.info("Writing")
         unfinished = Path(folder, "plan")
-        limit = {"limit": layout.max_sequence_length}
+        limit = {"limit": layout.limits.max_residues}
         rows = packed.map_batches(plan_table, fn_kwargs=limit, **WHOLE_BLOCKS)
         rows.sort(["batch", "slot"]).write_parquet(str(unfinished))
         unfinished.rename(output)
@@ -211,8 +211,7 @@ def is_table(path: Path) -> bool:
 def on_one_thread(value: Any) -> Any:
     """Return a packer or a layout for a task, which has one core."""
     value = copy.copy(value)
-    name = "num_threads" if isinstance(value, GreedyPacker) else "_num_threads"
-    setattr(value, name, 1)
+    value.num_threads = 1
     return value
 
 
@@ -291,7 +290,7 @@ def count_block(
             if name in table.column_names:
                 raise ValueError(f"there is a column {name!r} already")
         kind = "" if id_column is None else kind_of(ids_of(table, id_column), id_column)
-        counted = packer._count_checked(lengths_of(table, length_column))
+        counted = packer.count_silently(lengths_of(table, length_column))
         # Raises where they are too many to be sent.
         _ = counted.total_tokens
         return counted, kind
@@ -347,10 +346,10 @@ def assign_block(
     packer, layout, length_column, order = packing
     table = as_table(block)
     lengths = lengths_of(table, length_column)
-    if packer._count_checked(lengths) != counted:
+    if packer.count_silently(lengths) != counted:
         # Ray makes a block anew where its machine is lost.
         raise RuntimeError(f"block {number:,} is not what it was when it was counted")
-    tokens = np.minimum(lengths, layout.max_sequence_length) + layout.special_tokens
+    tokens = layout.limits.tokens(lengths)
     if order == "id":
         table = table.drop_columns([ROW])
     found = (layout.assign(lengths, before), layout.slots(lengths, before), tokens)

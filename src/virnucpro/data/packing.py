@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import logging
 import math
 import numbers
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from virnucpro.data import _core
 from virnucpro.data.arguments import (
-    MOST_TOKENS,
     OrderedIds,
     check_ids,
     check_integer,
     check_lengths,
     check_list,
     check_threads,
+    check_version,
 )
+from virnucpro.data.limits import MOST_TOKENS, Limits
 from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
 
 __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
@@ -32,20 +35,6 @@ Record = dict[str, Any]
 
 # Truncated sequences that a packer names one by one at WARNING.
 MOST_WARNINGS = 100
-
-
-class Parameters(NamedTuple):
-    """A packer's parameters, checked: plain ints, the limit instead of `max_sequence_length`."""
-
-    limit: int
-    special_tokens: int
-    max_tokens_per_batch: int
-    max_sequences_per_batch: int | None
-    num_threads: int
-
-    def tokens(self, length: int) -> int:
-        """Tokens of a sequence."""
-        return min(length, self.limit) + self.special_tokens
 
 
 class GreedyPacker:
@@ -103,7 +92,37 @@ class GreedyPacker:
         self.num_threads = num_threads
         self.method = method
         self._num_truncated = 0
-        self._parameters()
+        _ = self.limits
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if not name.startswith("_"):
+            # To be checked again when it is used.
+            vars(self).pop("limits", None)
+
+    @functools.cached_property
+    def limits(self) -> Limits:
+        """The limits of batches and sequences, checked together with all other parameters.
+
+        Raises:
+            ValueError: A parameter is out of range, or the budget has no room for one residue.
+            TypeError: A parameter has the wrong type.
+        """
+        limits = Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
+        if self.overlong not in ("truncate", "error"):
+            raise ValueError(f"overlong must be 'truncate' or 'error' (got {self.overlong!r})")
+        if self.method not in ("ffd", "tight"):
+            raise ValueError(f"method must be 'ffd' or 'tight' (got {self.method!r})")
+        check_threads(self.num_threads)
+        return limits
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in vars(self).items() if name != "limits"}
+        return {"version": 1, **state}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        check_version(state, "GreedyPacker", 1)
+        vars(self).update({name: value for name, value in state.items() if name != "version"})
 
     def __repr__(self) -> str:
         return (
@@ -138,7 +157,7 @@ class GreedyPacker:
             >>> GreedyPacker(5).pack_sequences([{"id": 7, "sequence": "MKTAYI"}])
             [[{'id': 7, 'sequence': 'MKT', 'truncated': True}]]
         """
-        limit = self._parameters().limit
+        limit = self.limits.max_residues
         records = check_list(sequences, "sequences", "a list of dicts")
         ids, lengths = read_records(records, "sequences")
         overlong = np.flatnonzero(lengths > limit)
@@ -201,13 +220,13 @@ class GreedyPacker:
             >>> GreedyPacker(10).compute_efficiency([[{"id": "a", "sequence": "MKT"}]])
             0.5
         """
-        parameters = self._parameters()
-        budget = parameters.max_tokens_per_batch
+        limits = self.limits
+        budget = limits.max_tokens_per_batch
         total = 0
         num_batches = 0
         for num_batches, batch in enumerate(batches, start=1):
             name = f"batches[{num_batches - 1}]"
-            tokens = count_tokens(check_list(batch, name, "a list of dicts"), name, parameters)
+            tokens = count_tokens(check_list(batch, name, "a list of dicts"), name, limits)
             if tokens > budget:
                 raise ValueError(
                     f"{name} has {tokens:,} tokens, more than the budget of {budget:,}"
@@ -295,7 +314,7 @@ class GreedyPacker:
             >>> GreedyPacker(4096).count([30, 30, 500])
             TokenCounts(3 sequences of 2 sizes)
         """
-        counts = self._count_checked(lengths)
+        counts = self.count_silently(lengths)
         warn_of_truncation(counts)
         return counts
 
@@ -322,49 +341,33 @@ class GreedyPacker:
             >>> packer.lay_out(packer.count([30, 60, 60])).num_batches
             2
         """
-        parameters = self._parameters()
+        limits = self.limits
         if not isinstance(counts, TokenCounts):
             raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
-        made_with = (counts._core.max_length, counts._core.special_tokens)
-        if made_with != (parameters.limit, parameters.special_tokens):
+        made_with = counts.limits
+        if (made_with.max_residues, made_with.special_tokens) != (
+            limits.max_residues,
+            limits.special_tokens,
+        ):
             raise ValueError(
-                f"counts were made for at most {made_with[0]:,} residues and {made_with[1]:,} "
-                f"special tokens, not for {parameters.limit:,} and {parameters.special_tokens:,}"
+                f"counts were made for at most {made_with.max_residues:,} residues and "
+                f"{made_with.special_tokens:,} special tokens, not for {limits.max_residues:,} "
+                f"and {limits.special_tokens:,}"
             )
-        limits = (parameters.max_tokens_per_batch, parameters.max_sequences_per_batch)
+        core = counts.core.with_limits(limits)
         if self.method == "tight":
-            core = column_generation().lay_out(counts._core, *limits)
+            laid_out = column_generation().lay_out(core, limits.max_tokens_per_batch)
         else:
-            core = _core.first_fit_decreasing(counts._core, *limits)
-        return Layout(core, self.num_threads)
-
-    def _parameters(self) -> Parameters:
-        """Check the parameters, which may have been changed, and return them."""
-        special = check_integer(self.special_tokens, "special_tokens", 0, MOST_TOKENS - 1)
-        longest = check_integer(self.max_sequence_length, "max_sequence_length", 1)
-        budget = check_integer(self.max_tokens_per_batch, "max_tokens_per_batch", 1, MOST_TOKENS)
-        if budget <= special:
-            raise ValueError(
-                f"max_tokens_per_batch must have room for one residue and {special:,} special "
-                f"tokens (got {budget:,})"
-            )
-        most = self.max_sequences_per_batch
-        if most is not None:
-            most = check_integer(most, "max_sequences_per_batch", 1, 2**63 - 1)
-        if self.overlong not in ("truncate", "error"):
-            raise ValueError(f"overlong must be 'truncate' or 'error' (got {self.overlong!r})")
-        if self.method not in ("ffd", "tight"):
-            raise ValueError(f"method must be 'ffd' or 'tight' (got {self.method!r})")
-        limit = min(longest, budget - special)
-        return Parameters(limit, special, budget, most, check_threads(self.num_threads))
+            laid_out = _core.first_fit_decreasing(core)
+        return Layout(laid_out, limits, self.num_threads)
 
     def _tokenized_length(self, sequence: str) -> int:
         """Tokens of a sequence: its residues, at most the limit, and the special tokens."""
-        return self._parameters().tokens(len(sequence))
+        return self.limits.tokens(len(sequence))
 
-    def _count_checked(self, lengths: ArrayLike) -> TokenCounts:
-        """Count without a warning."""
-        limit = self._parameters().limit
+    def count_silently(self, lengths: ArrayLike) -> TokenCounts:
+        """Count as `count` does, without its WARNING."""
+        limit = self.limits.max_residues
         lengths = check_lengths(lengths)
         if self.overlong == "error" and lengths.max(initial=0) > limit:
             row = int(np.argmax(lengths > limit))
@@ -375,8 +378,8 @@ class GreedyPacker:
         return self._count(lengths)
 
     def _count(self, lengths: NDArray[Any]) -> TokenCounts:
-        limit, special_tokens, _, _, num_threads = self._parameters()
-        return TokenCounts(_core.count(lengths, limit, special_tokens, num_threads))
+        limits = self.limits
+        return TokenCounts(_core.count(lengths, limits, check_threads(self.num_threads)), limits)
 
     def _list_rows(
         self,
@@ -384,9 +387,9 @@ class GreedyPacker:
         lengths: NDArray[Any],
         order: OrderedIds | None,
     ) -> PackingPlan:
-        num_threads = self._parameters().num_threads
-        indices, offsets = _core.list_rows(layout._core, lengths, order, num_threads)
-        return PackingPlan(layout._core, indices, offsets, self.num_threads)
+        num_threads = check_threads(self.num_threads)
+        indices, offsets = _core.list_rows(layout.core, lengths, order, num_threads)
+        return PackingPlan(layout.core, layout.limits, indices, offsets, self.num_threads)
 
     def _warn_of_truncation(
         self,
@@ -434,8 +437,8 @@ def warn_of_truncation(counts: TokenCounts) -> None:
             "%s of %s sequences exceed max_length (%d), truncating: %s residues lost",
             f"{counts.num_truncated:,}",
             f"{counts.num_sequences:,}",
-            counts._core.max_length,
-            f"{counts.truncated_tokens:,}",
+            counts.limits.max_residues,
+            f"{counts.truncated_residues:,}",
         )
 
 
@@ -452,13 +455,13 @@ def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.
     return check_ids(ids, len(ids), f"{name}[{{}}]['id']".format), lengths
 
 
-def count_tokens(records: list[Any], name: str, parameters: Parameters) -> int:
+def count_tokens(records: list[Any], name: str, limits: Limits) -> int:
     """Return the tokens of records; messages use the name."""
-    tokens = _core.count_record_tokens(records, parameters.limit, parameters.special_tokens)
+    tokens = _core.count_record_tokens(records, limits)
     if tokens is not None:
         return tokens
     sequences = [check_sequence(record, name, row) for row, record in enumerate(records)]
-    return sum(parameters.tokens(len(sequence)) for sequence in sequences)
+    return sum(limits.tokens(len(sequence)) for sequence in sequences)
 
 
 def check_value(record: Any, key: str, name: str, row: int) -> Any:

@@ -12,7 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from virnucpro.data import _core
-from virnucpro.data.arguments import check_integer, check_lengths, check_out, check_threads, plain
+from virnucpro.data.arguments import (
+    check_integer,
+    check_lengths,
+    check_out,
+    check_threads,
+    check_version,
+    plain,
+)
+from virnucpro.data.limits import Limits
 
 
 class TokenCounts:
@@ -29,38 +37,39 @@ class TokenCounts:
         (array([502,  32]), array([1, 2]))
     """
 
-    def __init__(self, core: _core.TokenCounts) -> None:
-        self._core = core
+    def __init__(self, core: _core.TokenCounts, limits: Limits) -> None:
+        self.core = core
+        self.limits = limits
 
     @property
     def tokens(self) -> NDArray[np.int64]:
         """The distinct numbers of tokens a sequence, int64, largest first."""
-        return self._core.tokens
+        return self.core.tokens
 
     @property
     def sequences(self) -> NDArray[np.int64]:
         """How many sequences have each number of tokens, int64, in the order of `tokens`."""
-        return self._core.sequences
+        return self.core.sequences
 
     @property
     def num_sequences(self) -> int:
         """Number of sequences."""
-        return self._core.num_sequences
+        return self.core.num_sequences
 
     @property
     def total_tokens(self) -> int:
         """Tokens of all sequences, truncated, special tokens included."""
-        return self._core.total_tokens
+        return self.core.total_tokens
 
     @property
     def num_truncated(self) -> int:
         """Number of sequences that were too long."""
-        return self._core.num_truncated
+        return self.core.num_truncated
 
     @property
-    def truncated_tokens(self) -> int:
+    def truncated_residues(self) -> int:
         """Residues cut off the sequences that were too long."""
-        return self._core.truncated_tokens
+        return self.core.truncated_residues
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
         """Return counts of the sequences of both.
@@ -73,12 +82,38 @@ class TokenCounts:
         """
         if not isinstance(other, TokenCounts):
             return NotImplemented
-        return TokenCounts(self._core + other._core)
+        return TokenCounts(self.core + other.core, self.limits)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, TokenCounts) and self._core == other._core
+        return isinstance(other, TokenCounts) and self.core == other.core
 
     __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as plain values and int64 arrays by name, with a version."""
+        return {
+            "version": 1,
+            "limits": self.limits.to_dict(),
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "num_truncated": self.num_truncated,
+            "truncated_residues": self.truncated_residues,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> TokenCounts:
+        """Return the counts that `to_dict` returned.
+
+        Raises:
+            ValueError: They are of another version, or contradict themselves.
+            TypeError: A value has the wrong type.
+        """
+        limits, fields = read_state(state, "TokenCounts", "limits")
+        limits = Limits.from_dict(limits)
+        return cls(_core.make_counts(limits=limits, **fields), limits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenCounts.from_dict, (self.to_dict(),)
 
     def __repr__(self) -> str:
         return f"TokenCounts({self.num_sequences:,} sequences of {len(self.tokens):,} sizes)"
@@ -103,55 +138,55 @@ class Layout:
         (array([0, 0], dtype=int32), array([1], dtype=int32))
     """
 
-    def __init__(self, core: _core.Layout, num_threads: int | None = None) -> None:
-        self._core = core
-        self._counts = core.counts
-        self._num_threads = num_threads
+    def __init__(self, core: _core.Layout, limits: Limits, num_threads: int | None = None) -> None:
+        self.core = core
+        self.limits = limits
+        self.num_threads = num_threads
 
     @property
     def max_tokens_per_batch(self) -> int:
         """The budget in tokens."""
-        return self._core.max_tokens_per_batch
+        return self.limits.max_tokens_per_batch
 
     @property
     def max_sequence_length(self) -> int:
         """Residues kept of a sequence; never more than fit a batch with the special tokens."""
-        return self._counts.max_length
+        return self.limits.max_residues
 
     @property
     def special_tokens(self) -> int:
         """Tokens added to each sequence."""
-        return self._counts.special_tokens
+        return self.limits.special_tokens
 
     @property
     def max_sequences_per_batch(self) -> int | None:
         """The most sequences of a batch, None for any number."""
-        return self._core.max_sequences_per_batch
+        return self.limits.max_sequences_per_batch
 
     @property
     def num_batches(self) -> int:
         """Number of batches."""
-        return self._core.num_batches
+        return self.core.num_batches
 
     @property
     def num_sequences(self) -> int:
         """Number of sequences."""
-        return self._counts.num_sequences
+        return self.core.counts.num_sequences
 
     @property
     def num_truncated(self) -> int:
         """Number of sequences that were too long."""
-        return self._counts.num_truncated
+        return self.core.counts.num_truncated
 
     @property
-    def truncated_tokens(self) -> int:
+    def truncated_residues(self) -> int:
         """Residues cut off the sequences that were too long."""
-        return self._counts.truncated_tokens
+        return self.core.counts.truncated_residues
 
     @property
     def total_tokens(self) -> int:
         """Tokens in all batches, special tokens included."""
-        return self._counts.total_tokens
+        return self.core.counts.total_tokens
 
     @property
     def efficiency(self) -> float:
@@ -172,7 +207,7 @@ class Layout:
         of Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
         1990).
         """
-        return _core.lower_bound(self._core)
+        return _core.lower_bound(self.core)
 
     @property
     def proven_optimal(self) -> bool:
@@ -182,7 +217,7 @@ class Layout:
     @property
     def batch_tokens(self) -> NDArray[np.int64]:
         """Tokens of each batch, int64 [num_batches], made anew at each use in O(num_batches)."""
-        return _core.batch_tokens(self._core)
+        return _core.batch_tokens(self.core)
 
     def assign(
         self,
@@ -246,17 +281,43 @@ class Layout:
         if before is not None and not isinstance(before, TokenCounts):
             raise TypeError(f"before must be TokenCounts (got {type(before).__name__})")
         out = check_out(out, lengths, self.num_sequences)
-        counted = self._no_counts() if before is None else before._core
-        kernel(self._core, lengths, counted, out, check_threads(self._num_threads))
+        counted = self._no_counts() if before is None else before.core
+        kernel(self.core, lengths, counted, out, check_threads(self.num_threads))
         return out
 
     def _no_counts(self) -> _core.TokenCounts:
-        return _core.count(np.empty(0, np.int8), self.max_sequence_length, self.special_tokens, 1)
+        return _core.count(np.empty(0, np.int8), self.limits, 1)
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self._core == other._core
+        return type(other) is type(self) and self.core == other.core
 
     __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layout, without rows, as plain values and int64 arrays by name."""
+        return {
+            "version": 1,
+            "counts": TokenCounts(self.core.counts, self.limits).to_dict(),
+            "num_batches": self.num_batches,
+            "proven_bound": self.core.proven_bound,
+            "first_run": self.core.first_run,
+            "runs": self.core.runs,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any], num_threads: int | None = None) -> Layout:
+        """Return the layout that `to_dict` returned.
+
+        Raises:
+            ValueError: It is of another version, or contradicts itself.
+            TypeError: A value has the wrong type.
+        """
+        counts, fields = read_state(state, "Layout", "counts")
+        counts = TokenCounts.from_dict(counts)
+        return Layout(_core.make_layout(counts=counts.core, **fields), counts.limits, num_threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Layout.from_dict, (self.to_dict(), self.num_threads)
 
     def __repr__(self) -> str:
         return (
@@ -289,11 +350,12 @@ class PackingPlan(Layout):
     def __init__(
         self,
         core: _core.Layout,
+        limits: Limits,
         indices: NDArray[Any],
         offsets: NDArray[np.int64],
         num_threads: int | None = None,
     ) -> None:
-        super().__init__(core, num_threads)
+        super().__init__(core, limits, num_threads)
         self.indices = indices
         self.offsets = offsets
 
@@ -414,9 +476,9 @@ class PackingPlan(Layout):
             ([[0, 2], [1, 3]], [[1, 2], [0, 3]])
         """
         seed = check_integer(seed, "seed", 0, 2**64 - 1)
-        num_threads = check_threads(self._num_threads)
-        indices = _core.shuffle_rows(self._core, plain(self.indices), seed, num_threads)
-        return PackingPlan(self._core, indices, self.offsets, self._num_threads)
+        num_threads = check_threads(self.num_threads)
+        indices = _core.shuffle_rows(self.core, plain(self.indices), seed, num_threads)
+        return PackingPlan(self.core, self.limits, indices, self.offsets, self.num_threads)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -426,6 +488,31 @@ class PackingPlan(Layout):
         )
 
     __hash__ = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {
+            "version": 1,
+            "layout": super().to_dict(),
+            "indices": self.indices,
+            "offsets": self.offsets,
+        }
+        return make_plan, (state, self.num_threads)
+
+
+def make_plan(state: dict[str, Any], num_threads: int | None) -> PackingPlan:
+    """Return the plan of a pickle."""
+    layout, fields = read_state(state, "PackingPlan", "layout")
+    layout = Layout.from_dict(layout)
+    return PackingPlan(layout.core, layout.limits, **fields, num_threads=num_threads)
+
+
+def read_state(state: dict[str, Any], name: str, part: str) -> tuple[Any, dict[str, Any]]:
+    """Return a part of a value's state, and all else but the version."""
+    check_version(state, name, 1)
+    rest = {key: value for key, value in state.items() if key not in ("version", part)}
+    if part not in state:
+        raise ValueError(f"the state of a {name} has no {part!r}")
+    return state[part], rest
 
 
 def plan_files() -> Any:

@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from virnucpro.data import _core
 from virnucpro.data.fasta import ReadOptions
 from virnucpro.data.inputs import Sequences, Source
+from virnucpro.data.limits import Limits
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.data.plan import Layout, PackingPlan
 from virnucpro.data.tables import as_arrow, texts_as_arrow
 
 # The key of the schema's metadata, and the version of what stands there.
 KEY = b"virnucpro"
-VERSION = 3
+VERSION = 4
 # Rows of a row group: batches are not split between groups.
 GROUP = 2**17
 COLUMNS = {
@@ -76,19 +77,30 @@ class Summary:
     """What a plan file says of itself.
 
     Attributes:
-        parameters: What the plan was made with.
+        limits: The limits of its batches and sequences.
+        method: "ffd" or "tight", as for `GreedyPacker`.
+        overlong: How longer sequences were handled: "truncate", "error" or "drop".
+        options: How the input was read.
         totals: What was read and what became of it.
         inputs: The files that were read.
     """
 
-    parameters: dict[str, Any]
+    limits: Limits
+    method: str
+    overlong: str
+    options: ReadOptions
     totals: Totals
     inputs: list[Source]
 
     @property
-    def options(self) -> ReadOptions:
-        """How the input was read."""
-        return ReadOptions(**{f.name: self.parameters[f.name] for f in fields(ReadOptions)})
+    def parameters(self) -> dict[str, Any]:
+        """All parameters by name, in plain values."""
+        return {
+            **self.limits.to_dict(),
+            "method": self.method,
+            "overlong": self.overlong,
+            **asdict(self.options),
+        }
 
     def as_dict(self) -> dict[str, Any]:
         """Return it in plain values."""
@@ -150,10 +162,10 @@ def write_plan(
             slots = plan.indices[plan.offsets[first] : plan.offsets[last]]
             of_rows = slots.astype(np.int64) if rows is None else rows[slots]
             lengths = sequences.lengths[of_rows]
-            limit = plan.max_sequence_length
             batches = np.repeat(np.arange(first, last), np.diff(plan.offsets[first : last + 1]))
-            tokens = np.minimum(lengths, limit) + plan.special_tokens
-            group = table(as_arrow(batches), of_rows, as_arrow(tokens), lengths > limit)
+            tokens = plan.limits.tokens(lengths)
+            truncated = lengths > plan.limits.max_residues
+            group = table(as_arrow(batches), of_rows, as_arrow(tokens), truncated)
             writer.write_table(group, row_group_size=len(group))
             written += len(slots)
             progress(written)
@@ -219,8 +231,14 @@ def read_summary(path: str | PathLike[str]) -> Summary:
         if version != VERSION:
             raise ValueError(f"a plan of version {version!r}, which is not known here")
         names = {field.name for field in fields(Totals)}
-        totals = Totals(**{name: found["totals"][name] for name in names})
-        summary = Summary(found["parameters"], totals, [Source(**s) for s in found["inputs"]])
+        summary = Summary(
+            limits=Limits.from_dict(found["limits"]),
+            method=found["method"],
+            overlong=found["overlong"],
+            options=ReadOptions(**found["options"]),
+            totals=Totals(**{name: found["totals"][name] for name in names}),
+            inputs=[Source(**source) for source in found["inputs"]],
+        )
         check_types(summary)
         return summary
     except (KeyError, TypeError, AttributeError) as error:
@@ -229,30 +247,18 @@ def read_summary(path: str | PathLike[str]) -> Summary:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-# The parameters that a plan is made with, as they stand in its file.
-PARAMETERS: dict[str, tuple[type, ...]] = {
-    "max_tokens_per_batch": (int,),
-    "max_sequence_length": (int,),
-    "special_tokens": (int,),
-    "max_sequences_per_batch": (int, type(None)),
-    "method": (str,),
-    "overlong": (str,),
-    **{field.name: (type(field.default),) for field in fields(ReadOptions)},
-}
-
-
 def check_types(summary: Summary) -> None:
-    """Raise TypeError unless a summary that was read is what one has to be."""
-    kinds = {**PARAMETERS, **{field.name: (int,) for field in fields(Totals)}}
-    kinds["efficiency"] = (float, int)
-    values = {**summary.parameters, **asdict(summary.totals)}
-    for name, kind in kinds.items():
-        if type(values[name]) not in kind:
-            raise TypeError(f"{name} is {values[name]!r}")
-    if values["method"] not in ("ffd", "tight"):
-        raise TypeError(f"method is {values['method']!r}")
+    """Raise TypeError unless the values of a summary that was read are of their types."""
+    kinds = {field.name: (int,) for field in fields(Totals)} | {"efficiency": (float, int)}
+    for name, value in asdict(summary.totals).items():
+        if type(value) not in kinds[name]:
+            raise TypeError(f"{name} is {value!r}")
+    if summary.method not in ("ffd", "tight"):
+        raise TypeError(f"method is {summary.method!r}")
+    if not isinstance(summary.overlong, str):
+        raise TypeError(f"overlong is {summary.overlong!r}")
     for source in summary.inputs:
-        if (type(source.name), type(source.sha256)) != (str, str) or not summary.inputs:
+        if (type(source.name), type(source.sha256)) != (str, str):
             raise TypeError("an input has no name")
         if (type(source.bytes), type(source.sequences)) != (int, int):
             raise TypeError("an input has no size")
@@ -302,8 +308,8 @@ def sum_up(
         **asdict(sequences.changes),
         duplicate_ids=duplicate_ids,
         residues=residues,
-        residues_kept=packed - plan.truncated_tokens,
-        residues_cut=plan.truncated_tokens,
+        residues_kept=packed - plan.truncated_residues,
+        residues_cut=plan.truncated_residues,
         residues_dropped=residues - packed,
         tokens=plan.total_tokens,
         batches=len(plan),
@@ -315,8 +321,7 @@ def sum_up(
 
 def first_fit_batches(layout: Layout) -> int:
     """Return how many batches First-Fit Decreasing makes of the same sequences."""
-    limits = (layout.max_tokens_per_batch, layout.max_sequences_per_batch)
-    return _core.first_fit_decreasing(layout._counts, *limits).num_batches
+    return _core.first_fit_decreasing(layout.core.counts).num_batches
 
 
 def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
@@ -381,16 +386,16 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
             name = sequences.ids[row].as_py()
             yield f"sequence {name!r} (row {row:,}) is {what} ({wrong.sum():,} such sequences)"
     table, rows = table.filter(pa.array(is_known)), rows[is_known]
-    limit, special = packed_as(summary)
     lengths = sequences.lengths[rows]
-    is_dropped = (lengths > limit) & (summary.parameters["overlong"] == "drop")
+    is_overlong = lengths > summary.limits.max_residues
+    is_dropped = is_overlong & (summary.overlong == "drop")
     names = pa.array([source.name for source in summary.inputs], pa.string())
     files = np.minimum(sequences.file_of(rows), len(names) - 1)
     expected = {
         "id": sequences.ids.take(pa.array(rows)),
         "length": pa.array(lengths),
-        "tokens": pa.array(np.minimum(lengths, limit) + special, mask=is_dropped),
-        "truncated": pa.array((lengths > limit) & ~is_dropped),
+        "tokens": pa.array(summary.limits.tokens(lengths), mask=is_dropped),
+        "truncated": pa.array(is_overlong & ~is_dropped),
         "file": names.take(pa.array(files)),
     }
     for name, values in expected.items():
@@ -406,8 +411,8 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
                 f"{name} of row {rows[at]:,} is {found[at].as_py()!r}, not "
                 f"{values[at].as_py()!r} ({differs.sum():,} such rows)"
             )
-    if summary.parameters["overlong"] == "error" and (lengths > limit).any():
-        row = rows[int(np.argmax(lengths > limit))]
+    if summary.overlong == "error" and is_overlong.any():
+        row = rows[int(np.argmax(is_overlong))]
         yield f"row {row:,} is too long, which should have been an error"
     wrong = (column(table, "batch") < 0) != is_dropped
     if wrong.any():
@@ -415,18 +420,10 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
         yield f"row {row:,} is dropped, or should be ({wrong.sum():,} such rows)"
 
 
-def packed_as(summary: Summary) -> tuple[int, int]:
-    """Return residues kept of a sequence, and its special tokens."""
-    parameters = summary.parameters
-    special = int(parameters["special_tokens"])
-    budget = int(parameters["max_tokens_per_batch"])
-    return min(int(parameters["max_sequence_length"]), budget - special), special
-
-
 def check_batches(table: Any, summary: Summary) -> Iterator[str]:
     """Yield what is wrong with the batches of a plan, whatever their sequences are."""
-    budget = summary.parameters["max_tokens_per_batch"]
-    most = summary.parameters["max_sequences_per_batch"] or len(table)
+    budget = summary.limits.max_tokens_per_batch
+    most = summary.limits.max_sequences_per_batch or len(table)
     batch = column(table, "batch")
     if (np.diff(column(table, "row")[batch < 0]) < 0).any():
         yield "sequences that were dropped are not in order of rows"
@@ -466,7 +463,7 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
     if (np.diff(opened) > 0).any():
         at = np.unique(batch)[1:][np.diff(opened) > 0][0]
         yield f"batch {at:,} begins with a longer sequence than the batch before it"
-    if summary.parameters["method"] == "ffd":
+    if summary.method == "ffd":
         yield from check_first_fit(batch, tokens, budget, most)
     yield from check_ties(table, tokens)
 
@@ -544,13 +541,13 @@ def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
 
 def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterator[str]:
     """Yield the totals in a plan's metadata that its rows and its input do not give."""
-    limit, _ = packed_as(summary)
+    limits = summary.limits
     batch, tokens, length = (column(table, name) for name in ("batch", "tokens", "length"))
     is_packed = batch >= 0
-    kept = np.minimum(length[is_packed], limit)
+    kept = np.minimum(length[is_packed], limits.max_residues)
     num_batches = len(np.unique(batch[is_packed]))
     total = int(tokens[is_packed].sum())
-    budget = int(summary.parameters["max_tokens_per_batch"])
+    budget = limits.max_tokens_per_batch
     found = {
         "read": len(sequences.lengths),
         "packed": int(is_packed.sum()),
@@ -567,15 +564,10 @@ def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterat
         "batches": num_batches,
         "efficiency": total / (num_batches * budget) if num_batches else 0.0,
     }
-    packer = GreedyPacker(
-        budget,
-        int(summary.parameters["max_sequence_length"]),
-        special_tokens=int(summary.parameters["special_tokens"]),
-        max_sequences_per_batch=summary.parameters["max_sequences_per_batch"],
-    )
-    first_fit = packer.lay_out(packer._count(length[is_packed]))
+    packer = GreedyPacker(**limits.to_dict())
+    first_fit = packer.lay_out(packer.count_silently(length[is_packed]))
     found["first_fit_batches"] = first_fit.num_batches
-    if summary.parameters["method"] == "ffd":
+    if summary.method == "ffd":
         found["lower_bound"] = first_fit.lower_bound
     elif not first_fit.lower_bound <= summary.totals.lower_bound <= num_batches:
         yield f"the metadata says lower_bound {summary.totals.lower_bound:,}, which cannot be"
@@ -593,7 +585,7 @@ def save_arrays(path: str | PathLike[str], plan: PackingPlan) -> None:
         as_arrow(plan.offsets.astype(np.int64, copy=False)), as_arrow(plan.indices)
     )
     tokens = as_arrow(plan.batch_tokens)
-    metadata = {KEY: json.dumps({"version": VERSION, "layout": encode_layout(plan._core)})}
+    metadata = {KEY: json.dumps({"version": VERSION, "layout": encode(plan.to_dict())})}
     schema = pa.schema([("rows", rows.type), ("tokens", pa.int64())], metadata=metadata)
     with replacing(path) as unfinished, pa.ipc.new_file(str(unfinished), schema) as writer:
         writer.write_batch(pa.record_batch([rows, tokens], schema=schema))
@@ -607,10 +599,10 @@ def load_arrays(path: str | PathLike[str]) -> PackingPlan:
             found = json.loads(file.schema.metadata[KEY])
             if found["version"] != VERSION:
                 raise ValueError(f"a plan of version {found['version']!r}, not known here")
-            layout = decode_layout(found["layout"])
+            layout = Layout.from_dict(decode(found["layout"]))
             rows = file.get_batch(0).column("rows")
         indices, offsets = as_numpy(rows.values), as_numpy(rows.offsets)
-        num_sequences = layout.counts.num_sequences
+        num_sequences = layout.num_sequences
         if (len(indices), len(offsets)) != (num_sequences, layout.num_batches + 1) or (
             (offsets[0], offsets[-1]) != (0, num_sequences) or (np.diff(offsets) < 1).any()
         ):
@@ -619,7 +611,7 @@ def load_arrays(path: str | PathLike[str]) -> PackingPlan:
         raise ValueError(f"{path}: not a plan that virnucpro saved") from error
     except (ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
-    return PackingPlan(layout, indices, offsets)
+    return PackingPlan(layout.core, layout.limits, indices, offsets)
 
 
 def as_numpy(values: Any) -> NDArray[Any]:
@@ -630,29 +622,19 @@ def as_numpy(values: Any) -> NDArray[Any]:
     return np.frombuffer(buffer, kind, len(values), values.offset * size if buffer else 0)
 
 
-def encode_layout(layout: _core.Layout) -> list[Any]:
-    """Return a layout in plain values."""
-
-    def encode(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            text = base64.b64encode(value.astype("<i8").tobytes()).decode()
-            return {"shape": value.shape, "int64": text}
-        if isinstance(value, _core.TokenCounts):
-            return [encode(field) for field in value.__reduce__()[1]]
-        return value
-
-    return [encode(field) for field in layout.__reduce__()[1]]
+def encode(value: Any) -> Any:
+    """Return a dict with its arrays of int64 in base 64."""
+    if isinstance(value, np.ndarray):
+        return {"int64": base64.b64encode(value.astype("<i8").tobytes()).decode()}
+    if isinstance(value, dict):
+        return {name: encode(part) for name, part in value.items()}
+    return value
 
 
-def decode_layout(fields: list[Any]) -> _core.Layout:
-    """Return the layout that was encoded; raise ValueError if it is none."""
-
-    def decode(value: Any) -> Any:
-        if isinstance(value, dict):
-            numbers = np.frombuffer(base64.b64decode(value["int64"]), "<i8").astype(np.int64)
-            return numbers.reshape(value["shape"])
-        return value
-
-    budget, most, num_batches, bound, counts, first_run, runs = map(decode, fields)
-    made = _core.make_counts(*map(decode, counts))
-    return _core.make_layout(budget, most, num_batches, bound, made, first_run, runs)
+def decode(value: Any) -> Any:
+    """Return what was encoded."""
+    if isinstance(value, dict) and value.keys() == {"int64"}:
+        return np.frombuffer(base64.b64decode(value["int64"]), "<i8").astype(np.int64)
+    if isinstance(value, dict):
+        return {name: decode(part) for name, part in value.items()}
+    return value

@@ -176,7 +176,7 @@ class PackedFastaDataset(Dataset[list[Record]]):
     def __getitem__(self, batch: int) -> list[Record]:
         """Records of a batch."""
         rows = self.plan[batch]
-        limit, special_tokens = self.plan.max_sequence_length, self.plan.special_tokens
+        limits = self.plan.limits
         records: list[Record] = [{}] * len(rows)
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
@@ -186,12 +186,12 @@ class PackedFastaDataset(Dataset[list[Record]]):
             for place, (identifier, sequence) in zip(places.tolist(), found, strict=True):
                 record: Record = {
                     "id": identifier,
-                    "sequence": sequence[:limit],
+                    "sequence": sequence[: limits.max_residues],
                     "file": file.path,
                     "row": int(rows[place]),
-                    "tokens": min(len(sequence), limit) + special_tokens,
+                    "tokens": limits.tokens(len(sequence)),
                 }
-                if len(sequence) > limit:
+                if len(sequence) > limits.max_residues:
                     record["truncated"] = True
                 records[place] = record
         return records
@@ -207,7 +207,7 @@ class PackedFastaDataset(Dataset[list[Record]]):
         if (rows < 0).any() or (rows >= num_sequences).any() or (np.bincount(rows) != 1).any():
             raise ValueError("the plan is damaged: it does not have each row once")
         lengths = np.concatenate([file.lengths for file in self._files])[rows]
-        tokens = np.minimum(lengths, plan.max_sequence_length) + plan.special_tokens
+        tokens = plan.limits.tokens(lengths)
         planned = slot_tokens(plan)
         wrong = np.flatnonzero(tokens != planned)
         if len(wrong):
@@ -224,7 +224,7 @@ class PackedFastaDataset(Dataset[list[Record]]):
 
 def slot_tokens(plan: PackingPlan) -> NDArray[np.int64]:
     """Return the tokens of each sequence in the order of a plan's indices, as its layout has it."""
-    counts = plan._counts
+    counts = plan.core.counts
     tokens = np.repeat(counts.tokens, counts.sequences)
     lengths = tokens - plan.special_tokens
     by_slot = np.empty_like(tokens)

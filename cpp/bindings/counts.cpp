@@ -1,0 +1,61 @@
+#include "packing/counts.hpp"
+
+#include <pybind11/numpy.h>
+#include <pybind11/operators.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+
+#include "bindings/arrays.hpp"
+#include "bindings/families.hpp"
+#include "bindings/limits.hpp"
+
+namespace py = pybind11;
+using namespace packing;
+
+void add_counts(py::module_& module) {
+    const auto type =
+        py::class_<TokenCounts>(module, "TokenCounts")
+            .def_property_readonly("tokens",
+                                   [](const TokenCounts& c) { return to_array(c.tokens); })
+            .def_property_readonly("sequences",
+                                   [](const TokenCounts& c) { return to_array(c.sequences); })
+            .def_readonly("num_truncated", &TokenCounts::num_truncated)
+            .def_readonly("truncated_residues", &TokenCounts::truncated_residues)
+            .def_property_readonly("num_sequences", &TokenCounts::num_sequences)
+            .def_property_readonly("total_tokens", &TokenCounts::total_tokens)
+            .def("with_limits", &with_limits, py::arg("limits"))
+            .def("__add__", &add, py::is_operator())
+            .def(py::self == py::self);
+    refuse_new(type);
+
+    module.def(
+        "make_counts",
+        [](const Limits& limits, const Int64Array& tokens, const Int64Array& sequences,
+           std::int64_t num_truncated, std::int64_t truncated_residues) {
+            TokenCounts counts{limits, to_vector(tokens, "tokens"),
+                               to_vector(sequences, "sequences"), num_truncated,
+                               truncated_residues};
+            counts.validate();
+            return counts;
+        },
+        py::kw_only(), py::arg("limits"), py::arg("tokens").noconvert(),
+        py::arg("sequences").noconvert(), py::arg("num_truncated"), py::arg("truncated_residues"));
+
+    module.def(
+        "count",
+        [](const py::array& lengths, const Limits& limits, int num_threads) {
+            return with_lengths(lengths, [&](auto span) {
+                const py::gil_scoped_release release;
+                return count(span, limits, num_threads);
+            });
+        },
+        py::arg("lengths"), py::arg("limits"), py::arg("num_threads"));
+
+    module.def(
+        "subset",
+        [](const TokenCounts& counts, const Int64Array& sequences) {
+            return subset(counts, to_vector(sequences, "sequences"));
+        },
+        py::arg("counts"), py::arg("sequences").noconvert());
+}

@@ -1,0 +1,125 @@
+#include <pybind11/numpy.h>
+#include <pybind11/operators.h>
+#include <pybind11/pybind11.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <utility>
+#include <vector>
+
+#include "bindings/arrays.hpp"
+#include "bindings/families.hpp"
+#include "packing/counts.hpp"
+#include "packing/layout.hpp"
+
+namespace py = pybind11;
+using namespace packing;
+
+namespace {
+
+struct Name {
+    const char* name;
+    std::int64_t Run::* member;
+};
+
+constexpr Name run_names[] = {{"first_sequence", &Run::first_sequence},
+                              {"first_batch", &Run::first_batch},
+                              {"num_batches", &Run::num_batches},
+                              {"per_batch", &Run::per_batch},
+                              {"first_slot", &Run::first_slot}};
+
+// One array per field of runs.
+py::dict to_dict(std::span<const Run> runs) {
+    py::dict columns;
+    for (const auto& [name, member] : run_names) {
+        py::array_t<std::int64_t> column(static_cast<py::ssize_t>(runs.size()));
+        std::int64_t* to = column.mutable_data();
+        for (const Run& run : runs) {
+            *to++ = run.*member;
+        }
+        columns[name] = column;
+    }
+    return columns;
+}
+
+std::vector<Run> to_runs(const py::dict& columns) {
+    std::vector<Run> runs;
+    for (const auto& [name, member] : run_names) {
+        const py::object column = columns[name];
+        if (!py::isinstance<Int64Array>(column)) {
+            throw py::type_error("runs must be int64 arrays");
+        }
+        const std::vector<std::int64_t> values = to_vector(column, "runs");
+        if (member == run_names[0].member) {
+            runs.resize(values.size());
+        }
+        if (values.size() != runs.size()) {
+            throw py::value_error("not a layout: runs are not equally long");
+        }
+        for (std::size_t run = 0; run < runs.size(); ++run) {
+            runs[run].*member = values[run];
+        }
+    }
+    return runs;
+}
+
+std::vector<std::size_t> to_places(const Int64Array& array) {
+    const std::vector<std::int64_t> values = to_vector(array, "first_run");
+    std::vector<std::size_t> places;
+    places.reserve(values.size());
+    for (const std::int64_t value : values) {
+        places.push_back(static_cast<std::size_t>(value));
+    }
+    return places;
+}
+
+py::array_t<std::int64_t> first_run_of(const Layout& layout) {
+    py::array_t<std::int64_t> first_run(static_cast<py::ssize_t>(layout.first_run.size()));
+    std::ranges::copy(layout.first_run, first_run.mutable_data());
+    return first_run;
+}
+
+}  // namespace
+
+void add_layouts(py::module_& module) {
+    const auto type = py::class_<Layout>(module, "Layout")
+                          .def_readonly("counts", &Layout::counts)
+                          .def_readonly("num_batches", &Layout::num_batches)
+                          .def_readonly("proven_bound", &Layout::proven_bound)
+                          .def_property_readonly("first_run", &first_run_of)
+                          .def_property_readonly(
+                              "runs", [](const Layout& layout) { return to_dict(layout.runs); })
+                          .def(py::self == py::self);
+    refuse_new(type);
+
+    module.def(
+        "make_layout",
+        [](const TokenCounts& counts, std::int64_t num_batches, std::int64_t proven_bound,
+           const Int64Array& first_run, const py::dict& runs) {
+            Layout layout{counts, num_batches, proven_bound, to_places(first_run), to_runs(runs)};
+            layout.validate();
+            return layout;
+        },
+        py::kw_only(), py::arg("counts"), py::arg("num_batches"), py::arg("proven_bound"),
+        py::arg("first_run").noconvert(), py::arg("runs"));
+
+    module.def("first_fit_decreasing", &first_fit_decreasing,
+               py::call_guard<py::gil_scoped_release>(), py::arg("counts"));
+
+    module.def("with_bound", &with_bound, py::arg("layout"), py::arg("proven_bound"));
+
+    module.def("lower_bound", &lower_bound, py::call_guard<py::gil_scoped_release>(),
+               py::arg("layout"));
+
+    module.def(
+        "batch_tokens",
+        [](const Layout& layout) {
+            py::array_t<std::int64_t> tokens(layout.num_batches);
+            const std::span span = mutable_view<std::int64_t>(tokens);
+            const py::gil_scoped_release release;
+            batch_tokens(layout, span);
+            return tokens;
+        },
+        py::arg("layout"));
+}

@@ -1,0 +1,92 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "bindings/arrays.hpp"
+#include "bindings/families.hpp"
+#include "packing/knapsack.hpp"
+#include "packing/layout.hpp"
+
+namespace py = pybind11;
+using namespace packing;
+
+namespace {
+
+// Patterns end to end: where each begins, and the end; the sizes, and the sequences of each.
+py::tuple to_arrays(std::span<const Pattern> patterns) {
+    std::vector<std::int64_t> offsets{0};
+    std::vector<std::int64_t> sizes;
+    std::vector<std::int64_t> sequences;
+    for (const Pattern& pattern : patterns) {
+        for (const PatternPart& part : pattern) {
+            sizes.push_back(static_cast<std::int64_t>(part.size));
+            sequences.push_back(part.sequences);
+        }
+        offsets.push_back(static_cast<std::int64_t>(sizes.size()));
+    }
+    return py::make_tuple(to_array(offsets), to_array(sizes), to_array(sequences));
+}
+
+std::vector<Pattern> to_patterns(const Int64Array& offsets, const Int64Array& sizes,
+                                 const Int64Array& sequences) {
+    const std::vector<std::int64_t> ends = to_vector(offsets, "offsets");
+    const std::vector<std::int64_t> size = to_vector(sizes, "sizes");
+    const std::vector<std::int64_t> number = to_vector(sequences, "sequences");
+    if (ends.empty() || ends.front() != 0 || !std::ranges::is_sorted(ends) ||
+        ends.back() != static_cast<std::int64_t>(size.size()) || size.size() != number.size()) {
+        throw py::value_error("patterns must be offsets, sizes and sequences");
+    }
+    std::vector<Pattern> patterns(ends.size() - 1);
+    for (std::size_t i = 0; i < patterns.size(); ++i) {
+        for (auto j = static_cast<std::size_t>(ends[i]); j < static_cast<std::size_t>(ends[i + 1]);
+             ++j) {
+            patterns[i].push_back({static_cast<std::size_t>(size[j]), number[j]});
+        }
+    }
+    return patterns;
+}
+
+}  // namespace
+
+void add_patterns(py::module_& module) {
+    module.def(
+        "layout_of",
+        [](const TokenCounts& counts, const Int64Array& offsets, const Int64Array& sizes,
+           const Int64Array& sequences, const Int64Array& num_batches) {
+            const std::vector<Pattern> patterns = to_patterns(offsets, sizes, sequences);
+            const std::vector<std::int64_t> numbers = to_vector(num_batches, "num_batches");
+            const py::gil_scoped_release release;
+            return layout_of(counts, patterns, numbers);
+        },
+        py::arg("counts"), py::arg("offsets").noconvert(), py::arg("sizes").noconvert(),
+        py::arg("sequences").noconvert(), py::arg("num_batches").noconvert());
+
+    module.def(
+        "patterns_of",
+        [](const Layout& layout) {
+            const auto [patterns, num_batches] = patterns_of(layout);
+            return py::make_tuple(to_arrays(patterns), to_array(num_batches));
+        },
+        py::arg("layout"));
+
+    module.def("knapsack_steps", &knapsack_steps, py::arg("counts"));
+
+    module.def(
+        "most_valuable",
+        [](const TokenCounts& counts, const Int64Array& values, std::size_t first_size,
+           std::size_t most) {
+            const std::vector<std::int64_t> value_of = to_vector(values, "values");
+            Priced priced;
+            {
+                const py::gil_scoped_release release;
+                priced = most_valuable(counts, value_of, first_size, most);
+            }
+            return py::make_tuple(priced.best, to_arrays(priced.patterns));
+        },
+        py::arg("counts"), py::arg("values").noconvert(), py::arg("first_size"), py::arg("most"));
+}

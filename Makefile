@@ -10,6 +10,7 @@ SECONDS ?= 60
 
 WINDOWS := $(filter Windows_NT,$(OS))
 BIN := $(CURDIR)/.venv/$(if $(WINDOWS),Scripts,bin)
+CODE := $(shell git ls-files '*.py' '*.pyi' '*.cpp' '*.hpp')
 CPP := $(shell find cpp benchmarks -name '*.[ch]pp')
 BUILT_FROM := $(CPP) CMakeLists.txt pyproject.toml requirements-dev.txt tools/rebuild_on_import.py
 LOCK := requirements-dev.txt
@@ -21,7 +22,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: print this list
 help:
@@ -39,6 +40,16 @@ test: .venv/dev
 	ctest --preset dev
 	pytest
 
+## test-core: run the tests that need NumPy alone, with the package built and installed anew
+test-core:
+	rm -rf build/core build/core-wheel
+	$(PYTHON) -m venv build/core
+	build/core/bin/python -m pip install --quiet --constraint $(LOCK) pip
+	build/core/bin/python -m pip install --quiet --constraint $(LOCK) --group build --group test-core
+	PATH=$(CURDIR)/build/core/bin:$$PATH build/core/bin/python -m pip install --quiet --constraint $(LOCK) \
+		--no-build-isolation --config-settings build-dir=build/core-wheel .
+	build/core/bin/python tests/installed.py core -q
+
 ## test-long: run the tests on more than 2**31 rows: minutes, and 20 GB on disk
 test-long: .venv/dev
 	pytest tests -m long
@@ -48,6 +59,8 @@ lint: .venv/dev lint-workflows
 	ruff check
 	ruff format --check
 	mypy
+	lint-imports
+	@wc -l $(CODE) | awk '$$1 > 450 && $$2 != "total" { print $$2 ": " $$1 " lines, more than 450"; bad = 1 } END { exit bad }'
 	clang-format --dry-run --Werror $(CPP)
 
 ## lint-workflows: check .github/workflows with actionlint
@@ -78,8 +91,8 @@ compare: .venv/dev
 	cmake --build --preset dev
 	build/dev/packing_test $(CASES) $(SEED)
 	build/dev/packing_test $$(($(CASES) / 15)) $(SEED) 1
-	HYPOTHESIS_PROFILE=long pytest tests/unit/test_packing.py -k "reference or whole or unique_ids"
-	SCANNER_CASES=200000 pytest tests/unit/test_scanner.py
+	HYPOTHESIS_PROFILE=long pytest tests/data/test_packing.py -k "reference or whole or unique_ids"
+	SCANNER_CASES=200000 pytest tests/kernel/test_scanner.py
 
 ## bench: run the benchmarks, ten minutes, and write tables and plots into docs/
 bench: bench-peers
@@ -126,7 +139,7 @@ profile: .venv/dev
 # install is removed, since it would take precedence.
 SANITIZED := import sys, pytest; \
 	sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in repr(f) and "Redirecting" not in repr(f)]; \
-	import virnucpro.data._core as core; assert "build/sanitize" in core.__file__, core.__file__; \
+	import virnucpro.kernel._core as core; assert "build/sanitize" in core.__file__, core.__file__; \
 	sys.exit(pytest.main(sys.argv[1:]))
 
 # The tests of the kernel in which threads share small cases too.
@@ -158,8 +171,8 @@ sanitize-python: .venv/dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
-		tests/unit/test_packing.py tests/unit/test_records.py tests/unit/test_robustness.py \
-		tests/unit/test_fuzz_records.py tests/unit/test_column_generation.py tests/unit/test_scanner.py \
+		tests/data/test_packing.py tests/data/test_records.py tests/data/test_robustness.py \
+		tests/data/test_fuzz_records.py tests/tight/test_column_generation.py tests/kernel/test_scanner.py \
 		-k "not import_needs and not failed_allocations and not command and not solver and not no_torch \
 		and not token_budget and not interrupted and not forks and not workers"
 
@@ -242,7 +255,7 @@ range-transformers: .venv/dev
 		scikit-build-core pybind11 cmake ninja
 	build/range-transformers/bin/pip install --quiet --no-build-isolation --no-deps .
 	cd tests && ../build/range-transformers/bin/python -m pytest -p no:cacheprovider \
-		unit/test_packed_attention.py unit/test_models.py
+		model/test_attention.py model/test_inputs.py
 
 ## range-torch: check varlen attention against each release of torch: downloads 600 MB into build/torch
 range-torch: .venv/dev
@@ -256,10 +269,11 @@ fuzz-records: .venv/dev
 	python tests/fuzz_records.py -max_total_time=$(SECONDS) -max_len=1024 -len_control=0 -timeout=60 \
 		-artifact_prefix=build/fuzz-records/ build/fuzz-records/corpus tests/corpus/records
 
-API_TESTS := $(addprefix tests/unit/, test_packing.py test_records.py test_robustness.py test_samplers.py \
-	test_arrow_ids.py test_token_budget.py \
-	test_column_generation.py::test_dicts_and_files test_column_generation.py::test_without_the_solver \
-	test_plan_file.py::test_saved_plans_are_loaded test_plan_file.py::test_saving_without_pyarrow_says_so)
+API_TESTS := tests/data tests/kernel tests/files/test_arrow_ids.py tests/model/test_sampler.py \
+	tests/tight/test_column_generation.py::test_dicts_and_files \
+	tests/tight/test_column_generation.py::test_without_the_solver \
+	tests/files/test_plan_file.py::test_saved_plans_are_loaded \
+	tests/files/test_plan_file.py::test_saving_without_pyarrow_says_so
 
 ## coverage: measure which code and branches the tests reach; less than all is an error
 coverage: .venv/dev
@@ -295,7 +309,7 @@ mutate-python: .venv/dev
 	rm -rf build/mutate
 	mkdir -p build/mutate
 	cp -r src tests pyproject.toml build/mutate
-	cp "$$(python -c 'from virnucpro.data import _core; print(_core.__file__)')" build/mutate/src/virnucpro/data
+	cp "$$(python -c 'from virnucpro.kernel import _core; print(_core.__file__)')" build/mutate/src/virnucpro/kernel
 	cd build/mutate && HYPOTHESIS_PROFILE=few python -c '$(MUTATED)' run --max-children 1
 	cd build/mutate && mutmut results
 

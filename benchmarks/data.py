@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.data.fasta import read_fasta
+from virnucpro.files.fasta import read_fasta
 
 REAL_DATA = os.environ.get("VIRNUCPRO_REAL_DATA")
 

@@ -15,7 +15,8 @@ from packers import ours
 from rich.console import Console
 from targets import median
 
-from virnucpro.data import GreedyPacker, _core
+from virnucpro import kernel
+from virnucpro.data import GreedyPacker
 
 console = Console(stderr=True)
 matplotlib.use("svg")
@@ -75,11 +76,11 @@ def by_sizes(path: Path, num: int = 10_000_000) -> str:
         lengths = random.integers(1, number + 1, num).astype(np.int32)
         packer = GreedyPacker(2 * number, number, special_tokens=0)
         counts = packer.count(lengths).core
-        layout: Any = _core.first_fit_decreasing(counts)
+        layout: Any = kernel.first_fit_decreasing(counts)
         runs.append(len(layout.runs["first_batch"]))
         seconds["pack_lengths"].append(median(lambda: packer.pack_lengths(lengths), 3))  # noqa: B023
         seconds["the layout alone"].append(
-            median(lambda: _core.first_fit_decreasing(counts), 3)  # noqa: B023
+            median(lambda: kernel.first_fit_decreasing(counts), 3)  # noqa: B023
         )
         console.print(f"{number:,} sizes: {seconds['pack_lengths'][-1]:.3f} s, {runs[-1]:,} runs")
     figure, axes = plt.subplots(figsize=(7, 4))

@@ -48,9 +48,10 @@ STAGES = """
 import json, sys, time
 from dataclasses import asdict
 from virnucpro.data import GreedyPacker
-from virnucpro.data.fasta import ReadOptions
-from virnucpro.data.inputs import read_files
-from virnucpro.data.plan_file import Summary, sum_up, verify_plan, write_plan
+from virnucpro.files.fasta import ReadOptions
+from virnucpro.files.sequences import read_files
+from virnucpro.files.plan_file import Summary, sum_up, write_plan
+from virnucpro.files.verify import verify_plan
 import logging; logging.disable()
 times = [time.perf_counter()]
 sequences = read_files([sys.argv[1]])
@@ -208,7 +209,8 @@ def lengths(folder: Path) -> Iterator[str]:
 SAVED = """
 import json, sys, time; sys.path.insert(0, sys.argv[2])
 from measure import peak_of
-from virnucpro.data import PackingPlan, plan_file
+from virnucpro.data import PackingPlan
+from virnucpro.files import saved_plan
 begin = time.perf_counter()
 plan, memory = peak_of(lambda: PackingPlan.load(sys.argv[1]))
 opened = time.perf_counter() - begin

@@ -19,7 +19,7 @@ from run import ROOT, machine
 from transformers import EsmTokenizer
 
 from virnucpro.data import GreedyPacker, SequenceDataset, VarlenCollator, create_async_dataloader
-from virnucpro.data.fasta import read_fasta
+from virnucpro.files.fasta import read_fasta
 
 NUM_PROTEINS = 100_000
 REPEATS = 5

@@ -16,7 +16,8 @@ from measure import memory, peak_of
 from packers import first_fit_tree, ours, tree_nodes
 from rich.console import Console
 
-from virnucpro.data import GreedyPacker, _core
+from virnucpro import kernel
+from virnucpro.data import GreedyPacker
 
 console = Console(stderr=True, soft_wrap=True)
 Call = Callable[[], Any]
@@ -218,7 +219,7 @@ def table(quick: bool) -> str:
     )
     documents = GreedyPacker(131_072, 131_072, special_tokens=0)
     counts = documents.count(log_normal(5_000_000, 8, 1.3)).core
-    seconds = median(lambda: _core.first_fit_decreasing(counts), 9)
+    seconds = median(lambda: kernel.first_fit_decreasing(counts), 9)
     rows.add(
         "the layout alone, 5 M log-normal lengths (mu 8, sigma 1.3), budget 131,072",
         "150 ms",

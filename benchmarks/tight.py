@@ -16,7 +16,7 @@ from rich.console import Console
 from run import ROOT, machine
 
 from virnucpro.data import GreedyPacker
-from virnucpro.data.inputs import read_files
+from virnucpro.files.sequences import read_files
 
 console = Console(stderr=True)
 

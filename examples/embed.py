@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, EsmConfig, EsmModel, EsmTokenizer
 
-import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
+import virnucpro.model.attention  # noqa: F401  (registers packed_sdpa)
 from virnucpro.data import (
     SequenceDataset,
     VarlenCollator,

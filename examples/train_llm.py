@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
 
-import virnucpro.data.packed_attention  # noqa: F401  (registers packed_sdpa)
+import virnucpro.model.attention  # noqa: F401  (registers packed_sdpa)
 from virnucpro.data import GreedyPacker, PackedBatchSampler, check_packed
 
 VOCABULARY_SIZE = 64

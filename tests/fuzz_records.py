@@ -508,7 +508,7 @@ def check_lengths(choices: Choices) -> None:
         return
     expected = reference.first_fit_decreasing(lengths.meaning, **parameters, ids=ids.meaning)
     assert [rows.tolist() for rows in plan] == expected
-    assert (plan.total_tokens, plan.truncated_tokens) == (tokens, cut)
+    assert (plan.total_tokens, plan.truncated_residues) == (tokens, cut)
     in_rows = reference.first_fit_decreasing(lengths.meaning, **parameters)
     batch_of = {row: batch for batch, rows in enumerate(in_rows) for row in rows}
     slot_of = {row: slot for rows in in_rows for slot, row in enumerate(rows)}

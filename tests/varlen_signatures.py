@@ -102,7 +102,7 @@ def check(parameters: str) -> None:
     """Compare what virnucpro gets from a kernel with these parameters with attention."""
     from torch.nn.attention import varlen
 
-    from virnucpro.data.packed_attention import attend_varlen
+    from virnucpro.model.attention import attend_varlen
 
     bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
     query = torch.randn(7, 4, 8)

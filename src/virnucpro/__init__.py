@@ -4,7 +4,7 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from virnucpro.data._core import __version__
+    from virnucpro.kernel import __version__
 
 __all__ = ["__version__"]
 
@@ -16,6 +16,6 @@ def __getattr__(name: str) -> Any:
     """Import the kernel, and NumPy with it, when the version is asked for."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from virnucpro.data._core import __version__
+    from virnucpro.kernel import __version__
 
     return __version__

@@ -2,13 +2,16 @@
 
 import sys
 
+from virnucpro.extras import needing
+
 
 def main() -> None:
     """Run the command line, or say what to install for it."""
     try:
-        from virnucpro.cli import app
+        with needing("the command line", "cli"):
+            from virnucpro.cli import app
     except ModuleNotFoundError as error:
-        sys.exit(f"virnucpro: {error.name} is not installed: pip install 'virnucpro[cli]'")
+        sys.exit(f"virnucpro: {error}")
     app(prog_name="virnucpro")
 
 

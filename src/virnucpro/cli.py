@@ -14,17 +14,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from virnucpro.extras import needing
+
 # Commands import what they need themselves, so that help and the version come at once.
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
     from rich.console import Console
     from rich.table import Table
 
-    from virnucpro.data.inputs import Sequences
     from virnucpro.data.packing import GreedyPacker
     from virnucpro.data.plan import Layout
-    from virnucpro.data.plan_file import Totals
+    from virnucpro.files.plan_file import Totals
 
 app = typer.Typer(
     add_completion=False,
@@ -162,8 +161,8 @@ def pack(
     Equally long sequences are in order of their IDs. The plan has every sequence that was read,
     those that were dropped without a batch.
     """
-    from virnucpro.data.fasta import ReadOptions
     from virnucpro.data.packing import GreedyPacker, column_generation
+    from virnucpro.files.fasta import ReadOptions
 
     try:
         packer = GreedyPacker(
@@ -195,8 +194,7 @@ def pack(
             raise typer.BadParameter(f"--engine ray does not know {names}")
         pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
         return
-    from virnucpro.data.inputs import read_files
-    from virnucpro.data.plan_file import Summary, sum_up, write_plan
+    from virnucpro.jobs.pack import pack_files
 
     options = ReadOptions(
         id_column,
@@ -205,33 +203,19 @@ def pack(
         uppercase=not keep_case,
         drop_gaps=drop_gaps,
     )
-    with failing_in_one_line(), showing_log(quiet):
-        check_output(output, inputs)
-        with showing_progress(quiet) as show:
-            sequences = read_files(inputs, options, show("Reading"))
-            repeated, some = sequences.find_duplicates()
-            if repeated and duplicates is Duplicates.error:
-                raise ValueError(f"{repeated:,} duplicate IDs, such as {', '.join(some)}")
-            rows = choose(sequences, packer.limits.max_residues, overlong)
-            lengths, ids = sequences.lengths, sequences.ids
-            if rows is not None:
-                lengths, ids = lengths[rows], ids.take(rows)
-            show("Packing")(0)
-            plan = packer.pack_lengths(lengths, ids)
-            summary = Summary(
-                packer.limits,
-                method.value,
-                overlong.value,
-                options,
-                sum_up(plan, sequences, rows, repeated),
-                sequences.sources,
-            )
-            write_plan(output, plan, sequences, summary, rows, show("Writing"))
+    with failing_in_one_line(), showing_log(quiet), showing_progress(quiet) as progress:
+        summary = pack_files(
+            inputs,
+            output,
+            packer,
+            overlong=overlong.value,
+            options=options,
+            duplicates=duplicates.value,
+            progress=progress,
+        )
     if quiet:
         return
     stderr().print(table_of_totals(summary.totals))
-    if repeated:
-        print_line(f"Duplicate IDs, such as {', '.join(some)}")
     print_line(f"Plan written to {output}")
 
 
@@ -244,15 +228,10 @@ def pack_on_ray(
     quiet: bool,
 ) -> None:
     """Pack Parquet tables on Ray."""
-    try:
+    with failing_in_one_line(), needing("--engine ray", "ray"):
         import ray
 
-        from virnucpro.data.distributed import list_tables, pack_tables
-    except ModuleNotFoundError as error:
-        typer.echo(
-            f"virnucpro: --engine ray needs {error.name}: pip install 'virnucpro[ray]'", err=True
-        )
-        raise typer.Exit(1) from error
+        from virnucpro.cluster.ray_data import list_tables, pack_tables
     is_shown = stderr().is_terminal and not quiet
     # Messages of Ray go where ours do.
     with failing_in_one_line(), showing_log(quiet), redirect_stdout(sys.stderr):
@@ -283,7 +262,7 @@ def stats(
         raise typer.BadParameter("--json and --tsv exclude each other")
     from rich.console import Console
 
-    from virnucpro.data.plan_file import read_summary
+    from virnucpro.files.plan_file import read_summary
 
     with failing_in_one_line():
         summary = read_summary(plan)
@@ -305,8 +284,9 @@ def verify(plan: Plan, inputs: Inputs, quiet: Quiet = False) -> None:
     and, but for --method tight, to be what First-Fit Decreasing gives; and the totals in the file
     have to be right.
     """
-    from virnucpro.data.inputs import read_files
-    from virnucpro.data.plan_file import read_summary, verify_plan
+    from virnucpro.files.plan_file import read_summary
+    from virnucpro.files.sequences import read_files
+    from virnucpro.files.verify import verify_plan
 
     with failing_in_one_line():
         options = read_summary(plan).options
@@ -329,27 +309,13 @@ def report(
     ],
 ) -> None:
     """Write a page about a plan: its numbers, and plots of lengths and batches."""
-    from virnucpro.report import write_report
+    from virnucpro.files.output import check_output
+    from virnucpro.jobs.report import write_report
 
     with failing_in_one_line():
         check_output(output, [str(plan)])
         write_report(plan, output)
     print_line(f"Report written to {output}")
-
-
-def choose(sequences: Sequences, limit: int, overlong: Overlong) -> NDArray[np.int64] | None:
-    """Return which sequences to pack, None for all."""
-    import numpy as np
-
-    is_overlong = sequences.lengths > limit
-    if overlong is Overlong.error and is_overlong.any():
-        row = int(np.argmax(is_overlong))
-        name = sequences.sources[int(sequences.file_of(np.array([row]))[0])].name
-        raise ValueError(
-            f"{name}: sequence {sequences.ids[row].as_py()} has {sequences.lengths[row]:,} "
-            f"residues, more than {limit:,}; {is_overlong.sum():,} sequences have"
-        )
-    return np.flatnonzero(~is_overlong) if overlong is Overlong.drop else None
 
 
 @contextmanager
@@ -360,16 +326,6 @@ def failing_in_one_line() -> Iterator[None]:
     except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
         typer.echo(f"virnucpro: {str(error) or 'out of memory'}", err=True)
         raise typer.Exit(1) from error
-
-
-def check_output(output: Path, inputs: list[str]) -> None:
-    """Refuse before any work what could not be written after it."""
-    from virnucpro.data.plan_file import check_place
-
-    check_place(output)
-    paths = [Path(name) for name in inputs if name != "-"]
-    if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
-        raise ValueError(f"{output}: is an input too")
 
 
 @contextmanager
@@ -406,8 +362,8 @@ def showing_log(quiet: bool) -> Iterator[None]:
 
         handler = RichHandler(console=stderr(), show_level=False, show_path=False)
     level = logging.INFO if is_terminal else logging.WARNING
-    names = () if quiet else ("column_generation", "distributed")
-    loggers = [logging.getLogger(f"virnucpro.data.{name}") for name in names]
+    names = () if quiet else ("kernel.column_generation", "cluster.ray_data", "jobs.pack")
+    loggers = [logging.getLogger(f"virnucpro.{name}") for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

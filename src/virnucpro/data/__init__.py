@@ -6,22 +6,28 @@ import importlib
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
-from virnucpro.data.fasta import ReadOptions
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
 from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
+from virnucpro.extras import needing
+from virnucpro.kernel.limits import Limits
 
 if TYPE_CHECKING:
-    from virnucpro.data.collators import VarlenCollator, unpack
-    from virnucpro.data.dataloader_utils import create_async_dataloader
-    from virnucpro.data.distributed import pack_dataset
-    from virnucpro.data.models import model_inputs
-    from virnucpro.data.packed_check import check_packed
-    from virnucpro.data.samplers import PackedBatchSampler
-    from virnucpro.data.sequence_dataset import PackedFastaDataset, SequenceDataset
+    from virnucpro.cluster.ray_data import pack_dataset
+    from virnucpro.files.fasta import ReadOptions
+    from virnucpro.files.saved_plan import load_plan as load_plan
+    from virnucpro.files.saved_plan import save_plan as save_plan
+    from virnucpro.model.attention import packed_sdpa
+    from virnucpro.model.check import check_packed
+    from virnucpro.model.collator import VarlenCollator, unpack
+    from virnucpro.model.datasets import PackedFastaDataset, SequenceDataset
+    from virnucpro.model.inputs import model_inputs
+    from virnucpro.model.loader import create_async_dataloader
+    from virnucpro.model.sampler import PackedBatchSampler
 
 __all__ = [
     "GreedyPacker",
     "Layout",
+    "Limits",
     "PackedBatchSampler",
     "PackedFastaDataset",
     "PackingPlan",
@@ -34,38 +40,39 @@ __all__ = [
     "create_async_dataloader",
     "model_inputs",
     "pack_dataset",
+    "packed_sdpa",
     "unpack",
 ]
 
 # A pipeline of the same name may have modules of its own elsewhere on the path.
 __path__ = extend_path(__path__, __name__)
 
-# Names that need more than NumPy: the module that has each, and the extra that it needs.
-OPTIONAL = {
-    "PackedBatchSampler": ("samplers", "torch"),
-    "PackedFastaDataset": ("sequence_dataset", "torch"),
-    "SequenceDataset": ("sequence_dataset", "torch"),
-    "VarlenCollator": ("collators", "torch"),
-    "check_packed": ("packed_check", "torch"),
-    "create_async_dataloader": ("dataloader_utils", "torch"),
-    "model_inputs": ("models", "torch"),
-    "pack_dataset": ("distributed", "ray"),
-    "unpack": ("collators", "torch"),
+# Names of the floors above, imported on first use: the module that has each, and the extra that it
+# needs. `load_plan` and `save_plan` are methods of `PackingPlan`.
+LAZY = {
+    "PackedBatchSampler": ("model.sampler", "torch"),
+    "PackedFastaDataset": ("model.datasets", "torch"),
+    "ReadOptions": ("files.fasta", "fasta"),
+    "SequenceDataset": ("model.datasets", "torch"),
+    "VarlenCollator": ("model.collator", "torch"),
+    "check_packed": ("model.check", "torch"),
+    "create_async_dataloader": ("model.loader", "torch"),
+    "load_plan": ("files.saved_plan", "cli"),
+    "model_inputs": ("model.inputs", "torch"),
+    "pack_dataset": ("cluster.ray_data", "ray"),
+    "packed_sdpa": ("model.attention", "torch"),
+    "save_plan": ("files.saved_plan", "cli"),
+    "unpack": ("model.collator", "torch"),
 }
 
 
 def __getattr__(name: str) -> Any:
     """Import what is used for the first time."""
-    if name not in OPTIONAL:
+    if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module, extra = OPTIONAL[name]
-    try:
-        return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        raise ModuleNotFoundError(
-            f"{name} needs {package}: pip install 'virnucpro[{extra}]'", name=error.name
-        ) from error
+    module, extra = LAZY[name]
+    with needing(name, extra):
+        return getattr(importlib.import_module(f"virnucpro.{module}"), name)
 
 
 def __dir__() -> list[str]:

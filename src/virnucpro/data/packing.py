@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import logging
 import math
 import numbers
 from collections.abc import Iterable
 from dataclasses import fields
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from virnucpro.data import _core
-from virnucpro.data.arguments import (
+from virnucpro import kernel
+from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
+from virnucpro.data.records import Record, check_sequence, count_tokens, read_records
+from virnucpro.extras import needing
+from virnucpro.kernel.arguments import (
     OrderedIds,
     check_ids,
     check_integer,
@@ -24,14 +27,11 @@ from virnucpro.data.arguments import (
     check_threads,
     check_version,
 )
-from virnucpro.data.limits import MOST_TOKENS, Limits
-from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
+from virnucpro.kernel.limits import MOST_TOKENS, Limits
 
 __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
 
 logger = logging.getLogger(__name__)
-
-Record = dict[str, Any]
 
 # Truncated sequences that a packer names one by one at WARNING.
 MOST_WARNINGS = 100
@@ -175,7 +175,7 @@ class GreedyPacker:
                 sequence = check_sequence(records[row], "sequences", row)
                 records[row] = {**records[row], "sequence": sequence[:limit], "truncated": True}
         plan = self._list_rows(self.lay_out(self._count(lengths)), lengths, ids)
-        return _core.gather(records, plan.indices, plan.offsets)
+        return kernel.gather(records, plan.indices, plan.offsets)
 
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
         """Return the sequences in a new list, longest first, ties by `id`, then by input order.
@@ -199,7 +199,7 @@ class GreedyPacker:
         )
         plan = whole._list_rows(whole.lay_out(whole._count(lengths)), lengths, ids)
         everything = np.array([0, len(records)], np.int64)
-        return _core.gather(records, plan.indices, everything)[0]
+        return kernel.gather(records, plan.indices, everything)[0]
 
     def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:
         """Return the tokens in all batches by the tokens they have room for, in [0, 1].
@@ -358,7 +358,7 @@ class GreedyPacker:
         if self.method == "tight":
             laid_out = column_generation().lay_out(core, limits.max_tokens_per_batch)
         else:
-            laid_out = _core.first_fit_decreasing(core)
+            laid_out = kernel.first_fit_decreasing(core)
         return Layout(laid_out, limits, self.num_threads)
 
     def _tokenized_length(self, sequence: str) -> int:
@@ -379,7 +379,7 @@ class GreedyPacker:
 
     def _count(self, lengths: NDArray[Any]) -> TokenCounts:
         limits = self.limits
-        return TokenCounts(_core.count(lengths, limits, check_threads(self.num_threads)), limits)
+        return TokenCounts(kernel.count(lengths, limits, check_threads(self.num_threads)), limits)
 
     def _list_rows(
         self,
@@ -388,7 +388,7 @@ class GreedyPacker:
         order: OrderedIds | None,
     ) -> PackingPlan:
         num_threads = check_threads(self.num_threads)
-        indices, offsets = _core.list_rows(layout.core, lengths, order, num_threads)
+        indices, offsets = kernel.list_rows(layout.core, lengths, order, num_threads)
         return PackingPlan(layout.core, layout.limits, indices, offsets, self.num_threads)
 
     def _warn_of_truncation(
@@ -420,14 +420,11 @@ class GreedyPacker:
             )
 
 
-def column_generation() -> Any:
-    """Return the module for method="tight", which needs more than NumPy."""
-    try:
-        return importlib.import_module("virnucpro.data.column_generation")
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"method='tight' needs {error.name}: pip install 'virnucpro[tight]'", name=error.name
-        ) from error
+def column_generation() -> ModuleType:
+    """Return the module of method="tight", which needs more than NumPy."""
+    with needing("method='tight'", "tight"):
+        from virnucpro.kernel import column_generation
+    return column_generation
 
 
 def warn_of_truncation(counts: TokenCounts) -> None:
@@ -440,50 +437,6 @@ def warn_of_truncation(counts: TokenCounts) -> None:
             counts.limits.max_residues,
             f"{counts.truncated_residues:,}",
         )
-
-
-def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.int64]]:
-    """Return IDs, in a form that the kernel orders, and lengths; messages use the name."""
-    plain = _core.read_records(records)
-    if plain is not None:
-        return plain
-    ids, sequences = [], []
-    for row, record in enumerate(records):
-        ids.append(check_value(record, "id", name, row))
-        sequences.append(check_sequence(record, name, row))
-    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    return check_ids(ids, len(ids), f"{name}[{{}}]['id']".format), lengths
-
-
-def count_tokens(records: list[Any], name: str, limits: Limits) -> int:
-    """Return the tokens of records; messages use the name."""
-    tokens = _core.count_record_tokens(records, limits)
-    if tokens is not None:
-        return tokens
-    sequences = [check_sequence(record, name, row) for row, record in enumerate(records)]
-    return sum(limits.tokens(len(sequence)) for sequence in sequences)
-
-
-def check_value(record: Any, key: str, name: str, row: int) -> Any:
-    """Return the value of a key of a record, a dict that has it."""
-    if not isinstance(record, dict):
-        raise TypeError(f"{name}[{row}] must be a dict (got {type(record).__name__})")
-    try:
-        if key in record:
-            return record[key]
-    except KeyError:
-        # Comparing keys may run code that changes the record.
-        pass
-    keys = ", ".join(repr(other) for other in tuple(record) if type(other) is str)
-    raise ValueError(f"{name}[{row}] has no {key!r} (it has {keys or 'no keys'})")
-
-
-def check_sequence(record: Any, name: str, row: int) -> str:
-    """Return the sequence of a record, a str."""
-    sequence = check_value(record, "sequence", name, row)
-    if not isinstance(sequence, str):
-        raise TypeError(f"{name}[{row}]['sequence'] must be a str (got {type(sequence).__name__})")
-    return sequence
 
 
 def calculate_token_budget(

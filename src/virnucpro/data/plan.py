@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import operator
 from collections.abc import Iterator
 from os import PathLike
@@ -11,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from virnucpro.data import _core
-from virnucpro.data.arguments import (
+from virnucpro import data, kernel
+from virnucpro.extras import needing
+from virnucpro.kernel.arguments import (
     check_integer,
     check_lengths,
     check_out,
@@ -20,7 +20,7 @@ from virnucpro.data.arguments import (
     check_version,
     plain,
 )
-from virnucpro.data.limits import Limits
+from virnucpro.kernel.limits import Limits
 
 
 class TokenCounts:
@@ -37,7 +37,7 @@ class TokenCounts:
         (array([502,  32]), array([1, 2]))
     """
 
-    def __init__(self, core: _core.TokenCounts, limits: Limits) -> None:
+    def __init__(self, core: kernel.TokenCounts, limits: Limits) -> None:
         self.core = core
         self.limits = limits
 
@@ -110,7 +110,7 @@ class TokenCounts:
         """
         limits, fields = read_state(state, "TokenCounts", "limits")
         limits = Limits.from_dict(limits)
-        return cls(_core.make_counts(limits=limits, **fields), limits)
+        return cls(kernel.make_counts(limits=limits, **fields), limits)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return TokenCounts.from_dict, (self.to_dict(),)
@@ -138,7 +138,7 @@ class Layout:
         (array([0, 0], dtype=int32), array([1], dtype=int32))
     """
 
-    def __init__(self, core: _core.Layout, limits: Limits, num_threads: int | None = None) -> None:
+    def __init__(self, core: kernel.Layout, limits: Limits, num_threads: int | None = None) -> None:
         self.core = core
         self.limits = limits
         self.num_threads = num_threads
@@ -207,7 +207,7 @@ class Layout:
         of Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
         1990).
         """
-        return _core.lower_bound(self.core)
+        return kernel.lower_bound(self.core)
 
     @property
     def proven_optimal(self) -> bool:
@@ -217,7 +217,7 @@ class Layout:
     @property
     def batch_tokens(self) -> NDArray[np.int64]:
         """Tokens of each batch, int64 [num_batches], made anew at each use in O(num_batches)."""
-        return _core.batch_tokens(self.core)
+        return kernel.batch_tokens(self.core)
 
     def assign(
         self,
@@ -254,7 +254,7 @@ class Layout:
             >>> packer.lay_out(packer.count([30, 60, 60])).assign([30, 60, 60])
             array([0, 0, 1], dtype=int32)
         """
-        return self._assign(_core.assign_batches, lengths, before, out)
+        return self._assign(kernel.assign_batches, lengths, before, out)
 
     def slots(
         self,
@@ -272,21 +272,21 @@ class Layout:
             >>> packer.lay_out(packer.count([30, 60, 60])).slots([30, 60, 60])
             array([1, 0, 0], dtype=int32)
         """
-        return self._assign(_core.assign_slots, lengths, before, out)
+        return self._assign(kernel.assign_slots, lengths, before, out)
 
     def _assign(
-        self, kernel: Any, lengths: ArrayLike, before: TokenCounts | None, out: NDArray[Any] | None
+        self, assign: Any, lengths: ArrayLike, before: TokenCounts | None, out: NDArray[Any] | None
     ) -> NDArray[np.signedinteger[Any]]:
         lengths = check_lengths(lengths)
         if before is not None and not isinstance(before, TokenCounts):
             raise TypeError(f"before must be TokenCounts (got {type(before).__name__})")
         out = check_out(out, lengths, self.num_sequences)
         counted = self._no_counts() if before is None else before.core
-        kernel(self.core, lengths, counted, out, check_threads(self.num_threads))
+        assign(self.core, lengths, counted, out, check_threads(self.num_threads))
         return out
 
-    def _no_counts(self) -> _core.TokenCounts:
-        return _core.count(np.empty(0, np.int8), self.limits, 1)
+    def _no_counts(self) -> kernel.TokenCounts:
+        return kernel.count(np.empty(0, np.int8), self.limits, 1)
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and self.core == other.core
@@ -314,7 +314,7 @@ class Layout:
         """
         counts, fields = read_state(state, "Layout", "counts")
         counts = TokenCounts.from_dict(counts)
-        return Layout(_core.make_layout(counts=counts.core, **fields), counts.limits, num_threads)
+        return Layout(kernel.make_layout(counts=counts.core, **fields), counts.limits, num_threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Layout.from_dict, (self.to_dict(), self.num_threads)
@@ -349,7 +349,7 @@ class PackingPlan(Layout):
 
     def __init__(
         self,
-        core: _core.Layout,
+        core: kernel.Layout,
         limits: Limits,
         indices: NDArray[Any],
         offsets: NDArray[np.int64],
@@ -424,7 +424,8 @@ class PackingPlan(Layout):
             ...     PackingPlan.load(Path(folder, "plan.arrow")) == plan
             True
         """
-        plan_files().save_arrays(path, self)
+        with needing("PackingPlan.save", "cli"):
+            data.save_plan(path, self)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PackingPlan:
@@ -448,8 +449,8 @@ class PackingPlan(Layout):
             ...     PackingPlan.load(Path(folder, "plan.arrow"))[0].tolist()
             [1, 0]
         """
-        plan: PackingPlan = plan_files().load_arrays(path)
-        return plan
+        with needing("PackingPlan.load", "cli"):
+            return data.load_plan(path)
 
     def reshuffle(self, seed: int) -> PackingPlan:
         """Return a plan of the same batches in which other sequences keep each other company.
@@ -477,7 +478,7 @@ class PackingPlan(Layout):
         """
         seed = check_integer(seed, "seed", 0, 2**64 - 1)
         num_threads = check_threads(self.num_threads)
-        indices = _core.shuffle_rows(self.core, plain(self.indices), seed, num_threads)
+        indices = kernel.shuffle_rows(self.core, plain(self.indices), seed, num_threads)
         return PackingPlan(self.core, self.limits, indices, self.offsets, self.num_threads)
 
     def __eq__(self, other: object) -> bool:
@@ -513,17 +514,6 @@ def read_state(state: dict[str, Any], name: str, part: str) -> tuple[Any, dict[s
     if part not in state:
         raise ValueError(f"the state of a {name} has no {part!r}")
     return state[part], rest
-
-
-def plan_files() -> Any:
-    """Return the module that keeps plans on disk, which needs more than NumPy."""
-    try:
-        return importlib.import_module("virnucpro.data.plan_file")
-    except ModuleNotFoundError as error:
-        package = str(error.name).partition(".")[0]
-        raise ModuleNotFoundError(
-            f"saving plans needs {package}: pip install 'virnucpro[cli]'", name=error.name
-        ) from error
 
 
 class BatchRows:

@@ -1,0 +1,1 @@
+"""Packing of data sets that are spread over a cluster. Needs Ray."""

@@ -1,0 +1,58 @@
+"""Records of users: dicts with an `id` and a `sequence`, read and checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro import kernel
+from virnucpro.kernel.arguments import OrderedIds, check_ids
+from virnucpro.kernel.limits import Limits
+
+Record = dict[str, Any]
+
+
+def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.int64]]:
+    """Return IDs, in a form that the kernel orders, and lengths; messages use the name."""
+    plain = kernel.read_records(records)
+    if plain is not None:
+        return plain
+    ids, sequences = [], []
+    for row, record in enumerate(records):
+        ids.append(check_value(record, "id", name, row))
+        sequences.append(check_sequence(record, name, row))
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    return check_ids(ids, len(ids), f"{name}[{{}}]['id']".format), lengths
+
+
+def count_tokens(records: list[Any], name: str, limits: Limits) -> int:
+    """Return the tokens of records; messages use the name."""
+    tokens = kernel.count_record_tokens(records, limits)
+    if tokens is not None:
+        return tokens
+    sequences = [check_sequence(record, name, row) for row, record in enumerate(records)]
+    return sum(limits.tokens(len(sequence)) for sequence in sequences)
+
+
+def check_value(record: Any, key: str, name: str, row: int) -> Any:
+    """Return the value of a key of a record, a dict that has it."""
+    if not isinstance(record, dict):
+        raise TypeError(f"{name}[{row}] must be a dict (got {type(record).__name__})")
+    try:
+        if key in record:
+            return record[key]
+    except KeyError:
+        # Comparing keys may run code that changes the record.
+        pass
+    keys = ", ".join(repr(other) for other in tuple(record) if type(other) is str)
+    raise ValueError(f"{name}[{row}] has no {key!r} (it has {keys or 'no keys'})")
+
+
+def check_sequence(record: Any, name: str, row: int) -> str:
+    """Return the sequence of a record, a str."""
+    sequence = check_value(record, "sequence", name, row)
+    if not isinstance(sequence, str):
+        raise TypeError(f"{name}[{row}]['sequence'] must be a str (got {type(sequence).__name__})")
+    return sequence

@@ -1,0 +1,22 @@
+"""Packages that only some features need, and the extras that install them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def needing(feature: str, extra: str) -> Iterator[None]:
+    """Word an import that fails inside: name the missing package and the extra to install.
+
+    Raises:
+        ModuleNotFoundError: A package is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = str(error.name).partition(".")[0]
+        raise ModuleNotFoundError(
+            f"{feature} needs {package}: pip install 'virnucpro[{extra}]'", name=error.name
+        ) from error

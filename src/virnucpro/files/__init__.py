@@ -1,0 +1,1 @@
+"""Records of FASTA files, tables of lengths, and plans on disk. Needs pyarrow."""

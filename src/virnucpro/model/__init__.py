@@ -1,0 +1,1 @@
+"""From records to tensors and models: vocabulary, collator, data sets, attention. Needs torch."""

@@ -1,0 +1,207 @@
+"""A DataLoader of packed batches."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from virnucpro.data.packing import GreedyPacker, calculate_token_budget
+from virnucpro.data.records import Record
+from virnucpro.kernel.arguments import check_integer
+from virnucpro.model.collator import VarlenCollator, make_batch
+from virnucpro.model.tokenized_records import OWN
+
+
+class PackedDataset(IterableDataset[dict[str, Any]]):
+    """Batches of each `buffer_size` records of a data set, and of the rest, as tensors.
+
+    Records are tokenized once, and packed by their tokens, so that no batch exceeds the budget.
+
+    Args:
+        dataset: Records, dicts with `id` and `sequence`.
+        collator: Makes tokens of records.
+        token_budget: Tokens of a batch; that of the collator if None.
+        max_sequences: The most sequences of a batch, None for any number.
+        buffer_size: Records packed together.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> alphabet = SimpleNamespace(
+        ...     tok_to_idx={"<cls>": 0, "<eos>": 2, "<unk>": 3, "M": 20}, unk_idx=3, cls_idx=0,
+        ...     eos_idx=2, prepend_bos=True, append_eos=True, use_msa=False, encode=None)
+        >>> collator = VarlenCollator(SimpleNamespace(alphabet=alphabet))
+        >>> records = [{"id": i, "sequence": "M" * (i + 1)} for i in range(5)]
+        >>> packed = PackedDataset(records, collator, token_budget=10, buffer_size=3)
+        >>> [batch["sequence_ids"] for batch in packed]
+        [[2, 1], [0], [4], [3]]
+    """
+
+    def __init__(
+        self,
+        dataset: IterableDataset[Record],
+        collator: VarlenCollator,
+        token_budget: int | None = None,
+        max_sequences: int | None = None,
+        buffer_size: int = 2000,
+    ) -> None:
+        self.dataset = dataset
+        self.collator = collator
+        limits = replace(collator.limits(token_budget), max_sequences_per_batch=max_sequences)
+        self.packer = GreedyPacker(**limits.to_dict(), overlong="error")
+        self.buffer_size = buffer_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        records = iter(self.dataset)
+        packer, limits = self.packer, self.packer.limits
+        while buffer := list(itertools.islice(records, self.buffer_size)):
+            tokenized = self.collator.tokenize(buffer, limits)
+            ids = [record["id"] for record in buffer]
+            for rows in packer.pack_lengths(tokenized.lengths, ids):
+                yield self.collator.to_batch(tokenized.choose(rows), limits)
+
+
+def create_async_dataloader(
+    dataset: IterableDataset[Record],
+    collate_fn: VarlenCollator,
+    batch_size: int | None = None,
+    num_workers: int = 4,
+    prefetch_factor: int = 4,
+    pin_memory: bool = True,
+    timeout: float = 600.0,
+    token_budget: int | None = None,
+    device_id: int = 0,
+    model_memory_gb: float = 5.0,
+    buffer_size: int = 2000,
+) -> DataLoader[Any]:
+    r"""Return a DataLoader that yields the packed batches of all records, in `collate_fn`'s layout.
+
+    Each worker tokenizes every `buffer_size` of its records, the last ones included, so nothing is
+    left to be flushed, and packs them by First-Fit Decreasing of the collator's own tokens,
+    whatever its tokenizer. The budget of a batch is `token_budget`; else what the collator was
+    given; else, where CUDA is available, what `calculate_token_budget` says of the device; else
+    4,096. What exceeds the limit or is unknown to the tokenizer is logged where it is tokenized,
+    and each batch tells of both, as ``truncated`` and ``num_unknown``.
+
+    Workers are spawned and see no CUDA device when they read. They live as long as the DataLoader,
+    so the next epoch starts at once. A script that starts workers needs
+    ``if __name__ == "__main__":``. Sending a batch takes longer than making it where tokens come
+    from a table, so workers pay where this process has no time to spare or the tokenizer is slow.
+
+    Args:
+        dataset: Records, dicts with `id` and `sequence`. It has to share them among workers itself
+            (`torch.utils.data.get_worker_info`), as `SequenceDataset` does; otherwise each worker
+            gives all of them.
+        collate_fn: Makes tokens of records. It counts what this process tokenizes; workers have
+            copies.
+        batch_size: The most sequences of a batch, None for any number.
+        num_workers: Processes that read, pack and tokenize; 0 for none, in this process.
+        prefetch_factor: Batches that each worker prepares ahead.
+        pin_memory: Put batches into pinned memory, where CUDA is available.
+        timeout: Seconds to wait for a batch of a worker, 0 for any time.
+        token_budget: Tokens of a batch.
+        device_id: The CUDA device whose memory is the measure.
+        model_memory_gb: Memory of the model's weights in GiB.
+        buffer_size: Records packed together. More give fuller batches.
+
+    Returns:
+        A DataLoader of the dicts that `VarlenCollator` describes, without a length.
+
+    Raises:
+        ValueError: A parameter is out of range, or the budget has no room for one residue; where
+            batches are iterated over, what `VarlenCollator` says of records.
+        TypeError: A parameter has the wrong type, or IDs are of mixed types.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> from pathlib import Path
+        >>> from transformers import EsmTokenizer
+        >>> from virnucpro.data import SequenceDataset, VarlenCollator
+        >>> with TemporaryDirectory() as folder:
+        ...     vocabulary, path = Path(folder, "vocab.txt"), Path(folder, "proteins.fasta")
+        ...     _ = vocabulary.write_text("<cls> <pad> <eos> <unk> M K T".replace(" ", "\n"))
+        ...     _ = path.write_text(">a\nMK\n>b\nMKTK\n>c\nMKT\n")
+        ...     collator = VarlenCollator(EsmTokenizer(str(vocabulary)), max_tokens_per_batch=10)
+        ...     loader = create_async_dataloader(SequenceDataset(path), collator, num_workers=0)
+        ...     [batch["sequence_ids"] for batch in loader]
+        [['b', 'a'], ['c']]
+    """
+    if not isinstance(dataset, IterableDataset):
+        raise TypeError(f"dataset must be an IterableDataset (got {type(dataset).__name__})")
+    if not isinstance(collate_fn, VarlenCollator):
+        raise TypeError(f"collate_fn must be a VarlenCollator (got {type(collate_fn).__name__})")
+    if batch_size is not None:
+        batch_size = check_integer(batch_size, "batch_size", 1)
+    if not isinstance(timeout, (int, float, np.integer)):
+        raise TypeError(f"timeout must be a number (got {timeout!r})")
+    if not timeout >= 0:
+        raise ValueError(f"timeout must be at least 0 (got {timeout})")
+    num_workers = check_integer(num_workers, "num_workers", 0)
+    prefetch_factor = check_integer(prefetch_factor, "prefetch_factor", 1)
+    buffer_size = check_integer(buffer_size, "buffer_size", 1)
+    has_cuda = torch.cuda.is_available()
+    if token_budget is None:
+        token_budget = collate_fn.given_budget
+    if token_budget is None and has_cuda:
+        token_budget = calculate_token_budget(device_id, model_memory_gb)
+    collate: Callable[[Any], Any] = SentBatch if num_workers else unchanged
+    workers: dict[str, Any] = {}
+    if num_workers > 0:
+        workers = {
+            "multiprocessing_context": "spawn",
+            "persistent_workers": True,
+            "prefetch_factor": prefetch_factor,
+            "timeout": timeout,
+            "worker_init_fn": hide_cuda,
+        }
+    return DataLoader(
+        PackedDataset(dataset, collate_fn, token_budget, batch_size, buffer_size),
+        batch_size=None,
+        collate_fn=collate,
+        num_workers=num_workers,
+        pin_memory=pin_memory and has_cuda,
+        **workers,
+    )
+
+
+class SentBatch:
+    """A batch in a worker; a dict of tensors again where the main process unpickles it.
+
+    Tensors by themselves are sent in shared memory, with a file and a connection for each. Where
+    they are as small as those of a batch, sending their bytes takes a fraction of that time.
+    """
+
+    def __init__(self, batch: dict[str, Any]) -> None:
+        self.batch = batch
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        batch = self.batch
+        truncated = batch["truncated"].numpy()
+        labels = batch["labels"].numpy() if "labels" in batch else None
+        return make_batch, (
+            batch["input_ids"].numpy(),
+            batch["cu_seqlens"].numpy(),
+            batch["sequence_ids"],
+            batch["token_budget"],
+            batch["special_tokens"],
+            truncated if truncated.any() else None,
+            batch["num_unknown"],
+            labels,
+            {name: values for name, values in batch.items() if name not in OWN},
+        )
+
+
+def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
+    """Leave a batch as it is; by default a DataLoader makes tensors of what is in it."""
+    return batch
+
+
+def hide_cuda(_worker: int) -> None:
+    """Leave the GPU's memory to the process that has the model."""
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,0 +1,370 @@
+"""The command line from the outside: what it prints, writes and returns."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import run
+from fasta import bgzip, fasta
+
+import virnucpro
+from virnucpro.data import GreedyPacker
+
+PROTEINS = [
+    ("b", "MKTAYIAKQR" * 30),
+    ("a", "MKTAYIAKQR" * 30),
+    ("short", "MK"),
+    ("long", "MKTAY" * 300),
+]
+
+
+def columns(path: Path) -> dict[str, list[Any]]:
+    return dict(pq.read_table(path).to_pydict())
+
+
+def summary_of(stderr: str) -> dict[str, str]:
+    lines = [line.strip().rsplit("  ", 1) for line in stderr.splitlines()]
+    return {line[0].strip(): line[1].strip() for line in lines if len(line) == 2}
+
+
+def test_pack_writes_the_plan(tmp_path: Path) -> None:
+    first = tmp_path / "first.fa"
+    first.write_bytes(fasta(PROTEINS[:2]))
+    second = tmp_path / "second.fa.gz"
+    second.write_bytes(gzip.compress(fasta(PROTEINS[2:3])))
+    third = bgzip(tmp_path / "third.fa.gz", fasta(PROTEINS[3:]))
+    plan = tmp_path / "plan.parquet"
+    result = run("pack", first, second, third, "-o", plan, "--max-tokens", 1100)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert columns(plan) == {
+        "batch": [0, 0, 1, 1],
+        "row": [3, 2, 1, 0],
+        "id": ["long", "short", "a", "b"],
+        "length": [1500, 2, 300, 300],
+        "tokens": [1024, 4, 302, 302],
+        "truncated": [True, False, False, False],
+        "file": [str(third), str(second), str(first), str(first)],
+    }
+    assert summary_of(result.stderr) == {
+        "Sequences": "4",
+        "Packed": "4",
+        "Residues": "2,102",
+        "Residues kept": "1,624",
+        "Truncated": "1",
+        "Residues lost": "478",
+        "Batches": "2",
+        "Efficiency": f"{(1028 + 604) / 2200:.6f}",
+        "Lower bound": "2",
+    }
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "first.fa",
+        "plan.parquet",
+        "second.fa.gz",
+        "third.fa.gz",
+    ]
+
+
+def test_options_change_the_plan(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    plan = tmp_path / "plan.parquet"
+
+    def pack(*options: object) -> dict[str, list[Any]]:
+        assert run("pack", tmp_path / "a.fa", "-o", plan, *options).returncode == 0
+        return columns(plan)
+
+    assert pack("--max-length", 100)["tokens"] == [102, 102, 102, 4]
+    assert pack("--max-length", 100)["id"] == ["a", "b", "long", "short"]
+    assert pack("--special-tokens", 0)["tokens"] == [1022, 300, 300, 2]
+    assert pack("--max-sequences", 1)["batch"] == [0, 1, 2, 3]
+
+
+def test_standard_input(tmp_path: Path) -> None:
+    for content in (fasta(PROTEINS), gzip.compress(fasta(PROTEINS))):
+        plan = tmp_path / "plan.parquet"
+        command = [sys.executable, "-m", "virnucpro", "pack", "-", "-q", "-o", str(plan)]
+        result = subprocess.run(command, input=content, capture_output=True, check=False)
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+        assert columns(plan)["row"] == [3, 1, 0, 2]
+        assert columns(plan)["file"] == ["-"] * 4
+
+
+def test_links_are_followed(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    (tmp_path / "link.parquet").symlink_to(tmp_path / "plan.parquet")
+    assert run("pack", tmp_path / "a.fa", "-o", tmp_path / "link.parquet").returncode == 0
+    assert (tmp_path / "link.parquet").is_symlink()
+    assert columns(tmp_path / "plan.parquet")["row"] == [3, 1, 0, 2]
+
+
+def test_overlong(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    plan = tmp_path / "plan.parquet"
+    result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "error")
+    assert result.returncode == 1
+    assert result.stderr == (
+        f"virnucpro: {tmp_path / 'a.fa'}: sequence long has 1,500 residues, more than 1,022 "
+        "(1 such sequences)\n"
+    )
+    assert not plan.exists()
+    result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "drop")
+    assert result.returncode == 0
+    written = columns(plan)
+    assert written["batch"] == [0, 0, 0, None]
+    assert written["row"] == [1, 0, 2, 3]
+    assert written["tokens"] == [302, 302, 4, None]
+    assert written["truncated"] == [False] * 4
+    found = summary_of(result.stderr)
+    names = ("Sequences", "Packed", "Dropped", "Residues", "Residues kept", "Residues dropped")
+    assert [found[name] for name in names] == ["4", "3", "1", "2,102", "602", "1,500"]
+
+
+def test_duplicates(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(fasta([("a", "MK"), ("b", "MKT"), ("a", "MKTA"), ("a", "MK"), ("b", "MK")]))
+    plan = tmp_path / "plan.parquet"
+    result = run("pack", path, "-o", plan)
+    assert result.returncode == 0
+    assert summary_of(result.stderr)["Duplicate IDs"] == "3"
+    assert "virnucpro: 3 duplicate IDs, such as a, b\n" in result.stderr
+    assert len(columns(plan)["id"]) == 5
+    plan.unlink()
+    result = run("pack", path, "-o", plan, "--duplicates", "error")
+    assert (result.returncode, result.stderr) == (1, "virnucpro: 3 duplicate IDs, such as a, b\n")
+    assert not plan.exists()
+
+
+def test_what_reading_changes_is_said_and_kept_with_the_plan(tmp_path: Path) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(fasta([("a", "MKT*"), ("b", "mk-"), ("c", "*"), ("d", "M*K")]))
+    plan = tmp_path / "plan.parquet"
+    names = ("Stops (*) left out", "Lower case made upper", "Gaps left out", "Insertions left out")
+    for options, lengths, counts in (
+        ([], [3, 3, 3, 0], ["2", "2", None, None]),
+        (["--keep-stop"], [4, 3, 3, 1], [None, "2", None, None]),
+        (["--drop-gaps"], [3, 3, 2, 0], ["2", "2", "1", None]),
+        (["--drop-gaps", "--keep-case"], [3, 3, 0, 0], ["2", None, "1", "2"]),
+    ):
+        result = run("pack", path, "-o", plan, *options)
+        assert columns(plan)["length"] == lengths
+        summary = summary_of(result.stderr)
+        assert [summary.get(name) for name in names] == counts
+        # The plan says how its input was read.
+        assert run("verify", plan, path).returncode == 0
+        lines = dict(line.split("\t") for line in run("stats", plan, "--tsv").stdout.splitlines())
+        for option in ("strip_stop", "uppercase", "drop_gaps"):
+            flag = {"strip_stop": "--keep-stop", "uppercase": "--keep-case"}.get(option)
+            kept = flag not in options if flag else "--drop-gaps" in options
+            assert lines[option] == str(kept).lower()
+    assert summary["Empty"] == "2"
+
+
+def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
+    (tmp_path / "good.fa").write_bytes(fasta(PROTEINS))
+    (tmp_path / "plan.parquet").write_bytes(b"old")
+    assert run("pack", tmp_path / "no.fa", "-o", tmp_path / "plan.parquet").returncode == 1
+    assert (tmp_path / "plan.parquet").read_bytes() == b"old"
+    assert run("pack", tmp_path / "good.fa", "-o", tmp_path / "plan.parquet").returncode == 0
+    assert columns(tmp_path / "plan.parquet")["batch"] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        ("good.fa", "is an input too"),
+        (".", "is a directory"),
+        ("missing/plan.parquet", "no such directory"),
+        ("/dev/null", "is no regular file"),
+    ],
+)
+def test_bad_output_is_one_line(tmp_path: Path, output: str, message: str) -> None:
+    (tmp_path / "good.fa").write_bytes(fasta(PROTEINS))
+    result = run("pack", tmp_path / "good.fa", "-o", tmp_path / output)
+    assert (result.returncode, result.stdout) == (1, "")
+    (line,) = result.stderr.splitlines()
+    assert message in line
+    assert (tmp_path / "good.fa").read_bytes() == fasta(PROTEINS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["pack"],
+        ["pack", "a.fa"],
+        ["pack", "a.fa", "-o", "b", "--max-tokens", "2"],
+        ["pack", "a.fa", "-o", "b", "--max-tokens", "many"],
+        ["pack", "a.fa", "-o", "b", "--max-length", "0"],
+        ["pack", "a.fa", "-o", "b", "--threads", "0"],
+        ["pack", "a.fa", "-o", "b", "--overlong", "cut"],
+        ["stats", "a.parquet", "--json", "--tsv"],
+        ["verify", "a.parquet"],
+        ["report", "a.parquet"],
+        ["unpack"],
+        ["--wrong"],
+    ],
+)
+def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "Usage: virnucpro" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_help_and_version() -> None:
+    for command in ("pack", "stats", "verify", "report"):
+        for arguments in (["-h"], [command, "-h"], [command, "--help"]):
+            result = run(*arguments)
+            assert (result.returncode, result.stderr) == (0, "")
+            assert "Usage: virnucpro" in result.stdout
+    assert run("--version").stdout == f"virnucpro {virnucpro.__version__}\n"
+
+
+def test_missing_extra_says_what_to_install() -> None:
+    code = "import sys; sys.modules['typer'] = None\nfrom virnucpro.__main__ import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == ("virnucpro: the command line needs typer: pip install 'virnucpro[cli]'\n")
+
+
+def many(tmp_path: Path, number: int = 500, seed: int = 0) -> Path:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, 1500, number)
+    ids = [f"seq{place}" for place in rng.permutation(number)]
+    path = tmp_path / f"{seed}.fa"
+    path.write_bytes(fasta([(n, "M" * k) for n, k in zip(ids, lengths, strict=True)]))
+    return path
+
+
+def test_plan_equals_that_of_the_packer(tmp_path: Path) -> None:
+    path = many(tmp_path)
+    assert run("pack", path, "-o", tmp_path / "plan.parquet").returncode == 0
+    written = columns(tmp_path / "plan.parquet")
+    order = np.argsort(written["row"])
+    lengths = np.array(written["length"])[order]
+    ids = [written["id"][i] for i in order]
+    plan = GreedyPacker(4096).pack_lengths(lengths, ids)
+    assert written["row"] == plan.indices.tolist()
+    assert written["batch"] == np.repeat(np.arange(len(plan)), np.diff(plan.offsets)).tolist()
+
+
+def test_threads_give_the_same_bytes(tmp_path: Path) -> None:
+    path = many(tmp_path, 3000)
+    plans = []
+    for threads in (1, 2, 7):
+        plan = tmp_path / f"{threads}.parquet"
+        assert run("pack", path, "-o", plan, "--threads", threads).returncode == 0
+        plans.append(plan.read_bytes())
+    assert plans[0] == plans[1] == plans[2]
+
+
+def test_order_of_input_changes_rows_alone(tmp_path: Path) -> None:
+    path = many(tmp_path, 3000)
+    records = path.read_bytes().split(b">")[1:]
+    plans = []
+    for shuffled in (False, True):
+        if shuffled:
+            np.random.default_rng(1).shuffle(records)
+        path.write_bytes(b"".join(b">" + record for record in records))
+        assert run("pack", path, "-o", tmp_path / "plan.parquet").returncode == 0
+        plans.append(columns(tmp_path / "plan.parquet"))
+    rows = [plan.pop("row") for plan in plans]
+    assert plans[0] == plans[1]
+    assert rows[0] != rows[1]
+
+
+def test_stats(tmp_path: Path) -> None:
+    path = many(tmp_path)
+    plan = tmp_path / "plan.parquet"
+    packed = run("pack", path, "-o", plan, "--max-tokens", 2000)
+    shown = run("stats", plan)
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert summary_of(shown.stdout) == summary_of(packed.stderr)
+    found = json.loads(run("stats", plan, "--json").stdout)
+    assert found["version"] == 4
+    totals = found["totals"]
+    assert found["limits"]["max_tokens_per_batch"] == 2000
+    assert found["inputs"][0]["bytes"] == path.stat().st_size
+    assert totals["read"] == totals["packed"] + totals["dropped"] == 500
+    parts = ("residues_kept", "residues_cut", "residues_dropped")
+    assert totals["residues"] == sum(totals[part] for part in parts)
+    lines = dict(line.split("\t") for line in run("stats", plan, "--tsv").stdout.splitlines())
+    for name, value in totals.items():
+        assert float(lines[name]) == value
+    assert lines["max_sequences_per_batch"] == ""
+    assert lines["strip_stop"] == "true"
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", None, b"parquet"])
+def test_what_is_no_plan_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+    plan = tmp_path / "plan.parquet"
+    if content == b"parquet":
+        pq.write_table(pa.table({"a": [1]}), plan)
+    elif content is not None:
+        plan.write_bytes(content)
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    for arguments in (
+        ["stats", plan],
+        ["verify", plan, tmp_path / "a.fa"],
+        ["report", plan, "-o", tmp_path / "report.html"],
+    ):
+        result = run(*arguments)
+        assert (result.returncode, result.stdout) == (1, "")
+        (line,) = result.stderr.splitlines()
+        assert line.startswith("virnucpro: ")
+        assert str(plan) in line
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_progress_is_for_terminals_alone(tmp_path: Path) -> None:
+    path = many(tmp_path, 3000)
+    command = [sys.executable, "-m", "virnucpro", "pack", str(path), "-o", str(tmp_path / "p")]
+    for quiet in ([], ["--quiet"]):
+        ours, theirs = pty.openpty()
+        environment = {**os.environ, "TERM": "xterm"}
+        with subprocess.Popen([*command, *quiet], stderr=theirs, env=environment) as process:
+            os.close(theirs)
+            seen = b""
+            try:
+                while some := os.read(ours, 4096):
+                    seen += some
+            except OSError:
+                pass
+        os.close(ours)
+        assert process.returncode == 0
+        assert (b"Reading" in seen) == (not quiet)
+        assert (b"Batches" in seen) == (not quiet)
+    assert b"Reading" not in subprocess.run(command, capture_output=True, check=True).stderr
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_runs_leave_the_old_plan(tmp_path: Path, stop: signal.Signals) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    plan = tmp_path / "plan.parquet"
+    plan.write_bytes(b"old")
+    command = [sys.executable, "-m", "virnucpro", "pack", str(fifo), "-o", str(plan)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        with fifo.open("wb", buffering=0) as file:
+            file.write(fasta(PROTEINS))
+            time.sleep(0.3)
+            process.send_signal(stop)
+            process.wait(20)
+        assert process.stderr is not None
+        assert "Traceback" not in process.stderr.read()
+    assert process.returncode != 0
+    assert plan.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fifo", "plan.parquet"]

@@ -1,0 +1,97 @@
+"""The page about a plan: its numbers, and that a browser shows it without a network."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import run
+from fasta import fasta
+from hypothesis import given
+from hypothesis import strategies as st
+
+from virnucpro.jobs.report import count_next_fit_decreasing
+
+BROWSER = next(
+    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+)
+
+
+def make_report(folder: Path, lengths: list[int], *options: object) -> str:
+    path, plan, page = folder / "a.fa", folder / "plan.parquet", folder / "report.html"
+    path.write_bytes(fasta((f"<s{i}&>", "M" * n) for i, n in enumerate(lengths)))
+    assert run("pack", path, "-o", plan, *options).returncode == 0
+    result = run("report", plan, "-o", page)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert result.stderr == f"Report written to {page}\n"
+    return page.read_text(encoding="utf-8")
+
+
+LENGTHS = [30, 2000, *range(20, 1500, 3)]
+
+
+def test_page_has_the_numbers_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+    page = make_report(tmp_path, LENGTHS)
+    assert f"<dt>Sequences read</dt><dd>{len(LENGTHS)}</dd>" in page
+    cut = [length for length in LENGTHS if length > 1022]
+    assert f"<dt>Truncated</dt><dd>{len(cut)}</dd>" in page
+    assert f"cut at 1,022: {len(cut)} sequences are longer, up to 2,000" in page
+    assert (
+        '<td>&lt;s1&amp;&gt;</td><td class="number">2,000</td><td class="number">978</td>' in page
+    )
+    assert page.count("<svg") == 3
+    without_names = page.replace("http://www.w3.org/", "").replace("http://purl.org/", "")
+    without_names = without_names.replace("http://creativecommons.org/", "")
+    for outside in ("http:", "https:", "<script", "<link", "@import", "url(http"):
+        assert outside not in without_names
+    for part in page.split("<svg")[1:]:
+        ElementTree.fromstring("<svg" + part[: part.index("</svg>")] + "</svg>")
+    again = make_report(tmp_path, LENGTHS)
+    assert again == page
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options"),
+    [([5], []), ([0, 0], []), ([2000, 3000], ["--overlong", "drop"]), ([7] * 50, [])],
+)
+def test_odd_plans_have_a_page(tmp_path: Path, lengths: list[int], options: list[str]) -> None:
+    page = make_report(tmp_path, lengths, *options)
+    assert page.count("<svg") == 3
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no browser")
+def test_browser_shows_it(tmp_path: Path) -> None:
+    make_report(tmp_path, LENGTHS)
+    command = [
+        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,2000"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND", f"--screenshot={tmp_path / 'page.png'}"),
+        (tmp_path / "report.html").as_uri(),
+    ]
+    subprocess.run(command, capture_output=True, check=True, timeout=60)
+    from matplotlib.image import imread
+
+    picture = imread(tmp_path / "page.png")
+    assert picture.shape[:2] == (2000, 1000)
+    blue = (np.abs(picture[..., :3] - [0x3B / 255, 0x82 / 255, 0xB6 / 255]) < 0.02).all(-1)
+    # Bars of two histograms and a line.
+    assert blue.sum() > 5000
+
+
+@given(
+    st.lists(st.integers(0, 20), max_size=40),
+    st.integers(20, 60),
+    st.none() | st.integers(1, 5),
+)
+def test_next_fit_decreasing_is_counted(sizes: list[int], budget: int, most: int | None) -> None:
+    batches: list[list[int]] = []
+    for size in sorted(sizes, reverse=True):
+        full = not batches or sum(batches[-1]) + size > budget or len(batches[-1]) == most
+        if full:
+            batches.append([])
+        batches[-1].append(size)
+    counted = np.unique(np.array(sizes, np.int64), return_counts=True)
+    assert count_next_fit_decreasing(*counted, budget, most) == len(batches)

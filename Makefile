@@ -91,7 +91,7 @@ compare: .venv/dev
 	cmake --build --preset dev
 	build/dev/packing_test $(CASES) $(SEED)
 	build/dev/packing_test $$(($(CASES) / 15)) $(SEED) 1
-	HYPOTHESIS_PROFILE=long pytest tests/data/test_packing.py -k "reference or whole or unique_ids"
+	HYPOTHESIS_PROFILE=long pytest tests/data/test_reference.py
 	SCANNER_CASES=200000 pytest tests/kernel/test_scanner.py
 
 ## bench: run the benchmarks, ten minutes, and write tables and plots into docs/
@@ -171,8 +171,7 @@ sanitize-python: .venv/dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
-		tests/data/test_packing.py tests/data/test_records.py tests/data/test_robustness.py \
-		tests/data/test_fuzz_records.py tests/tight/test_column_generation.py tests/kernel/test_scanner.py \
+		tests/kernel tests/data tests/tight/test_column_generation.py \
 		-k "not import_needs and not failed_allocations and not command and not solver and not no_torch \
 		and not token_budget and not interrupted and not forks and not workers"
 
@@ -255,7 +254,8 @@ range-transformers: .venv/dev
 		scikit-build-core pybind11 cmake ninja
 	build/range-transformers/bin/pip install --quiet --no-build-isolation --no-deps .
 	cd tests && ../build/range-transformers/bin/python -m pytest -p no:cacheprovider \
-		model/test_attention.py model/test_inputs.py
+		model/test_attention.py model/test_attention_kernels.py model/test_attention_refusals.py \
+		model/test_check_packed.py model/test_inputs.py
 
 ## range-torch: check varlen attention against each release of torch: downloads 600 MB into build/torch
 range-torch: .venv/dev

@@ -1,8 +1,9 @@
-"""How many examples property tests try (HYPOTHESIS_PROFILE=long or few), and Ray for tests."""
+"""Profiles of property tests (HYPOTHESIS_PROFILE=long or few), Ray, and tokenizers of ESM-2."""
 
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -33,3 +34,19 @@ def local_ray() -> Iterator[None]:
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """ESM-2's tokenizer of transformers."""
+    from models import huggingface_tokenizer
+
+    return huggingface_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture(scope="module", params=["huggingface", "fair-esm"])
+def batch_converter(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
+    """ESM-2's tokenizer, of transformers and of fair-esm."""
+    from models import fair_esm_converter
+
+    return tokenizer if request.param == "huggingface" else fair_esm_converter()

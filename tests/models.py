@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import esm
@@ -147,6 +149,53 @@ def tiny_model(model_type: str, head: str = "AutoModel", **parameters: Any) -> A
     }
     config = transformers.AutoConfig.for_model(model_type, **{**common, **parameters})
     return getattr(transformers, head).from_config(config).eval()
+
+
+def proteins(number: int, longest: int = 120) -> list[dict[str, Any]]:
+    """Return records of random sequences, letters that are no amino acids among them."""
+    draw = random.Random(0)
+    lengths = [1, 2, longest, *(draw.randrange(1, longest) for _ in range(number - 3))]
+    return [
+        {"id": f"s{i}", "sequence": "".join(draw.choices(AMINO_ACIDS + "XB-.", k=length))}
+        for i, length in enumerate(lengths)
+    ]
+
+
+def packing(model: Any) -> Any:
+    """Return the model with its attention set to packed_sdpa."""
+    model.set_attn_implementation("packed_sdpa")
+    return model
+
+
+def a_batch(**parameters: Any) -> dict[str, Any]:
+    """Return a batch of two sequences."""
+    from virnucpro.data import VarlenCollator
+
+    records = [{"id": "a", "sequence": "MKTAY"}, {"id": "b", "sequence": "MK"}]
+    return VarlenCollator(fair_esm_converter(), **parameters)(records)
+
+
+def attend(**arguments: Any) -> torch.Tensor:
+    """Call packed_sdpa on two sequences, with other arguments if given."""
+    from virnucpro.model.attention import packed_sdpa
+
+    tensors = torch.randn(3, 1, 2, 7, 4)
+    given: dict[str, Any] = {
+        "query": tensors[0],
+        "key": tensors[1],
+        "value": tensors[2],
+        "attention_mask": None,
+        "is_causal": False,
+        "cu_seq_lens_q": torch.tensor([0, 3, 7], dtype=torch.int32),
+    }
+    return packed_sdpa(torch.nn.Identity(), **{**given, **arguments})[0]
+
+
+def with_config(**settings: Any) -> torch.nn.Module:
+    """Return a layer with a configuration."""
+    layer = torch.nn.Identity()
+    layer.config = SimpleNamespace(**settings)  # type: ignore[assignment]
+    return layer
 
 
 class Records(IterableDataset[dict[str, Any]]):

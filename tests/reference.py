@@ -55,3 +55,17 @@ def check_plan(plan: PackingPlan, lengths: Sequence[int], packer: GreedyPacker) 
     # Equal ones in order of rows.
     order = sorted(plan.indices.tolist(), key=lambda row: -tokens[row])
     assert order == sorted(order, key=lambda row: (-tokens[row], row))
+
+
+def batches_of(plan: PackingPlan) -> list[list[int]]:
+    """Return the rows of each batch of a plan."""
+    return [rows.tolist() for rows in plan]
+
+
+def places_of(batches: list[list[int]], num_rows: int) -> tuple[list[int], list[int]]:
+    """Return the batch and the slot of each row."""
+    batch_of, slot_of = [-1] * num_rows, [-1] * num_rows
+    for batch, rows in enumerate(batches):
+        for slot, row in enumerate(rows):
+            batch_of[row], slot_of[row] = batch, slot
+    return batch_of, slot_of

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import pytest
 
 from virnucpro.data import calculate_token_budget
@@ -92,3 +94,34 @@ def test_calculate_token_budget_no_cuda(caplog: pytest.LogCaptureFixture) -> Non
     assert caplog.messages == [
         f"CUDA not available, using a token budget of {budget}" for budget in (4096, 2048, 8192)
     ]
+
+
+def test_calculate_token_budget_no_torch(caplog: pytest.LogCaptureFixture) -> None:
+    with mock.patch.dict(sys.modules, {"torch": None}), caplog.at_level(logging.WARNING, LOGGER):
+        assert calculate_token_budget() == 4096
+    assert caplog.messages == [
+        "CUDA not available: torch is not installed, using a token budget of 4096"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"bytes_per_token": 0}, r"bytes_per_token must be at least 1 \(got 0\)"),
+        ({"min_tokens": 0}, r"min_tokens must be at least 1 \(got 0\)"),
+        ({"model_memory_gb": float("nan")}, r"model_memory_gb must be at least 0 and finite"),
+        ({"model_memory_gb": float("inf")}, r"model_memory_gb must be .* finite \(got inf\)"),
+        ({"safety_margin_gb": -1}, r"safety_margin_gb must be at least 0 and finite \(got -1\)"),
+        ({"min_tokens": 9, "max_tokens": 8}, r"max_tokens must be at least 9 \(got 8\)"),
+    ],
+)
+def test_calculate_token_budget_bad_arguments(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        calculate_token_budget(**arguments)
+
+
+@pytest.mark.parametrize("name", ["model_memory_gb", "safety_margin_gb"])
+def test_memory_that_is_no_number(name: str) -> None:
+    with pytest.raises(TypeError, match=rf"{name} must be a number \(got '5'\)"):
+        calculate_token_budget(**{name: "5"})  # type: ignore[arg-type]
+    assert calculate_token_budget(**{name: np.float32(5)}) == 4096  # type: ignore[arg-type]

@@ -1,13 +1,10 @@
-"""What is read from FASTA files, in a stream and by random access, and what is refused."""
+"""What is read from FASTA files, in a stream and by random access."""
 
 from __future__ import annotations
 
-import bz2
 import gzip
 import hashlib
 import json
-import lzma
-import multiprocessing
 import os
 import pickle
 import random
@@ -17,12 +14,9 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from tempfile import NamedTemporaryFile, gettempdir
+from tempfile import NamedTemporaryFile
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -30,7 +24,8 @@ import pysam
 import pytest
 from Bio import SeqIO
 from command import run
-from fasta import bgzip, fasta
+from compressed import COMPRESSIONS, zstd
+from fasta import fasta
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,37 +34,17 @@ from virnucpro.files.record_file import RecordFile
 from virnucpro.files.sequences import read_files
 
 CONTENT = fasta([(f"seq{i}", "MKTAYIAKQR" * 20) for i in range(5000)])
+
+
 READ = ReadOptions()
+
+
 Records = list[tuple[str, str]]
+
+
 needs_real_data = pytest.mark.skipif(
     "VIRNUCPRO_REAL_DATA" not in os.environ, reason="VIRNUCPRO_REAL_DATA names no folder"
 )
-
-
-def zstd(content: bytes) -> bytes:
-    try:
-        from compression import zstd
-    except ModuleNotFoundError:
-        from backports import zstd
-    # As the program `zstd` does.
-    options = {zstd.CompressionParameter.checksum_flag: 1}
-    compressed: bytes = zstd.compress(content, options=options)
-    return compressed
-
-
-def bgzipped(content: bytes) -> bytes:
-    with NamedTemporaryFile(suffix=".gz") as file:
-        return bgzip(Path(file.name), content).read_bytes()
-
-
-COMPRESSIONS: dict[str, Callable[[bytes], bytes]] = {
-    "plain": bytes,
-    "gzip": gzip.compress,
-    "bgzip": bgzipped,
-    "bzip2": bz2.compress,
-    "xz": lzma.compress,
-    "zstd": zstd,
-}
 
 
 def read_every_way(path: Path, **options: Any) -> Records:
@@ -230,148 +205,12 @@ def test_frames_to_skip(tmp_path: Path) -> None:
     assert list(read_fasta(path)) == [("a", "MKT")]
 
 
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "virnucpro", "pack", "-", "-o", str(tmp_path / "p.parquet")]
-    closed = subprocess.run(
-        ["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False
-    )
-    assert closed.returncode == 1
-    assert closed.stderr == "virnucpro: standard input: cannot be read (Bad file descriptor)\n"
-
-
-@pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "plain"])
-def test_cuts_and_flips_are_noticed(tmp_path: Path, compression: str) -> None:
-    """Wherever they are; what is read all the same is what there was."""
-    whole = COMPRESSIONS[compression](CONTENT[:1000])
-    path = tmp_path / "a.fa"
-    path.write_bytes(whole)
-    expected = list(read_fasta(path))
-    for cut in range(1, len(whole)):
-        path.write_bytes(whole[:cut])
-        with pytest.raises(ValueError, match=r"a\.fa: "):
-            list(read_fasta(path))
-    for bit in range(8 * len(whole)):
-        flipped = bytearray(whole)
-        flipped[bit // 8] ^= 1 << bit % 8
-        path.write_bytes(flipped)
-        with suppress(ValueError):
-            assert list(read_fasta(path)) == expected, bit
-
-
-def test_a_compression_that_cannot_be_read_says_so(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa.gz"
-    path.write_bytes(gzip.compress(CONTENT))
-    code = (
-        "import sys; sys.modules['isal'] = None\n"
-        "from virnucpro.files.fasta import read_fasta\n"
-        "try: list(read_fasta(sys.argv[1]))\n"
-        "except ModuleNotFoundError as error: print(error)"
-    )
-    result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
-    assert result.stdout == (
-        f"{path}: reading this compression needs isal: pip install 'virnucpro[fasta]'\n"
-    )
-
-
 def test_a_line_of_100_million_residues(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(b">a\n" + b"M" * 100_000_000 + b"\n>b\nMK\n")
     sequences = read_files([str(path)])
     assert sequences.lengths.tolist() == [100_000_000, 2]
     assert [len(sequence) for _, sequence in read_fasta(path)] == [100_000_000, 2]
-
-
-def truncate_gzip(path: Path) -> None:
-    path.write_bytes(gzip.compress(CONTENT)[:-100])
-
-
-def cut_bgzip(path: Path) -> None:
-    """Leave the first block alone, as a stopped download may."""
-    content = bgzip(path, CONTENT).read_bytes()
-    path.write_bytes(content[: int.from_bytes(content[16:18], "little") + 1])
-
-
-def spoil_gzip(path: Path) -> None:
-    content = bytearray(gzip.compress(CONTENT))
-    content[len(content) // 2] ^= 0xFF
-    path.write_bytes(content)
-
-
-def binary(path: Path) -> None:
-    path.write_bytes(random.Random(0).randbytes(100_000))
-
-
-def writes(content: bytes) -> Callable[[Path], Any]:
-    return lambda path: path.write_bytes(content)
-
-
-BAD_FASTA: list[tuple[str, Callable[[Path], Any], str]] = [
-    ("missing.fa", lambda _: None, "no such file"),
-    ("directory.fa", lambda path: path.mkdir(), "is a directory"),
-    ("empty.fa", writes(b""), "not FASTA: an empty file"),
-    ("blank.fa", writes(b"\n\n  \n"), "not FASTA: no record"),
-    ("empty.fa.gz", writes(gzip.compress(b"")), "not FASTA: an empty file"),
-    (
-        "text.fa",
-        writes(b"\nhello\n>a\nMK\n"),
-        "not FASTA: line 2: it begins with 'h', not with '>'",
-    ),
-    ("a.fastq", writes(b"@a\nMK\n+\nII\n"), "line 1: it begins with '@', not with '>': FASTQ?"),
-    ("first.fa", writes(b" >a\nMK\n"), "line 1: a '>' that does not begin its line"),
-    ("mark.fa", writes(b"\xef\xbb>a\nMK\n"), "it begins with the byte 0xef, not with '>'"),
-    ("nul.fa", writes(b">a\nMK\n>b\nM\0K\n"), "line 4, record 2 ('b'): a NUL byte"),
-    ("nul.fa.gz", writes(gzip.compress(b">a\nMK\n>b\0\nMK\n")), "line 3, record 2 ('b'): a NUL"),
-    ("later.fa", writes(b">a\nMK\n@b\nMK\n+\nII\n"), "line 3, record 1 ('a'): a line that begins"),
-    ("end.fa", writes(b">a\nMK\n>"), "line 3, record 2 (''): cut off: it ends with '>'"),
-    ("plus.fa", writes(b">a\nMK\n+\nMK\n"), "a line that begins with '+': FASTQ?"),
-    ("mac.fa", writes(b">a\rMK\r>b\rMK\r"), "line 1, record 1 ('a'): lines that end with CR alone"),
-    ("mixed.fa", writes(b">a\nMK\n>b\rMKT\r>c\rMK\r"), "line 3, record 2 ('b'): lines that end"),
-    ("merged.fa", writes(b">a\nMKTAY>b\nMK\n"), "line 2, record 1 ('a'): a '>' in a sequence"),
-    ("indented.fa", writes(b">a\nMK\n >b\nMK\n"), "line 3, record 1 ('a'): a '>' in a sequence"),
-    ("latin.fa", writes(b">a\nMK\n>\xe9\nMK\n"), r"line 3, record 2 ('\\xe9'): an ID that is not"),
-    ("comment.fa", writes(b">a\n;c\nMK\n"), "line 2, record 1 ('a'): a line that begins with ';'"),
-    ("end.gb.fa", writes(b">a\nMK\n//\n"), "line 3, record 1 ('a'): a line that begins with '/'"),
-    ("pir.fa", writes(b">P1;X\nTITLE\nMK*\n"), "line 2, record 1 ('P1;X'): the title of a record"),
-    ("title.fa", writes(b">a\nSOME, TITLE\nMK*\n"), "a character that no sequence has (',')"),
-    ("digits.fa", writes(b">a\n 1 mkt\n"), "line 2, record 1 ('a'): a digit in a sequence ('1')"),
-    ("accent.fa", writes(">a\nMKé\n".encode()), "no sequence has (the byte 0xc3)"),
-    ("marks.fa", writes(b">a\nM\n\xef\xbb\xbf>b\nM\n"), "no sequence has (the byte 0xef)"),
-    ("mask.fa", writes(b">a\nMK<mask>\n"), "no sequence has ('<')"),
-    ("escape.fa", writes(b">a\x1b[2J\nM1\n"), r"record 1 ('a\x1b[2J'): a digit"),
-    ("binary.fa", binary, "not FASTA"),
-    ("truncated.fa.gz", truncate_gzip, "cut off in the middle of its compressed data"),
-    ("spoilt.fa.gz", spoil_gzip, "damaged"),
-    ("cut.fa.gz", cut_bgzip, "the bgzip end-of-file block is missing"),
-]
-
-
-@pytest.mark.parametrize(("name", "make", "message"), BAD_FASTA, ids=[bad[0] for bad in BAD_FASTA])
-def test_bad_fasta_is_one_line(
-    tmp_path: Path, name: str, make: Callable[[Path], Any], message: str
-) -> None:
-    good = tmp_path / "good.fa"
-    good.write_bytes(b">a\nMK\n")
-    make(tmp_path / name)
-    before = sorted(tmp_path.iterdir())
-    result = run("pack", good, tmp_path / name, "-o", tmp_path / "plan.parquet")
-    assert (result.returncode, result.stdout) == (1, "")
-    (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / name}: ")
-    assert message in line
-    assert sorted(tmp_path.iterdir()) == before
-    with pytest.raises((OSError, ValueError), match=name):
-        list(read_fasta(tmp_path / name))
-    with pytest.raises((OSError, ValueError), match=name):
-        RecordFile(str(tmp_path / name), ReadOptions())
-
-
-def test_records_before_a_fault_are_read(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(b">a\nMK\n>b\nMKT\n>c\nM1\n")
-    records = read_fasta(path)
-    assert [next(records), next(records)] == [("a", "MK"), ("b", "MKT")]
-    with pytest.raises(ValueError, match=r"line 6, record 3 \('c'\)"):
-        next(records)
 
 
 @given(st.data())
@@ -451,172 +290,6 @@ def test_pipes_that_give_little_at_first(tmp_path: Path) -> None:
         writer.start()
         assert len(list(read_fasta(fifo))) == 5000
         writer.join()
-
-
-INDEXED: Records = [("a", "MKTAYIAKQR" * 9), ("b", "MW"), ("c", "MKT"), ("c", "")]
-
-
-def test_no_index_is_trusted_or_made(tmp_path: Path) -> None:
-    """One that lies beside the file may be of another text, and newer."""
-    path = tmp_path / "a.fa"
-    path.write_bytes(fasta([("x", "MWWW"), ("y", "MKTAYIAKQR" * 8)]))
-    pysam.faidx(str(path))
-    path.write_bytes(fasta(INDEXED))
-    index = tmp_path / "a.fa.fai"
-    os.utime(index, (time.time() + 1000, time.time() + 1000))
-    before = index.read_bytes()
-    tmp_path.chmod(0o500)
-    try:
-        assert RecordFile(str(path), ReadOptions()).read(range(4)) == INDEXED
-    finally:
-        tmp_path.chmod(0o700)
-    assert index.read_bytes() == before
-    assert sorted(tmp_path.iterdir()) == [path, index]
-
-
-def replaced(path: Path) -> None:
-    path.with_name("b.fa").write_bytes(fasta(INDEXED[::-1]))
-    path.with_name("b.fa").replace(path)
-
-
-def changed_in_place(path: Path) -> None:
-    text = path.read_bytes()
-    with path.open("rb+") as file:
-        file.write(text.replace(b"MW", b"WM"))
-    found = path.stat()
-    # Some file systems tell times in steps.
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns + 10**7))
-
-
-@pytest.mark.parametrize(
-    "change",
-    [replaced, changed_in_place, lambda p: os.truncate(p, 100), lambda p: p.write_text("")],
-)
-@pytest.mark.parametrize("compression", ["plain", "gzip"])
-def test_a_file_that_changed_is_not_read(
-    tmp_path: Path, compression: str, change: Callable[[Path], Any]
-) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(fasta(INDEXED))
-    if compression != "plain":
-        path.write_bytes(COMPRESSIONS[compression](path.read_bytes()))
-    file = RecordFile(str(path), ReadOptions())
-    assert file.read([1]) == [INDEXED[1]]
-    pickled = pickle.dumps(file)
-    change(path)
-    if compression == "plain":
-        for reader in (file, pickle.loads(pickled)) * 2:
-            with pytest.raises(ValueError, match=r"a\.fa: the file has changed"):
-                reader.read([1])
-    else:
-        # The copy is of the file that was scanned.
-        assert file.read([1]) == [INDEXED[1]]
-
-
-@pytest.mark.parametrize("compression", ["plain", "gzip"])
-def test_the_same_file_elsewhere_is_read(tmp_path: Path, compression: str) -> None:
-    """A data set that is unpickled where the file is another one of the same bytes."""
-    path = tmp_path / "a.fa"
-    path.write_bytes(COMPRESSIONS[compression](fasta(INDEXED)))
-    file = RecordFile(str(path), ReadOptions())
-    pickled = pickle.dumps(file)
-    del file
-    other = tmp_path / "b.fa"
-    other.write_bytes(path.read_bytes())
-    other.replace(path)
-    assert pickle.loads(pickled).read([3, 0]) == [INDEXED[3], INDEXED[0]]
-    path.write_bytes(COMPRESSIONS[compression](fasta(INDEXED[::-1])))
-    with pytest.raises(ValueError, match=r"a\.fa: the file has changed"):
-        pickle.loads(pickled).read([3, 0])
-
-
-def expanded() -> set[Path]:
-    return set(Path(gettempdir()).glob("virnucpro.*.fasta"))
-
-
-def test_copies_go_with_what_made_them(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(gzip.compress(fasta(INDEXED)))
-    before = expanded()
-    file = RecordFile(str(path), ReadOptions())
-    (copy,) = expanded() - before
-    child = os.fork()
-    if child == 0:
-        del file
-        os._exit(0)
-    os.waitpid(child, 0)
-    assert copy.exists()
-    other = pickle.loads(pickle.dumps(file))
-    del other
-    assert file.read([1]) == [INDEXED[1]]
-    del file
-    assert expanded() == before
-    path.write_bytes(gzip.compress(CONTENT)[:-9])
-    with pytest.raises(ValueError, match="cut off"):
-        RecordFile(str(path), ReadOptions())
-    assert expanded() == before
-
-
-def test_a_file_that_is_none_any_more_is_an_error(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(fasta(INDEXED))
-    file = RecordFile(str(path), ReadOptions())
-    path.unlink()
-    for is_pipe in (False, True):
-        if is_pipe:
-            os.mkfifo(path)
-        with pytest.raises(FileNotFoundError, match=r"a\.fa: no such file, or no longer a regular"):
-            file.read([1])
-    path.unlink()
-    path.write_bytes(fasta(INDEXED))
-    assert file.read([1]) == [INDEXED[1]]
-
-
-def test_times_put_back_hide_no_change(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(fasta(INDEXED))
-    file = RecordFile(str(path), ReadOptions())
-    before = path.stat()
-    time.sleep(0.02)
-    path.write_bytes(path.read_bytes().replace(b"MW", b"WM"))
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(ValueError, match=r"a\.fa: the file has changed"):
-        file.read([1])
-
-
-def test_workers_make_copies_of_their_own_and_remove_them(tmp_path: Path) -> None:
-    path = tmp_path / "a.fa"
-    path.write_bytes(gzip.compress(fasta(INDEXED)))
-    before = expanded()
-    file = RecordFile(str(path), ReadOptions())
-    for copy in expanded() - before:
-        copy.unlink()
-    with multiprocessing.get_context("fork").Pool(2) as workers:
-        assert workers.map(file.read, [[i % 4] for i in range(6)]) == [
-            [INDEXED[i % 4]] for i in range(6)
-        ]
-        workers.close()
-        workers.join()
-    assert expanded() == before
-    # Of many threads one makes the new copy.
-    with ThreadPoolExecutor(8) as pool:
-        assert list(pool.map(file.read, [[1]] * 40)) == [[INDEXED[1]]] * 40
-    assert len(expanded() - before) == 1
-
-
-@pytest.mark.parametrize("compression", ["plain", "zstd"])
-def test_threads_read_at_once(tmp_path: Path, compression: str) -> None:
-    path = tmp_path / "a.fa"
-    records = [(f"s{i}", "MKTAYIAKQR"[: i % 10] * (i % 7)) for i in range(500)]
-    path.write_bytes(COMPRESSIONS[compression](fasta(records)))
-    file = RecordFile(str(path), ReadOptions())
-
-    def read(seed: int) -> bool:
-        wanted = random.Random(seed).choices(range(500), k=50)
-        return file.read(wanted) == [records[i] for i in wanted]
-
-    with ThreadPoolExecutor(8) as pool:
-        assert all(pool.map(read, range(100)))
 
 
 def test_changes_are_words() -> None:

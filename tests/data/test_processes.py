@@ -1,0 +1,96 @@
+"""Interrupts and forks, in processes of their own."""
+
+from __future__ import annotations
+
+from script import run_script
+
+
+def test_interrupted_calls() -> None:
+    code = """
+import signal, sys, threading, time
+import numpy as np
+from virnucpro.data import GreedyPacker
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+main = threading.main_thread().ident
+lengths = np.random.default_rng(0).integers(1, 1000, 2_000_000)
+records = [{"id": f"seq{i % 1000}", "sequence": "M" * (i % 7)} for i in range(200_000)]
+packer = GreedyPacker(4096, num_threads=2)
+calls = {
+    "_count": lambda: packer.count(lengths),
+    "_list_rows": lambda: packer.pack_lengths(lengths),
+    "_list_rows, ids": lambda: packer.pack_lengths(lengths, lengths % 10),
+    "_list_rows, records": lambda: packer.pack_sequences(records),
+    "_assign": lambda: packer.assign_batches(lengths).tobytes(),
+}
+
+def interrupt(where):
+    while running:
+        # This thread runs while that one is there: that one is in the kernel.
+        if sys._current_frames()[main].f_code.co_name == where:
+            signal.pthread_kill(main, signal.SIGINT)
+            break
+        time.sleep(0.0001)
+
+for name, call in calls.items():
+    expected = call()
+    running = True
+    thread = threading.Thread(target=interrupt, args=[name.split(",")[0]])
+    try:
+        thread.start()
+        call()
+        print(name, "came to its end")
+    except KeyboardInterrupt:
+        pass
+    running = False
+    thread.join()
+    assert call() == expected, name
+    print(name)
+"""
+    expected = ["_count", "_list_rows", "_list_rows, ids", "_list_rows, records", "_assign"]
+    assert run_script(code).splitlines() == expected
+
+
+def test_forks_after_use() -> None:
+    code = """
+import multiprocessing, os, threading
+import numpy as np
+from virnucpro.data import GreedyPacker
+
+rng = np.random.default_rng(0)
+lengths = rng.integers(1, 1000, 600_000)
+ids = rng.integers(0, 1000, len(lengths)).astype(str)
+records = [{"id": f"seq{i % 1000}", "sequence": "M" * (i % 7)} for i in range(150_000)]
+packer = GreedyPacker(4096, num_threads=8)
+
+def pack():
+    return packer.pack_lengths(lengths), packer.pack_lengths(lengths, ids), (
+        packer.pack_sequences(records))
+
+expected = pack()
+
+def child_is_right():
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if pack() == expected else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+print(child_is_right())
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(pool.map(packer.pack_lengths, [lengths] * 4) == [expected[0]] * 4)
+
+# Forks while other threads are packing.
+stop = threading.Event()
+def pack_on():
+    while not stop.is_set():
+        packer.pack_lengths(lengths)
+threads = [threading.Thread(target=pack_on) for _ in range(2)]
+for thread in threads:
+    thread.start()
+print([child_is_right() for _ in range(4)])
+stop.set()
+for thread in threads:
+    thread.join()
+print(pack() == expected)
+"""
+    assert run_script(code).splitlines() == ["True", "True", "[True, True, True, True]", "True"]

@@ -1,0 +1,69 @@
+"""Saved state that was forged or has another version."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from virnucpro.data import GreedyPacker, Layout, TokenCounts
+
+
+def forgeries_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the state of a value with one of its values changed, at any depth."""
+    for name, value in state.items():
+        changed: list[Any] = ["field", None]
+        if isinstance(value, dict):
+            changed += [*forgeries_of(value), {}]
+        elif isinstance(value, int):
+            changed += [value + change for change in (1, -1, 2**40, -(2**40))]
+        elif isinstance(value, np.ndarray):
+            for change in (1, -1, 2**40, -(2**40)):
+                for place in range(len(value)):
+                    array = value.copy()
+                    array[place] += change
+                    changed.append(array)
+            changed += [value[:-1], value.astype(np.int32), value.reshape(-1, 1)]
+        for forged in changed:
+            if forged is not value:
+                yield {**state, name: forged}
+        yield {key: kept for key, kept in state.items() if key != name}
+    yield {**state, "unknown": 1}
+
+
+def test_forged_state_is_refused() -> None:
+    packer = GreedyPacker(10, max_sequences_per_batch=3)
+    counts = packer.count([5, 4, 1, 1, 1, 0, 50])
+    for value in (packer.lay_out(counts), counts):
+        assert type(value).from_dict(value.to_dict()) == value
+        refused = 0
+        for state in forgeries_of(value.to_dict()):
+            try:
+                other = type(value).from_dict(state)
+            except (ValueError, TypeError, OverflowError, KeyError):
+                refused += 1
+                continue
+            # Sound, then, and another one, or with no limit on sequences.
+            assert isinstance(other, (Layout, TokenCounts))
+            if isinstance(other, Layout):
+                tokens = other.batch_tokens
+                assert tokens.sum() == other.total_tokens
+                assert tokens.max() <= other.max_tokens_per_batch
+        assert refused > (50 if value is counts else 100)
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_state_of_another_version_is_refused(version: Any) -> None:
+    packer = GreedyPacker(100)
+    plan = packer.pack_lengths([60, 30])
+    message = r"the state of a {} must be of version 1 \(got"
+    values: list[Any] = [packer.count([5]), packer.lay_out(packer.count([5])), plan]
+    for value in values:
+        function, (state, *rest) = value.__reduce__()
+        assert state["version"] == 1
+        with pytest.raises(ValueError, match=message.format(type(value).__name__)):
+            function({**state, "version": version}, *rest)
+    with pytest.raises(ValueError, match=message.format("GreedyPacker")):
+        packer.__setstate__({**packer.__getstate__(), "version": version})

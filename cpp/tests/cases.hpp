@@ -45,6 +45,10 @@ std::vector<Rows> list(const Case& at, const Layout& layout, const Ids& ids);
 void check_places(const Case& at, const Layout& layout, const std::vector<Rows>& expected,
                   std::mt19937_64& random);
 
+// Stops the program unless layouts of patterns, patterns of layouts, and the most valuable batches
+// are those of the obvious algorithms. Patterns are random.
+void check_patterns(const Case& at, const Layout& layout, std::mt19937_64& random);
+
 // Stops the program unless everything the kernel makes of a case is what the obvious algorithm
 // makes of it. IDs, pieces and patterns are random.
 void check(const Case& at, std::mt19937_64& random);

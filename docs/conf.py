@@ -1,4 +1,4 @@
-"""How Sphinx makes the pages in build/docs."""
+"""Configuration of Sphinx, which builds the pages in build/docs."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ autodoc_typehints_format = "short"
 autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Paths": "Paths"}
 myst_heading_anchors = 3
 
-# What stands in single backticks is Python: a name with a dot or a capital has to be one of these
-# pages, any other is an argument or a key.
+# Single backticks mark Python: a name with a dot or a capital must be on these pages; any other is an
+# argument or a key.
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_0-9]+"),
@@ -36,15 +36,15 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|numpy|os|pathlib|ray|torch|typing)\..*"),
 ]
 
-# Users are given these, and make none.
+# Classes that users do not construct.
 RESULTS = ["Layout", "PackingPlan", "TokenCounts", "BatchRows"]
 
 
 def hide_constructor(_app: object, _what: str, name: str, *_: object) -> tuple[str, None] | None:
-    """Leave out the arguments of classes that users do not make."""
+    """Hide the arguments of classes that users do not construct."""
     return ("", None) if name.rpartition(".")[2] in RESULTS else None
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Connect the hooks; Sphinx calls this function."""
     app.connect("autodoc-process-signature", hide_constructor)

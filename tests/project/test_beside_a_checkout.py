@@ -58,7 +58,7 @@ def checkout(tmp_path: Path) -> Path:
             "def records_of(sequences):\n"
             '    return [{"id": i, "sequence": s} for i, s in enumerate(sequences)]\n'
         ),
-        "virnucpro/report.py": 'OWNER = "theirs"\n',
+        "virnucpro/jobs.py": 'OWNER = "theirs"\n',
     }.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         (root / path).write_text(content, encoding="utf-8")
@@ -91,13 +91,13 @@ def test_plain_install_serves_a_checkout_that_comes_first(
     checkout: Path, plain_install: Path
 ) -> None:
     code = f"""{EVERYWHERE}
-import virnucpro.jobs.report
+import virnucpro.jobs
 from virnucpro.data import records_of
 from virnucpro.data.plan import PackingPlan
 
 ours = {str(plain_install)!r}
 assert sys.modules["virnucpro.data.packing"].__file__.startswith(ours)
-assert virnucpro.OWNER == virnucpro.jobs.report.OWNER == "theirs"
+assert virnucpro.OWNER == virnucpro.jobs.OWNER == "theirs"
 assert not hasattr(virnucpro.data, "GreedyPacker")
 assert not hasattr(virnucpro, "__version__")
 """
@@ -113,7 +113,7 @@ def test_checkout_may_import_names_into_its_own_package(
     assert run_plain(code, checkout, plain_install).startswith("GreedyPacker(12, 1022,")
 
 
-@pytest.mark.parametrize("name", ["packing", "plan", "arguments"])
+@pytest.mark.parametrize("name", ["packing", "plan", "records"])
 def test_their_module_of_the_same_name_is_taken(
     checkout: Path, plain_install: Path, name: str
 ) -> None:
@@ -146,8 +146,8 @@ runpy.run_module("virnucpro", run_name="__main__")
 
 def test_install_as_it_is_finds_their_modules(checkout: Path) -> None:
     code = f"""{EVERYWHERE}
-import virnucpro.jobs.report
-print(hasattr(virnucpro, "OWNER"), hasattr(virnucpro.jobs.report, "OWNER"))
+import virnucpro.jobs
+print(hasattr(virnucpro, "OWNER"), hasattr(virnucpro.jobs, "OWNER"))
 """
     origin = json.loads(distribution("virnucpro").read_text("direct_url.json") or "{}")
     is_editable = origin.get("dir_info", {}).get("editable", False)

@@ -1,7 +1,10 @@
 """Plants mutations in the kernel, one at a time, and tells which of them its tests let live.
 
-Usage: mutate_kernel.py [WORD], those whose file or text has the word. Each is built from a copy of
-cpp/ in build/mutation. The exit status is 1 below 90 % killed.
+Usage: mutate_kernel.py [--check] [WORD]
+
+With WORD, only mutations whose file or text contains the word. Each is built from a copy of cpp/ in
+build/mutation. The exit status is 1 if fewer than 90 % are killed. With --check, nothing is built:
+the exit status is 1 if a mutation's text does not occur exactly once in its file.
 """
 
 from __future__ import annotations
@@ -13,10 +16,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 COPY = ROOT / "build" / "mutation"
-# The tests, and the cases that those on random ones try.
-COMMANDS = [["packing_in_parts_test", "300"], ["allocation_test"]]
+# The programs that must fail, with few random cases, each of which is cut into parts for threads.
+COMMANDS = [["packing_test", "300", "0", "1"], ["allocation_test"]]
 
-# Where, what stands there once, and what takes its place.
+# The file, a text that occurs once in it, and its replacement.
 MUTATIONS = [
     # Sums, and those that do not fit.
     ("checked.hpp", "if (a > std::numeric_limits<std::int64_t>::max() - b)", "if (false)"),
@@ -25,8 +28,35 @@ MUTATIONS = [
     ("checked.hpp", "a > std::numeric_limits<std::int64_t>::max() / b", "a >= INT64_MAX / b"),
     ("checked.hpp", "a % b == 0 ? 0 : 1", "a % b <= 1 ? 0 : 1"),
     # Parts for threads.
-    ("parallel.hpp", "std::min(i, work % parts)", "0"),
+    ("parallel.hpp", "std::min(i, num_items % parts)", "0"),
+    ("parallel.hpp", "num_items / parts * i", "num_items / parts"),
+    ("parallel.hpp", "std::max<std::size_t>(1, num_items / threads.least_part)", "0"),
     ("parallel.hpp", "run(part);", ""),
+    # Limits.
+    ("limits.hpp", "std::min(max_sequence_length, max_tokens", "std::max(INT64_C(0), max_tokens"),
+    ("limits.hpp", "max_tokens_per_batch - special_tokens", "max_tokens_per_batch"),
+    ("limits.hpp", "std::min(length, max_residues()) + special_tokens", "length + special_tokens"),
+    ("limits.hpp", "max_residues() == other.max_residues() && ", ""),
+    ("limits.hpp", " && special_tokens == other.special_tokens", ""),
+    ("limits.cpp", "max_tokens_per_batch < 1 || ", ""),
+    ("limits.cpp", "max_tokens_per_batch > most_tokens", "false"),
+    ("limits.cpp", "special_tokens < 0", "false"),
+    (
+        "limits.cpp",
+        "special_tokens >= max_tokens_per_batch",
+        "special_tokens > max_tokens_per_batch",
+    ),
+    ("limits.cpp", "max_sequence_length < 1", "max_sequence_length < 0"),
+    ("limits.cpp", "max_sequences_per_batch < 1", "max_sequences_per_batch < 0"),
+    ("counts.cpp", "limits.validate();\n    require_same", "require_same"),
+    ("counts.cpp", "require_same_tokens(counts.limits, limits);", ""),
+    ("counts.cpp", "counts.limits = limits;\n    return counts;", "return counts;"),
+    # Some of the sequences.
+    ("counts.cpp", "sequences.size() != counts.tokens.size()", "false"),
+    ("counts.cpp", "sequences[size] < 0 || ", ""),
+    ("counts.cpp", "sequences[size] > counts.sequences[size]", "false"),
+    ("counts.cpp", "if (sequences[size] > 0) {", "if (sequences[size] >= 0) {"),
+    ("counts.cpp", "some.limits = counts.limits;", ""),
     # Counting.
     ("counts.cpp", "has_negative = has_negative || bits < 0;", ""),
     ("counts.cpp", "has_negative = has_negative || other.has_negative;", ""),
@@ -42,14 +72,15 @@ MUTATIONS = [
     ("counts.cpp", "*first, last - first", "*first, 1"),
     ("counts.cpp", "a.tokens[i] >= b.tokens[j]", "a.tokens[i] > b.tokens[j]"),
     ("counts.cpp", "sum.num_sequences();", ""),
-    ("counts.cpp", "a.max_length != b.max_length || ", ""),
-    ("counts.cpp", "truncated_tokens >= num_truncated", "truncated_tokens >= 0"),
+    ("counts.cpp", "require_same_tokens(a.limits, b.limits);", ""),
+    ("counts.cpp", "sum.limits = a.limits;", ""),
+    ("counts.cpp", "truncated_residues >= num_truncated", "truncated_residues >= 0"),
     ("counts.cpp", "has_longest ? sequences.front() : 0", "has_longest ? most_tokens : 0"),
     ("histogram.hpp", "num_tables_ * num_bins) {}", "num_tables_ * num_bins, 1) {}"),
     ("histogram.hpp", "i < all.size(); i += num_bins_", "i < num_bins_; i += num_bins_"),
-    ("histogram.hpp", "std::min(largest + 1, counts.max_length)", "largest"),
+    ("histogram.hpp", "std::min(largest + 1, counts.limits.max_residues())", "largest"),
     ("histogram.hpp", "found != tokens.end() && *found == size", "found != tokens.end()"),
-    ("histogram.hpp", "std::min(as_unsigned(length), max_length)", "as_unsigned(length)"),
+    ("histogram.hpp", "std::min(as_unsigned(length), max_residues)", "as_unsigned(length)"),
     # First-fit decreasing on counts.
     ("layout.cpp", "group.num_sequences == max_sequences_", "false"),
     ("layout.cpp", "lower_bound(rest, group.free_tokens", "upper_bound(rest, group.free_tokens"),
@@ -71,7 +102,7 @@ MUTATIONS = [
     ("layout.cpp", "-one.sequences", "one.sequences"),
     ("layout.cpp", "least_size = size + 1", "least_size = size"),
     ("layout.cpp", "sequences <= left[size] / num_batches[i]", "true"),
-    ("layout.cpp", "sequences <= max_sequences_per_batch - group.num_sequences", "true"),
+    ("layout.cpp", "sequences <= limits.max_sequences_per_batch - group.num_sequences", "true"),
     ("layout.cpp", "left[size] -= sequences * num_batches[i];", "left[size] -= num_batches[i];"),
     ("layout.cpp", "slot += sequences;\n        }\n        layout", "}\n        layout"),
     ("layout.cpp", "found.second.back() += number;", "found.second.back() = number;"),
@@ -87,6 +118,10 @@ MUTATIONS = [
         "small_tokens += threshold * sequences[size];",
         "small_tokens += sizes[size];",
     ),
+    ("layout.cpp", "proven_bound < 0 || ", ""),
+    ("layout.cpp", "proven_bound > layout.num_batches", "proven_bound >= layout.num_batches"),
+    ("layout.cpp", "layout.proven_bound = proven_bound;", ""),
+    ("layout.cpp", ", layout.proven_bound})", "})"),
     # Going through a layout.
     ("layout.hpp", "end_of(part) <= batch", "end_of(part) < batch"),
     ("layout.hpp", "std::min(end, end_of(part))", "end"),
@@ -94,7 +129,9 @@ MUTATIONS = [
     ("layout.cpp", "offsets[batch] += offsets[batch - 1];", ""),
     ("layout.cpp", "run.first_sequence == sequences,", "true,"),
     ("layout.cpp", "part.run->first_slot == sequences", "true"),
-    ("layout.cpp", "tokens <= max_tokens_per_batch", "true"),
+    ("layout.cpp", "sequences <= limits().max_sequences_per_batch", "true"),
+    ("layout.cpp", "tokens <= limits().max_tokens_per_batch", "true"),
+    ("layout.cpp", "proven_bound >= 0 && proven_bound <= num_batches", "true"),
     # Places and rows.
     ("assign.cpp", "left == 0 ? 1 : 0", "left <= 1 ? 1 : 0"),
     ("assign.cpp", "+= in_run / run->per_batch", "+= in_run"),
@@ -126,13 +163,17 @@ MUTATIONS = [
     # The knapsack.
     ("knapsack.cpp", "if (most < sequences)", "if (most <= sequences)"),
     ("knapsack.cpp", "std::min(2 * taken, most)", "std::min(3 * taken, most)"),
-    ("knapsack.cpp", "std::min({sequences, budget / tokens, max_sequences})", "sequences"),
+    (
+        "knapsack.cpp",
+        "{sequences, limits.max_tokens_per_batch / tokens, limits.max_sequences_per_batch}",
+        "{sequences}",
+    ),
     ("knapsack.cpp", "most <= max_sequences ? 0", "most <= max_sequences + 1 ? 0"),
     ("knapsack.cpp", "piece.is_repeated ? i : last_row_ + rows - i", "i"),
     ("knapsack.cpp", "improve(before_.data(), tokens", "improve(best_.data(), tokens"),
     ("knapsack.cpp", "table.best() >= exact", "table.best() > exact"),
     ("knapsack.cpp", "values[piece.size] <= 0", "values[piece.size] < -9"),
-    ("knapsack.cpp", "table.best() > before && ", ""),
+    ("knapsack.cpp", "table.best() > before", "true"),
     ("knapsack.cpp", "if (!piece.is_repeated) {\n                    break;", "if (false) {"),
 ]
 
@@ -160,12 +201,27 @@ def is_killed() -> bool:
     return False
 
 
+def misplaced(mutations: list[tuple[str, str, str]]) -> list[str]:
+    """Return a message for each text that does not occur exactly once in its file."""
+    messages = []
+    for name, old, _ in mutations:
+        found = (ROOT / "cpp" / "packing" / name).read_text().count(old)
+        if found != 1:
+            messages.append(f"{name}: {found} occurrences, not 1, of {old!r}")
+    return messages
+
+
 def main() -> int:
     """Plant the mutations and return the exit status."""
-    word = sys.argv[1] if len(sys.argv) > 1 else ""
+    words = [word for word in sys.argv[1:] if word != "--check"]
+    word = words[0] if words else ""
     chosen = [mutation for mutation in MUTATIONS if any(word in part for part in mutation)]
     if not chosen:
         raise SystemExit(f"no mutation has the word {word!r}")
+    if messages := misplaced(chosen):
+        raise SystemExit("\n".join(messages))
+    if "--check" in sys.argv:
+        return 0
     shutil.rmtree(COPY, ignore_errors=True)
     for folder in ("cpp", "benchmarks"):
         shutil.copytree(ROOT / folder, COPY / folder)
@@ -179,8 +235,6 @@ def main() -> int:
     for name, old, new in chosen:
         path = COPY / "cpp" / "packing" / name
         text = path.read_text()
-        if text.count(old) != 1:
-            raise SystemExit(f"{name} has {text.count(old)} times, not once: {old}")
         path.write_text(text.replace(old, new))
         if not build():
             raise SystemExit(f"{name} does not compile with: {new}")

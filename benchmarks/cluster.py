@@ -1,4 +1,4 @@
-"""Measures packing on Ray and the layout of trillions; writes docs/explanation/scale.md."""
+"""Measures packing on Ray and layouts of trillions of rows; writes docs/explanation/scale.md."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ REPEATS = 5
 NUM_BLOCKS = 50
 NUM_ROWS = 50_000_000
 BLOCK = 1_000_000
-# What the estimates are made for.
+# The cluster and the blocks of the estimates.
 CORES = 1000
 ROWS_OF_BLOCK = 10_000_000
 console = Console(stderr=True)
 
 
 def lengths_of(block: int, num_rows: int) -> Any:
-    """Return lengths as proteins have them, int32."""
+    """Return lengths distributed like those of proteins, int32."""
     random = np.random.default_rng(block)
     return random.lognormal(5.6, 0.75, num_rows).clip(1, 40_000).astype(np.int32)
 
@@ -48,7 +48,7 @@ def make_block(block: int, num_rows: int) -> pa.Table:
 
 
 def make_dataset(num_rows: int) -> ray.data.Dataset:
-    """Return a data set that lies in the object store and was never in this process."""
+    """Return a data set in the object store, whose rows were never in this process."""
     task = ray.remote(make_block)
     blocks = [task.remote(block, num_rows // NUM_BLOCKS) for block in range(NUM_BLOCKS)]
     ray.wait(blocks, num_returns=NUM_BLOCKS)
@@ -56,19 +56,19 @@ def make_dataset(num_rows: int) -> ray.data.Dataset:
 
 
 def same(table: pa.Table) -> pa.Table:
-    """Do nothing."""
+    """Return a block as it is."""
     return table
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Return the seconds of a call, whose result is thrown away within them."""
+    """Return the seconds of a call, including the release of its result."""
     begin = time.perf_counter()
     call()
     return time.perf_counter() - begin
 
 
 def start_ray() -> None:
-    """Start Ray with two workers, silently."""
+    """Start Ray with two workers, without output."""
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -82,7 +82,7 @@ def start_ray() -> None:
 
 
 def pack(ds: ray.data.Dataset) -> Layout:
-    """Pack a data set to its end."""
+    """Pack a data set and wait for all results."""
     packed, layout = pack_dataset(ds, GreedyPacker(4096))
     packed.materialize()
     refs = packed.to_arrow_refs()
@@ -91,7 +91,7 @@ def pack(ds: ray.data.Dataset) -> Layout:
 
 
 def driver(num_rows: int) -> int:
-    """Return the memory in bytes that packing takes in this process."""
+    """Return the peak memory in bytes that packing takes in this process, the driver."""
     start_ray()
     pack(make_dataset(NUM_BLOCKS * 1000))
     ds = make_dataset(num_rows)
@@ -100,7 +100,7 @@ def driver(num_rows: int) -> int:
 
 
 def on_ray() -> Iterator[str]:
-    """Yield lines on Ray."""
+    """Yield lines on packing with Ray."""
     console.print("Ray")
     start_ray()
     ds = make_dataset(NUM_ROWS)
@@ -116,7 +116,7 @@ def on_ray() -> Iterator[str]:
             seconds_of(lambda: pack(ds)),
             seconds_of(lambda: packer.assign_batches(whole)),
         )
-        # The first turn starts workers.
+        # The first repeat starts workers.
         if number > 0:
             for times, seconds in zip((nothing, ours, alone), taken, strict=True):
                 times.append(seconds)
@@ -150,12 +150,12 @@ def on_ray() -> Iterator[str]:
 
 
 def in_nanoseconds(call: Callable[[], Any], rows: int) -> float:
-    """Return the median time of a call by the rows it is for."""
+    """Return the median nanoseconds of a call per row."""
     return statistics.median(seconds_of(call) for _ in range(9)) / rows * 1e9
 
 
 def on_paper() -> Iterator[str]:
-    """Yield lines on what more sequences take, from rates that are measured here."""
+    """Yield lines on the cost of more sequences, estimated from rates measured here."""
     console.print("rates")
     lengths = lengths_of(0, BLOCK)
     packer = GreedyPacker(4096, num_threads=1)
@@ -176,7 +176,7 @@ def on_paper() -> Iterator[str]:
         f"added up | counts moved | driver, one level | two levels | passes, {CORES:,} cores |"
     )
     yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
-    # The counts of one block stand for those of each.
+    # Every block is assumed to have the counts of this one.
     block = sum((packer.count(lengths_of(i, BLOCK)) for i in range(10)), packer.count([]))
     for num_blocks in (10**2, 10**4, 10**6):
         begin = time.perf_counter()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.data import Limits
 from virnucpro.files.fasta import read_fasta
 
 REAL_DATA = os.environ.get("VIRNUCPRO_REAL_DATA")
@@ -18,22 +19,21 @@ REAL_DATA = os.environ.get("VIRNUCPRO_REAL_DATA")
 
 @dataclass(frozen=True)
 class Data:
-    """Lengths, made anew by `make`, and what to pack them with."""
+    """A function that returns lengths, and the limits to pack them with."""
 
     make: Callable[[], NDArray[Any]]
     max_tokens_per_batch: int = 4096
     max_sequence_length: int = 1022
     special_tokens: int = 2
 
-    def tokens(self) -> NDArray[Any]:
-        """Tokens of each sequence, which is what other packers take."""
-        kept = np.minimum(self.make(), self.max_sequence_length)
-        tokens: NDArray[np.int32] = (kept + self.special_tokens).astype(np.int32)
-        return tokens
+    def tokens(self) -> NDArray[np.int32]:
+        """Return the tokens of each sequence, the input of other packers."""
+        limits = Limits(self.max_tokens_per_batch, self.max_sequence_length, self.special_tokens)
+        return limits.tokens(self.make()).astype(np.int32)
 
 
 def log_normal(num: int, mu: float = 5.6, sigma: float = 0.75, dtype: str = "i4") -> NDArray[Any]:
-    """Return the shape of a proteome (mu 5.6, sigma 0.75) or of documents (mu 8, sigma 1.3)."""
+    """Return log-normal lengths; by default those of a proteome."""
     rng = np.random.default_rng(0)
     lengths = np.empty(num, dtype)
     for begin in range(0, num, 2**24):
@@ -43,24 +43,24 @@ def log_normal(num: int, mu: float = 5.6, sigma: float = 0.75, dtype: str = "i4"
 
 
 def real(name: str) -> NDArray[np.int32]:
-    """Return the lengths of one of the real sets."""
+    """Return the lengths of a file of real proteins."""
     path = Path(REAL_DATA or "", name)
     lengths = [len(sequence) for _, sequence in read_fasta(path)]
     return np.array(lengths, np.int32)
 
 
 def thirds(num: int) -> NDArray[np.int32]:
-    """Return sizes about a third of the budget, so that every batch has awkward room left."""
+    """Return sizes near a third of the budget, which leave most batches partly empty."""
     return np.random.default_rng(0).integers(4096 // 3 - 60, 4096 // 3 + 60, num).astype(np.int32)
 
 
 def distinct(num: int) -> NDArray[np.int32]:
-    """Return sizes that are all different."""
+    """Return distinct sizes, in random order."""
     return (np.random.default_rng(0).permutation(num) + 1).astype(np.int32)
 
 
 def wikipedia() -> NDArray[np.int32]:
-    """Return as many lengths as tokenized Wikipedia has for BERT, most of them cut at 512."""
+    """Return as many lengths as Wikipedia tokenized for BERT has, truncated to 512 tokens."""
     rng = np.random.default_rng(0)
     return np.exp(rng.normal(5.5, 1.0, 16_279_552)).clip(1, 512).astype(np.int32)
 

@@ -1,4 +1,4 @@
-"""Time against the number of sequences, and of distinct sizes, as plots."""
+"""Plots of time against the number of sequences and the number of distinct sizes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ def save(path: Path, figure: Figure, axes: Axes) -> None:
     plt.close(figure)
 
 
-def by_sequences(path: Path, most: int = 1_000_000_000) -> str:
-    """Plot nanoseconds a sequence from 10 thousand sequences on; return a Markdown table."""
-    lengths = log_normal(most, dtype="u2")
+def by_sequences(path: Path, max_sequences: int = 1_000_000_000) -> str:
+    """Plot nanoseconds per sequence for 10 thousand sequences and more; return a Markdown table."""
+    lengths = log_normal(max_sequences, dtype="u2")
     packer = ours(Data(lambda: lengths))
-    numbers = [10**power for power in range(4, 10) if 10**power <= most]
+    numbers = [10**power for power in range(4, 10) if 10**power <= max_sequences]
     nanoseconds: dict[str, list[float]] = {"pack_lengths": [], "assign_batches": []}
     for number in numbers:
         piece = lengths[:number]
@@ -44,7 +44,7 @@ def by_sequences(path: Path, most: int = 1_000_000_000) -> str:
             call = getattr(packer, name)
             repeats = 2 if number > 10**8 else 5 if number > 10**7 else 25
             times.append(median(lambda: call(piece), repeats) / number * 1e9)  # noqa: B023
-            console.print(f"{number:,} sequences: {name} {times[-1]:.2f} ns a sequence")
+            console.print(f"{number:,} sequences: {name} {times[-1]:.2f} ns per sequence")
     figure, axes = plt.subplots(figsize=(7, 4))
     for name, times in nanoseconds.items():
         axes.plot(numbers, times, marker="o", label=name)
@@ -53,12 +53,12 @@ def by_sequences(path: Path, most: int = 1_000_000_000) -> str:
     axes.set(
         xscale="log",
         xlabel="sequences (uint16 lengths, log-normal, budget 4,096)",
-        ylabel="nanoseconds a sequence",
+        ylabel="nanoseconds per sequence",
         ylim=(0, None),
     )
     save(path, figure, axes)
     lines = [
-        "| sequences | `pack_lengths`, ns a sequence | `assign_batches`, ns a sequence |",
+        "| sequences | `pack_lengths`, ns per sequence | `assign_batches`, ns per sequence |",
         "| ---: | ---: | ---: |",
     ]
     for number, packed, assigned in zip(numbers, *nanoseconds.values(), strict=True):
@@ -67,7 +67,7 @@ def by_sequences(path: Path, most: int = 1_000_000_000) -> str:
 
 
 def by_sizes(path: Path, num: int = 10_000_000) -> str:
-    """Plot seconds for many distinct sizes; return a Markdown table."""
+    """Plot seconds for increasing numbers of distinct sizes; return a Markdown table."""
     random = np.random.default_rng(0)
     numbers = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
     seconds: dict[str, list[float]] = {"pack_lengths": [], "the layout alone": []}

@@ -50,7 +50,7 @@ from dataclasses import asdict
 from virnucpro.data import GreedyPacker
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.sequences import read_files
-from virnucpro.files.plan_file import Summary, sum_up, write_plan
+from virnucpro.files.plan_file import Summary, compute_totals, write_plan
 from virnucpro.files.verify import verify_plan
 import logging; logging.disable()
 times = [time.perf_counter()]
@@ -60,8 +60,8 @@ repeated, _ = sequences.find_duplicates()
 times.append(time.perf_counter())
 plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
 times.append(time.perf_counter())
-totals = sum_up(plan, sequences, None, repeated)
-summary = Summary(plan.limits, "ffd", "truncate", ReadOptions(), totals, sequences.sources)
+totals = compute_totals(plan, sequences, None, repeated)
+summary = Summary(plan.limits, "ffd", "truncate", ReadOptions(), totals, sequences.inputs)
 write_plan(sys.argv[2], plan, sequences, summary)
 times.append(time.perf_counter())
 assert verify_plan(sys.argv[2], sequences) == []
@@ -71,7 +71,7 @@ print(json.dumps(times))
 
 
 def write_fasta(path: Path, number: int) -> None:
-    """Write proteins of random residues in lines of 60, the same for the same number."""
+    """Write proteins of random residues in lines of 60; the same number gives the same file."""
     random = np.random.default_rng(0)
     letters = np.frombuffer(b"ACDEFGHIKLMNPQRSTVWY", np.uint8)
     pool = letters[random.integers(0, 20, 2**22)].tobytes().decode()
@@ -90,26 +90,26 @@ from virnucpro.__main__ import main
 try:
     main()
 finally:
-    # A process begins with the peak of the one that started it in what is told of it outside.
+    # Read here, since the peak that a parent process sees starts from its own.
     print(*(line for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def run(*command: object) -> tuple[float, str]:
-    """Return the seconds of a process, and what it printed."""
+    """Run a command; return its seconds and what it printed."""
     begin = time.perf_counter()
     done = subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True)
     return time.perf_counter() - begin, done.stdout
 
 
 def pack(path: Path, plan: Path) -> tuple[float, int]:
-    """Return the seconds and the peak memory in bytes of the command."""
+    """Run `virnucpro pack`; return its seconds and its peak memory in bytes."""
     seconds, printed = run(sys.executable, "-c", COMMAND, "pack", "-q", path, "-o", plan)
     return seconds, int(printed.split()[1]) * 1024
 
 
 def proteins(folder: Path) -> Iterator[str]:
-    """Yield lines on the FASTA file."""
+    """Yield lines on packing a FASTA file."""
     path, plan = folder / "proteins.fasta", folder / "plan.parquet"
     write_fasta(path, NUM_PROTEINS)
     size = path.stat().st_size / 1e6
@@ -132,7 +132,7 @@ def proteins(folder: Path) -> Iterator[str]:
     loop, command = statistics.median(bare), statistics.median(ours)
     loop_gzip, command_gzip = statistics.median(bare_gzip), statistics.median(ours_gzip)
     yield f"{NUM_PROTEINS:,} proteins of random residues, a FASTA file of {size:,.0f} MB."
-    yield "Medians of processes that alternate, started anew each time; Biopython ran once."
+    yield "Medians of alternating processes, started anew each time; Biopython ran once."
     yield ""
     yield "| | seconds | times the bare loop |"
     yield "| --- | ---: | ---: |"
@@ -151,7 +151,7 @@ def proteins(folder: Path) -> Iterator[str]:
 
 
 def start() -> Iterator[str]:
-    """Yield lines on how long the command takes to start."""
+    """Yield lines on the start-up time of the command."""
     console.print("start")
     commands = {
         'python -c "import numpy"': (sys.executable, "-c", "import numpy"),
@@ -172,7 +172,7 @@ def start() -> Iterator[str]:
 
 
 def memory(folder: Path) -> Iterator[str]:
-    """Yield a line on memory."""
+    """Yield a line on memory per sequence."""
     path, plan = folder / "some.fasta", folder / "plan.parquet"
     peaks = []
     for number in (500_000, 2_000_000):
@@ -182,13 +182,13 @@ def memory(folder: Path) -> Iterator[str]:
     growth = (peaks[1] - peaks[0]) / 1_500_000
     yield (
         f"Peak memory from 500,000 to 2,000,000 sequences: {peaks[0] / 2**20:,.0f} MiB to "
-        f"{peaks[1] / 2**20:,.0f} MiB, {growth:.0f} bytes a sequence."
+        f"{peaks[1] / 2**20:,.0f} MiB, {growth:.0f} bytes per sequence."
     )
     yield ""
 
 
 def lengths(folder: Path) -> Iterator[str]:
-    """Yield a line on a table of lengths."""
+    """Yield a line on packing a table of lengths."""
     console.print("table of lengths")
     path, plan = folder / "lengths.parquet", folder / "plan.parquet"
     schema = pa.schema([("id", pa.string()), ("length", pa.int32())])
@@ -227,7 +227,7 @@ GreedyPacker(4096).pack_lengths(log_normal(100_000_000)).save(sys.argv[1])
 
 
 def saved(folder: Path) -> Iterator[str]:
-    """Yield a line on a saved plan."""
+    """Yield a line on loading a saved plan."""
     console.print("saved plan")
     path = folder / "plan.arrow"
     run("env", f"PYTHONPATH={Path(__file__).parent}", sys.executable, "-c", SAVE, path)

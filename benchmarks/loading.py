@@ -28,7 +28,7 @@ console = Console(stderr=True)
 
 
 def seconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Return the median of the seconds that a call takes."""
+    """Return the median seconds of a call."""
     taken = []
     for _ in range(repeats):
         begin = time.perf_counter()
@@ -48,14 +48,14 @@ def make_proteins() -> list[dict[str, str]]:
 
 
 def make_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of transformers with ESM-2's vocabulary."""
+    """Return the tokenizer of transformers for ESM-2's vocabulary."""
     path = folder / "vocab.txt"
     path.write_text("\n".join(ALPHABET.all_toks))
     return EsmTokenizer(str(path))
 
 
 def unpad_huggingface(tokenizer: Any, batch: list[dict[str, str]]) -> Any:
-    """Tokenize into a padded tensor and take the padding out."""
+    """Tokenize into a padded tensor and remove the padding."""
     padded = tokenizer(
         [record["sequence"] for record in batch],
         padding=True,
@@ -67,7 +67,7 @@ def unpad_huggingface(tokenizer: Any, batch: list[dict[str, str]]) -> Any:
 
 
 def unpad_fair_esm(batch_converter: Any, batch: list[dict[str, str]]) -> Any:
-    """Tokenize into a padded tensor and take the padding out."""
+    """Tokenize into a padded tensor and remove the padding."""
     _, _, padded = batch_converter([(record["id"], record["sequence"]) for record in batch])
     return padded[padded != ALPHABET.padding_idx]
 
@@ -122,7 +122,7 @@ def loading(path: Path) -> list[str]:
 
 def main() -> None:
     """Measure and write."""
-    # Warnings of truncation are the same for all.
+    # Warnings of truncation cost the same everywhere.
     logging.disable()
     proteins = make_proteins()
     with TemporaryDirectory() as folder:
@@ -137,12 +137,12 @@ def main() -> None:
         f"Made by `make bench-loading` on {datetime.date.today()}: {machine()}.",
         "",
         f"{NUM_PROTEINS:,} proteins of random residues (log-normal lengths, mu 5.6, sigma 0.75), "
-        f"4,096 tokens a batch. Medians of {REPEATS} runs, one run for tokenizers with padding.",
+        f"4,096 tokens per batch. Medians of {REPEATS} runs, one run for tokenizers with padding.",
         "",
         "## Packing and tokenizing",
         "",
-        "The same batches, as tokens without padding: by `VarlenCollator`'s table, and by the",
-        "tokenizer itself with the padding taken out again.",
+        "The same batches, as tokens without padding: from the table of `VarlenCollator`, and from",
+        "the tokenizer itself with the padding removed afterwards.",
         "",
         "| tokenizer | with padding, s | table, s | times |",
         "| --- | ---: | ---: | ---: |",
@@ -153,7 +153,7 @@ def main() -> None:
         "`create_async_dataloader` over one FASTA file, buffers of 2,000 records. The first epoch",
         "starts the workers.",
         "",
-        "| | sequences a second | first epoch, s | efficiency |",
+        "| | sequences per second | first epoch, s | efficiency |",
         "| --- | ---: | ---: | ---: |",
         *rates,
         "",

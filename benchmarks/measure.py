@@ -1,4 +1,4 @@
-"""Measures one packer on one data set, in a process of its own, and prints JSON."""
+"""Measures one packer on one data set, in its own process, and prints JSON."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 from data import DATA
 from packers import PACKERS
 
-# Enough repeats for a median, but no more than this many seconds.
-MOST_REPEATS = 9
-MOST_SECONDS = 10.0
+# At least three repeats, then up to these limits.
+MAX_REPEATS = 9
+MAX_SECONDS = 10.0
 
 
 def memory(field: str) -> int:
-    """Return the memory of this process in bytes: now ("VmRSS") or at most ("VmHWM")."""
+    """Return the memory of this process in bytes: current ("VmRSS") or peak ("VmHWM")."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -28,8 +28,8 @@ def memory(field: str) -> int:
 
 
 def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
-    """Return what a call returns, and the most memory in bytes that it took meanwhile."""
-    # The kernel's way to forget the peak so far.
+    """Return what a call returns, and its peak memory in bytes beyond that before."""
+    # Resets the peak (Linux).
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
     result = call()
@@ -39,7 +39,7 @@ def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
 def repeat(pack: Any) -> list[float]:
     """Return the seconds of each repeat."""
     seconds: list[float] = []
-    while len(seconds) < MOST_REPEATS and (len(seconds) < 3 or sum(seconds) < MOST_SECONDS):
+    while len(seconds) < MAX_REPEATS and (len(seconds) < 3 or sum(seconds) < MAX_SECONDS):
         begin = time.perf_counter()
         pack()
         seconds.append(time.perf_counter() - begin)
@@ -47,7 +47,7 @@ def repeat(pack: Any) -> list[float]:
 
 
 def measure(packer_name: str, data_name: str) -> dict[str, Any]:
-    """Return seconds, batches, efficiency and memory of a packer."""
+    """Return seconds, batches, efficiency, padding and peak memory of a packer."""
     packer, data = PACKERS[packer_name], DATA[data_name]
     tokens = data.tokens()
     pack = packer.prepare(tokens, data)

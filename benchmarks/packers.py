@@ -1,7 +1,7 @@
-"""The packers that are compared, each given its own best input.
+"""The packers that are compared, each with the input that suits it best.
 
-A packer is prepared with the tokens of each sequence and the data, outside the time measured, and
-returns a function without arguments that packs. `count_batches` tells what it packed.
+`prepare` takes the tokens of each sequence and the data, runs outside the time measured, and
+returns a function without arguments that packs. `count_batches` takes what this function returns.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ Prepared = Callable[[], Any]
 
 @dataclass(frozen=True)
 class Packer:
-    """One way to pack, or a yardstick; `most` is the number of sequences it can take in time."""
+    """A packer, or a reference operation. It is run with `at_most` sequences or fewer."""
 
     prepare: Callable[[Tokens, Data], Prepared]
     count_batches: Callable[[Any], int] | None = len
-    most: int = 10_000_000
+    at_most: int = 10_000_000
     padded: bool = False
 
 
 def ours(data: Data) -> GreedyPacker:
-    """Return this project's packer, with a handler that formats nothing."""
+    """Return this project's packer, with a log handler that formats nothing."""
     logging.getLogger("virnucpro").addHandler(logging.NullHandler())
     return GreedyPacker(
         data.max_tokens_per_batch, data.max_sequence_length, special_tokens=data.special_tokens
@@ -46,16 +46,16 @@ def pack_lengths(_: Tokens, data: Data) -> Prepared:
 
 
 def assign_batches(_: Tokens, data: Data) -> Prepared:
-    """Prepare this project's batch number a row."""
+    """Prepare this project's batch number per row."""
     packer, lengths = ours(data), data.make()
     return lambda: packer.assign_batches(lengths)
 
 
 def first_fit_tree(tokens: Any, room: Any, batch_of: Any) -> int:
-    """First fit by a tree of the most room in any batch below a node; O(log n) a sequence.
+    """First fit by a tree whose nodes have the most room of any batch below; O(log n) per sequence.
 
-    `room` holds the tree, `2 * leaves` entries, all with the budget; each sequence's batch goes to
-    `batch_of`.
+    `room` holds the tree, `2 * leaves` entries that start as the budget. The batch of each sequence
+    is written to `batch_of`.
     """
     leaves = len(room) // 2
     num_batches = 0
@@ -77,9 +77,9 @@ def first_fit_tree(tokens: Any, room: Any, batch_of: Any) -> int:
 
 
 def first_fit_loop(tokens: Any, room: Any, batch_of: Any) -> int:
-    """First fit by looking at one batch after the other; O(batches) a sequence.
+    """First fit by trying one batch after the other; O(batches) per sequence.
 
-    `room` holds the budget for every batch that may be opened.
+    `room` has one entry per possible batch, which starts as the budget.
     """
     num_batches = 0
     for row in range(len(tokens)):
@@ -94,7 +94,7 @@ def first_fit_loop(tokens: Any, room: Any, batch_of: Any) -> int:
 
 
 def tree_nodes(tokens: Any) -> int:
-    """Return the nodes of a tree with a leaf for as many batches as there are sequences."""
+    """Return the size of a tree with one leaf per sequence."""
     return 2 << (len(tokens) - 1).bit_length()
 
 
@@ -112,7 +112,7 @@ def python_tree(tokens: Tokens, data: Data) -> Prepared:
 
 
 def with_numba(function: Callable[..., int], slots_for: Callable[[Tokens], int]) -> Any:
-    """Return how to prepare First-Fit Decreasing with a loop that numba compiles."""
+    """Return a `prepare` for First-Fit Decreasing with a loop that numba compiles."""
 
     def prepare(tokens: Tokens, data: Data) -> Prepared:
         import numba
@@ -133,7 +133,7 @@ def with_numba(function: Callable[..., int], slots_for: Callable[[Tokens], int])
 
 
 def next_fit_decreasing(tokens: Tokens, data: Data) -> Prepared:
-    """Prepare next-fit decreasing in Python: one open batch, as pipelines in this field do."""
+    """Prepare next-fit decreasing in Python: one open batch, as common in protein pipelines."""
     sizes = tokens.tolist()
 
     def pack() -> list[list[int]]:
@@ -152,7 +152,7 @@ def next_fit_decreasing(tokens: Tokens, data: Data) -> Prepared:
 
 
 def padded_by_length(tokens: Tokens, data: Data) -> Prepared:
-    """Prepare padded batches of sorted sequences, longest times number within the budget."""
+    """Prepare padded batches of sorted sequences: longest times number fits in the budget."""
     sizes = tokens.tolist()
 
     def pack() -> list[list[int]]:
@@ -169,7 +169,7 @@ def padded_by_length(tokens: Tokens, data: Data) -> Prepared:
 
 
 def light_bin_pack(name: str) -> Any:
-    """Return how to prepare a function of lightbinpack, which takes a list."""
+    """Return a `prepare` for a function of lightbinpack, which takes a list."""
 
     def prepare(tokens: Tokens, data: Data) -> Prepared:
         import lightbinpack
@@ -204,40 +204,40 @@ def trl(tokens: Tokens, data: Data) -> Prepared:
 
 
 def argsort(tokens: Tokens, _: Data) -> Prepared:
-    """Prepare the stable argsort of the lengths, as a yardstick."""
+    """Prepare the stable argsort of the lengths, for reference."""
     return lambda: np.argsort(tokens, kind="stable")
 
 
 def copy(tokens: Tokens, _: Data) -> Prepared:
-    """Prepare a copy of the lengths, as a yardstick."""
+    """Prepare a copy of the lengths, for reference."""
     return tokens.copy
 
 
 def returned(result: int) -> int:
-    """Count batches where the packer returns their number."""
+    """Count batches if the packer returns their number."""
     return result
 
 
 def numbered(result: NDArray[Any]) -> int:
-    """Count batches where the packer returns a number a row."""
+    """Count batches if the packer returns a batch number per row."""
     return int(result.max()) + 1
 
 
 PACKERS = {
     "virnucpro pack_lengths": Packer(pack_lengths),
     "virnucpro assign_batches": Packer(assign_batches, numbered),
-    "FFD with a tree, Python": Packer(python_tree, returned, most=1_000_000),
+    "FFD with a tree, Python": Packer(python_tree, returned, at_most=1_000_000),
     "FFD with a tree, numba": Packer(with_numba(first_fit_tree, tree_nodes), returned),
-    "FFD with a loop, numba": Packer(with_numba(first_fit_loop, len), returned, most=100_000),
-    "next-fit decreasing, Python": Packer(next_fit_decreasing, most=1_000_000),
-    "padded batches by length, Python": Packer(padded_by_length, most=1_000_000, padded=True),
+    "FFD with a loop, numba": Packer(with_numba(first_fit_loop, len), returned, at_most=100_000),
+    "next-fit decreasing, Python": Packer(next_fit_decreasing, at_most=1_000_000),
+    "padded batches by length, Python": Packer(padded_by_length, at_most=1_000_000, padded=True),
     "lightbinpack ffd": Packer(light_bin_pack("ffd")),
     "lightbinpack bfd": Packer(light_bin_pack("bfd")),
     "lightbinpack obfd": Packer(light_bin_pack("obfd")),
     "lightbinpack obfdp": Packer(light_bin_pack("obfdp")),
     "lightbinpack nf": Packer(light_bin_pack("nf")),
-    "binpacking": Packer(bin_packing, most=10_000),
-    "TRL pack_dataset bfd": Packer(trl, most=100_000),
+    "binpacking": Packer(bin_packing, at_most=10_000),
+    "TRL pack_dataset bfd": Packer(trl, at_most=100_000),
     "np.argsort(kind='stable')": Packer(argsort, None),
     "lengths.copy()": Packer(copy, None),
 }

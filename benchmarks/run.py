@@ -1,4 +1,4 @@
-"""Measures all packers on all data; writes tables and plots into docs/explanation/."""
+"""Measures all packers on all data sets; writes tables and plots into docs/explanation/."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def machine() -> str:
 
 
 def measure(packer: str, data: str) -> dict[str, Any] | str:
-    """Return what measure.py prints, or why there is nothing."""
+    """Return what measure.py prints, or why it failed."""
     command = [sys.executable, str(HERE / "measure.py"), packer, data]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode == 0:
@@ -62,7 +62,7 @@ def compare(data_names: list[str]) -> dict[str, str]:
         ]
         ours = None
         for name, packer in PACKERS.items():
-            if num > packer.most:
+            if num > packer.at_most:
                 continue
             console.print(f"{data_name}: {name}")
             row = measure(name, data_name)
@@ -83,7 +83,7 @@ def compare(data_names: list[str]) -> dict[str, str]:
 
 
 def show_in_readme(text: str) -> None:
-    """Put the text between the README's marks."""
+    """Replace the text between the marks in the README."""
     path = ROOT / "README.md"
     begin, end = "<!-- made by make bench -->\n", "<!-- end -->\n"
     before, rest = path.read_text(encoding="utf-8").split(begin)
@@ -92,7 +92,7 @@ def show_in_readme(text: str) -> None:
 
 
 def main(quick: bool = False, output: Path = ROOT / "docs" / "explanation") -> None:
-    """Measure everything, or with --quick what takes two minutes."""
+    """Measure everything; with --quick, what takes two minutes."""
     origin = (
         f"Made by `make {'bench-quick' if quick else 'bench'}` on {datetime.date.today()}: "
         f"{machine()}."
@@ -112,10 +112,11 @@ def main(quick: bool = False, output: Path = ROOT / "docs" / "explanation") -> N
         "",
         "## Comparison",
         "",
-        "Each packer ran in a process of its own and was given its own best input, made outside",
-        'the time measured. "Times ours" is against `pack_lengths`. "Efficiency" is tokens by the',
-        'room in all batches, "padding" the share of padding in what a model computes, "peak',
-        'memory" what a call takes beyond its input. Seconds are medians.',
+        "Each packer ran in its own process and was given the input that suits it best, "
+        "made outside",
+        'the time measured. "Times ours" is relative to `pack_lengths`. "Efficiency" is tokens',
+        'divided by the budget of all batches, "padding" the share of padding in what a model',
+        'computes, "peak memory" what a call uses beyond its input. Seconds are medians.',
         "",
         *tables.values(),
     ]

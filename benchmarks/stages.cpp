@@ -59,7 +59,7 @@ int main(int argc, char** argv) {
         std::printf("%d thread%s, %zu sequences\n", threads, threads > 1 ? "s" : "", num);
         const auto report = [&](const char* stage, double megabytes, const auto& call) {
             const double ms = median_ms(repeats, call);
-            std::printf("  %-28s %8.2f ms %6.2f ns per sequence", stage, ms,
+            std::printf("  %-30s %8.2f ms %6.2f ns per sequence", stage, ms,
                         ms * 1e6 / static_cast<double>(num));
             if (megabytes > 0) {
                 std::printf(" %6.1f GB/s", megabytes / ms);

@@ -1,4 +1,4 @@
-"""The speeds that this project aims at, as ratios to yardsticks measured alternately."""
+"""Performance targets, as ratios to reference operations timed in alternation."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ Call = Callable[[], Any]
 
 
 def alternate(ours: Call, other: Call, repeats: int) -> tuple[float, float]:
-    """Return the median seconds of two calls that take turns, after eight unmeasured turns.
+    """Return the median seconds of two alternating calls, after eight warm-up turns.
 
-    So many, since the first touch of memory that a virtual machine has given back is slow.
+    Eight, since memory that a virtual machine has returned to its host is slow on first use.
     """
     seconds: tuple[list[float], list[float]] = ([], [])
     for turn in range(-8, repeats):
@@ -44,7 +44,7 @@ def median(call: Call, repeats: int) -> float:
 
 
 class Table:
-    """Rows of what must be, what is aimed at and what is."""
+    """A Markdown table of requirements, aims and measurements."""
 
     def __init__(self) -> None:
         self.lines = [
@@ -53,14 +53,14 @@ class Table:
         ]
 
     def add(self, work: str, must: str, aim: str, measured: str, holds: bool) -> None:
-        """Add a row; `holds` tells whether what must be is."""
+        """Add a row; `holds` says whether the requirement is met."""
         self.lines.append(f"| {work} | {must} | {aim} | {measured} | {'✓' if holds else '✗'} |")
         console.print(self.lines[-1])
 
     def faster(
         self, work: str, must: float, aim: float, call: Call, other: Call, repeats: int
     ) -> None:
-        """Add a row for a call that should take so many times less time than another."""
+        """Add a row for a call that should be `must` and `aim` times faster than another."""
         mine, others = alternate(call, other, repeats)
         ratio = others / mine
         measured = f"1/{ratio:.1f} ({mine * 1e3:,.2f} ms, {others * 1e3:,.1f} ms)"
@@ -74,7 +74,7 @@ def accessions(num: int) -> list[str]:
 
 
 def pack_in_python(records: list[dict[str, str]]) -> list[list[dict[str, str]]]:
-    """Pack dicts with `sorted` and a tree."""
+    """Pack records with `sorted` and a tree."""
     in_order = sorted(records, key=lambda record: (-len(record["sequence"]), record["id"]))
     tokens = [len(record["sequence"]) + 2 for record in in_order]
     batch_of = [0] * len(tokens)
@@ -86,7 +86,7 @@ def pack_in_python(records: list[dict[str, str]]) -> list[list[dict[str, str]]]:
 
 
 def make_records(names: list[str], lengths: list[int]) -> list[dict[str, str]]:
-    """Return dicts of sequences that need no truncation."""
+    """Return records of sequences that need no truncation."""
     return [
         {"id": name, "sequence": "M" * min(length, 1022)}
         for name, length in zip(names, lengths, strict=True)
@@ -94,7 +94,7 @@ def make_records(names: list[str], lengths: list[int]) -> list[dict[str, str]]:
 
 
 def in_a_process(what: str) -> list[float]:
-    """Return the figures that this file prints when it is told to measure one thing."""
+    """Run this file in a new process for one measurement; return the numbers that it prints."""
     command = [sys.executable, str(Path(__file__)), what]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return list(map(float, done.stdout.split()))
@@ -154,15 +154,15 @@ def records_rows(rows: Table, names: list[str], lengths: list[int]) -> None:
     (extra,) = in_a_process("dicts")
     rows.add(
         "`pack_sequences`, 1 M dicts: extra memory beyond the result",
-        "80 bytes a record",
-        "40 bytes a record",
-        f"{extra:.0f} bytes a record",
+        "80 bytes per record",
+        "40 bytes per record",
+        f"{extra:.0f} bytes per record",
         extra <= 80,
     )
 
 
 def table(quick: bool) -> str:
-    """Return the targets as a Markdown table; the largest are left out where it has to be quick."""
+    """Return the targets as a Markdown table; without the largest if `quick`."""
     rows = Table()
     protein = Data(lambda: log_normal(10_000_000))
     packer = ours(protein)
@@ -262,7 +262,7 @@ def table(quick: bool) -> str:
 
 
 def billion() -> tuple[float, float]:
-    """Return the seconds of a second call on a billion lengths, and the memory in GiB in all."""
+    """Return the seconds of a second call on a billion lengths, and the total memory in GiB."""
     lengths = log_normal(1_000_000_000, dtype="u2")
     packer = ours(Data(lambda: lengths))
     packer.pack_lengths(lengths)
@@ -272,7 +272,7 @@ def billion() -> tuple[float, float]:
 
 
 def dicts() -> tuple[float]:
-    """Return the bytes a record that packing dicts needs at most beyond its result."""
+    """Return the peak bytes per record that packing records needs beyond its result."""
     records = make_records(accessions(1_000_000), log_normal(1_000_000).tolist())
     packer = GreedyPacker(4096)
     before = memory("VmRSS")

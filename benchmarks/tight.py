@@ -22,7 +22,7 @@ console = Console(stderr=True)
 
 
 def triplets(number: int) -> list[int]:
-    """Sizes of which each batch of 1,000 takes exactly three: `number` / 3 batches are enough."""
+    """Return sizes that fill `number` / 3 batches of 1,000 with exactly three each."""
     random = np.random.default_rng(number)
     sizes: list[int] = []
     while len(sizes) < number:
@@ -42,7 +42,7 @@ def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
             for budget in (1024, 2048, 4096):
                 yield name, lengths, {"max_tokens_per_batch": budget}
         yield (
-            "uniprot_viruses, 8 a batch",
+            "uniprot_viruses, 8 per batch",
             read_files([str(Path(folder, "uniprot_viruses.faa.gz"))]).lengths,
             {"max_tokens_per_batch": 4096, "max_sequences_per_batch": 8},
         )

@@ -7,10 +7,10 @@
     sbatch --array=0-99 --dependency=afterok:$layout --wrap \
       'python array_job.py assign work tables/*.parquet'
 
-Each job of an array does the table of its number (SLURM_ARRAY_TASK_ID, or --task). Sequences are
-packed as if all tables, in the order given, were one; equally long ones are in order of rows. The
+Each job of an array processes one table, by its number (SLURM_ARRAY_TASK_ID, or --task). The
+tables are packed as one, in the order given; equally long sequences are in order of rows. The
 result is work/NUMBER.parquet for each table, with columns batch, slot and tokens, row by row.
-A job that is run again writes the same. Options are those of all three steps.
+Jobs may be rerun and then write the same files. Pass the same options to all three steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -29,32 +28,32 @@ from virnucpro.data import GreedyPacker
 
 
 def save(path: Path, value: Any) -> None:
-    """Write a value; the file appears when it is complete."""
+    """Write a value to a file, which appears once it is complete."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_bytes(pickle.dumps(value))
     unfinished.replace(path)
 
 
 def load(path: Path) -> Any:
-    """Read a value that an earlier step wrote."""
+    """Read a value written by an earlier step."""
     return pickle.loads(path.read_bytes())
 
 
 def main() -> None:
-    """Read the options and do a step."""
+    """Read the options and run a step."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("step", choices=["count", "lay-out", "assign"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("tables", nargs="+")
     parser.add_argument("--task", type=int, default=os.environ.get("SLURM_ARRAY_TASK_ID"))
-    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens a batch")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens per batch")
     parser.add_argument("--length-column", default="length")
     options = parser.parse_args()
     folder, task = options.folder, options.task
 
     packer = GreedyPacker(options.max_tokens)
     if options.step == "lay-out":
-        # The counts of all tables before each one: a few kilobytes a table.
+        # For each table, the counts of all tables before it, a few kilobytes.
         before = packer.count([])
         for number in range(len(options.tables)):
             save(folder / f"{number}.before", before)
@@ -71,11 +70,11 @@ def main() -> None:
         return
     layout, before = load(folder / "layout"), load(folder / f"{task}.before")
     if packer.count(lengths) != load(folder / f"{task}.counts"):
-        parser.error(f"{options.tables[task]} or --max-tokens is not what it was when counted")
+        parser.error(f"{options.tables[task]} or --max-tokens changed after the count step")
     columns = {
         "batch": layout.assign(lengths, before=before),
         "slot": layout.slots(lengths, before=before),
-        "tokens": np.minimum(lengths, layout.max_sequence_length) + layout.special_tokens,
+        "tokens": layout.limits.tokens(lengths),
     }
     unfinished = folder / f".{task}.{os.getpid()}.tmp"
     pq.write_table(pa.table(columns), unfinished)

@@ -1,10 +1,10 @@
-"""Embed the proteins of FASTA files: one vector each, into a Parquet file, in order of batches.
+"""Embed the proteins of FASTA files: one vector per protein, in Parquet, in order of batches.
 
     python examples/embed.py proteins.fasta -o embeddings.parquet --model esm2_folder
 
-The model is the folder of any checkpoint of ESM-1b, ESM-2 or ESM C of Hugging Face transformers; it
-is checked that packing does not change what it gives. Without it, a tiny one of random weights
-shows how things go together. Needs transformers and pyarrow besides virnucpro[torch].
+The model is the folder of a checkpoint of ESM-1b, ESM-2 or ESM C in the format of Hugging Face
+transformers. The script checks that packing does not change its output. Without --model, it uses a
+tiny model with random weights. Requires transformers and pyarrow besides virnucpro[torch].
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModel, AutoTokenizer, EsmConfig, EsmModel, EsmTokenizer
 
-import virnucpro.model.attention  # noqa: F401  (registers packed_sdpa)
 from virnucpro.data import (
     SequenceDataset,
     VarlenCollator,
     check_packed,
     create_async_dataloader,
     model_inputs,
+    packed_sdpa,  # noqa: F401  (registers "packed_sdpa")
     unpack,
 )
 
@@ -35,7 +35,7 @@ VOCABULARY = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X 
 
 
 def load(folder: Path | None) -> tuple[Any, Any]:
-    """Return the tokenizer and the model, ready to run, of a folder, or tiny ones."""
+    """Return the tokenizer and the model of a folder, or tiny ones, ready to run."""
     if folder is None:
         tokenizer, model = make_tiny()
     elif not folder.is_dir():
@@ -45,14 +45,14 @@ def load(folder: Path | None) -> tuple[Any, Any]:
         model = AutoModel.from_pretrained(folder)
     model.set_attn_implementation("packed_sdpa")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    # Varlen kernels take half precision.
+    # Varlen kernels require half precision.
     model.to(device, torch.bfloat16 if device == "cuda" else torch.float32).eval()
     check_packed(model, tokenizer)
     return tokenizer, model
 
 
 def make_tiny() -> tuple[Any, Any]:
-    """Return ESM-2's tokenizer and a tiny model of random weights."""
+    """Return ESM-2's tokenizer and a tiny model with random weights."""
     tokens = VOCABULARY.split()
     with TemporaryDirectory() as temporary:
         path = Path(temporary, "vocab.txt")
@@ -74,23 +74,23 @@ def make_tiny() -> tuple[Any, Any]:
 
 @torch.inference_mode()
 def embed(model: Any, batch: dict[str, Any]) -> tuple[list[Any], NDArray[np.float32]]:
-    """Return the IDs of a batch's sequences, and a vector for each, float32 [n, width]."""
+    """Return the IDs of a batch's sequences and their vectors, float32 [n, hidden]."""
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
         for name, value in model_inputs(batch, model).items()
     }
     states = model(**inputs).last_hidden_state
-    embedded = unpack(states, batch)
-    return embedded.sequence_ids, embedded.embeddings.float().cpu().numpy()
+    unpacked = unpack(states, batch)
+    return unpacked.sequence_ids, unpacked.embeddings.float().cpu().numpy()
 
 
 def main() -> None:
-    """Read the options, embed, write."""
+    """Read the options, embed the proteins and write the vectors."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("fasta", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="folder of a checkpoint")
-    parser.add_argument("--max-tokens", type=int, help="tokens a batch")
+    parser.add_argument("--max-tokens", type=int, help="tokens per batch")
     parser.add_argument("--workers", type=int, default=2)
     options = parser.parse_args()
 

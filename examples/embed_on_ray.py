@@ -1,10 +1,10 @@
-"""Embed proteins on a Ray cluster: pack them as a whole, then give batches to actors with a model.
+"""Embed proteins on a Ray cluster: pack them as a whole, then send batches to actors with a model.
 
     python examples/embed_on_ray.py proteins.parquet -o embeddings --model esm2_folder --actors 8
 
-The tables have columns id and sequence; the output is a folder of Parquet files, one vector for
-each protein. Needs what embed.py needs and virnucpro[ray]. Each actor takes a GPU where there are
-any. On a cluster: `ray job submit --working-dir examples -- python embed_on_ray.py ...`
+The tables have columns id and sequence. The output is a folder of Parquet files with one vector per
+protein. Requires virnucpro[ray] and the requirements of embed.py. Each actor uses a GPU if the
+cluster has any. On a cluster: `ray job submit --working-dir examples -- python embed_on_ray.py ...`
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from virnucpro.data import GreedyPacker, VarlenCollator, pack_dataset
 
 
 def add_length(table: pa.Table) -> pa.Table:
-    """Add the residues of each sequence."""
+    """Add a column with the number of residues."""
     return table.append_column("length", pc.utf8_length(table["sequence"]))
 
 
@@ -44,12 +44,12 @@ class Embedder:
 
 
 def main() -> None:
-    """Read the options, pack, embed, write."""
+    """Read the options, pack and embed the proteins, and write the vectors."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("tables", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="folder of a checkpoint")
-    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens a batch")
+    parser.add_argument("--max-tokens", type=int, default=4096, help="tokens per batch")
     parser.add_argument("--actors", type=int, default=1)
     options = parser.parse_args()
 

@@ -3,8 +3,8 @@
     python examples/train_llm.py
 
 Documents of very different lengths are packed into rows of at most 512 tokens. The model is a tiny
-Llama of random weights, and the documents are counted sequences, whose next token can be learned.
-Needs transformers besides virnucpro[torch].
+Llama with random weights, and each document counts in constant steps, so its next token can be
+learned. Requires transformers besides virnucpro[torch].
 """
 
 from __future__ import annotations
@@ -16,15 +16,19 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausalLM
 
-import virnucpro.model.attention  # noqa: F401  (registers packed_sdpa)
-from virnucpro.data import GreedyPacker, PackedBatchSampler, check_packed
+from virnucpro.data import (
+    GreedyPacker,
+    PackedBatchSampler,
+    check_packed,
+    packed_sdpa,  # noqa: F401  (registers "packed_sdpa")
+)
 
 VOCABULARY_SIZE = 64
 MAX_TOKENS = 512
 
 
 def make_documents(number: int) -> list[dict[str, list[int]]]:
-    """Return tokenized documents, each counting in steps of its own."""
+    """Return tokenized documents that count from a random token in random steps."""
     random = np.random.default_rng(0)
     documents = []
     for _ in range(number):
@@ -36,7 +40,7 @@ def make_documents(number: int) -> list[dict[str, list[int]]]:
 
 
 def main() -> None:
-    """Pack, train, print the loss."""
+    """Pack the documents, train the model and print the loss."""
     documents = make_documents(1000)
     packer = GreedyPacker(MAX_TOKENS, MAX_TOKENS, special_tokens=0)
     plan = packer.pack_lengths([len(document["input_ids"]) for document in documents])

@@ -91,8 +91,7 @@ compare: .venv/dev
 	cmake --build --preset dev
 	build/dev/packing_test $(CASES) $(SEED)
 	build/dev/packing_test $$(($(CASES) / 15)) $(SEED) 1
-	HYPOTHESIS_PROFILE=long pytest tests/data/test_reference.py
-	SCANNER_CASES=200000 pytest tests/kernel/test_scanner.py
+	HYPOTHESIS_PROFILE=long pytest tests -m compare
 
 ## bench: run the benchmarks, ten minutes, and write tables and plots into docs/
 bench: bench-peers
@@ -171,9 +170,8 @@ sanitize-python: .venv/dev
 	LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
-		tests/kernel tests/data tests/tight/test_column_generation.py \
-		-k "not import_needs and not failed_allocations and not command and not solver and not no_torch \
-		and not token_budget and not interrupted and not forks and not workers"
+		tests/kernel tests/data tests/tight/test_column_generation.py tests/tight/test_method.py \
+		-m "not process and not long"
 
 # libFuzzer is a part of clang. Each of the three targets gets a third of the time, rounded up, since 0
 # means no limit.
@@ -269,11 +267,9 @@ fuzz-records: .venv/dev
 	python tests/fuzz_records.py -max_total_time=$(SECONDS) -max_len=1024 -len_control=0 -timeout=60 \
 		-artifact_prefix=build/fuzz-records/ build/fuzz-records/corpus tests/corpus/records
 
-API_TESTS := tests/data tests/kernel tests/files/test_arrow_ids.py tests/model/test_sampler.py \
-	tests/tight/test_column_generation.py::test_dicts_and_files \
-	tests/tight/test_column_generation.py::test_without_the_solver \
-	tests/files/test_plan_file.py::test_saved_plans_are_loaded \
-	tests/files/test_plan_file.py::test_saving_without_pyarrow_says_so
+# The tests of kernel and data, as in [tool.mutmut].
+API_TESTS := tests/data tests/kernel tests/files/test_arrow_ids.py tests/files/test_saved_plan.py \
+	tests/tight/test_method.py
 
 ## coverage: measure which code and branches the tests reach; less than all is an error
 coverage: .venv/dev
@@ -287,7 +283,7 @@ coverage: .venv/dev
 	llvm-profdata merge -o build/coverage/all.profdata build/coverage/*.profraw
 	llvm-cov export -instr-profile build/coverage/all.profdata build/coverage/$(firstword $(KERNEL_TESTS)) \
 		$(KERNEL_TESTS:%=-object build/coverage/%) cpp/packing cpp/fasta | python tests/kernel_coverage.py
-	HYPOTHESIS_PROFILE=few coverage run -m pytest -q $(API_TESTS)
+	HYPOTHESIS_PROFILE=few coverage run -m pytest -q -m "not process and not long" $(API_TESTS)
 	coverage report
 
 ## mutate: put faults into the kernel, one by one; the tests must find nine tenths
@@ -308,7 +304,7 @@ MUTATED := import sys; \
 mutate-python: .venv/dev
 	rm -rf build/mutate
 	mkdir -p build/mutate
-	cp -r src tests pyproject.toml build/mutate
+	cp -r docs src tests pyproject.toml build/mutate
 	cp "$$(python -c 'from virnucpro.kernel import _core; print(_core.__file__)')" build/mutate/src/virnucpro/kernel
 	cd build/mutate && HYPOTHESIS_PROFILE=few python -c '$(MUTATED)' run --max-children 1
 	cd build/mutate && mutmut results

@@ -24,6 +24,8 @@ from strategies import Case, cases
 from virnucpro.cluster.ray_data import assign_block, pack_tables
 from virnucpro.data import GreedyPacker, Layout, pack_dataset
 
+pytestmark = pytest.mark.process
+
 pytestmark = pytest.mark.usefixtures("local_ray")
 
 
@@ -166,7 +168,9 @@ def test_column_of_our_own() -> None:
 def test_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     pack_dataset(cut({"length": [2000] * 10}, [2, 4]), GreedyPacker(4096))
     (message,) = (record.message for record in caplog.records if record.levelname == "WARNING")
-    assert message == "10 of 10 sequences exceed max_length (1022), truncating: 9,780 residues lost"
+    assert (
+        message == "10 of 10 sequences exceed max_length (1022), truncating: 9,780 residues removed"
+    )
 
 
 @pytest.mark.parametrize("is_killed", [True, False])
@@ -269,7 +273,7 @@ def test_command(tmp_path: Path) -> None:
     on_ray = (*of_columns, "--engine", "ray")
     result = run_program("pack", *paths, "-o", tmp_path / "plan", *on_ray)
     assert (result.returncode, result.stdout) == (0, "")
-    for name in ("Sequences", "Residues lost", "Batches", "Lower bound"):
+    for name in ("Sequences", "Residues truncated", "Batches", "Lower bound"):
         (line,) = (line for line in local.stderr.splitlines() if line.strip().startswith(name))
         assert line.split() in [line.split() for line in result.stderr.splitlines()]
     files = sorted((tmp_path / "plan").iterdir())

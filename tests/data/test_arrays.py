@@ -14,6 +14,7 @@ from virnucpro.data import GreedyPacker
 from virnucpro.kernel.arguments import check_lengths
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i4", ">u2"])
 @pytest.mark.parametrize("num_threads", [1, 2])
 def test_every_integer_type_and_layout_in_memory(dtype: str, num_threads: int) -> None:
@@ -45,6 +46,7 @@ def test_wide_lengths_and_budgets_need_no_memory() -> None:
         assert plan.assign(lengths).tolist() == places_of(batches_of(plan), 5)[0]
 
 
+@pytest.mark.slow
 def test_many_wide_sizes() -> None:
     lengths = np.random.default_rng(3).integers(0, 2**40, 300_000)
     packer = GreedyPacker(2**41, 2**40, num_threads=2)

@@ -92,8 +92,8 @@ def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (["a"], ValueError, r"one ID a sequence \(got 1 for 3\)"),
-        (np.array(["a"]), ValueError, r"one ID a sequence \(got 1 for 3\)"),
+        (["a"], ValueError, r"one ID per sequence \(got 1 for 3\)"),
+        (np.array(["a"]), ValueError, r"one ID per sequence \(got 1 for 3\)"),
         (["a", "b", 3], TypeError, r"ids\[2\] must be str like ids\[0\] \(got int\)"),
         ([1, "b", 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got str\)"),
         ([1, True, 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got bool\)"),
@@ -202,7 +202,7 @@ def test_out_must_not_overlap_lengths_or_be_read_only() -> None:
 
 def test_counts_of_other_limits_are_refused() -> None:
     counts = GreedyPacker(4096).count([5])
-    with pytest.raises(ValueError, match=r"at most 1,022 residues .* not for 98 and 2"):
+    with pytest.raises(ValueError, match=r"at most 1022 residues .* at most 98 residues"):
         GreedyPacker(100).lay_out(counts)
     with pytest.raises(ValueError, match=r"counts were made with different limits"):
         counts + GreedyPacker(100).count([5])

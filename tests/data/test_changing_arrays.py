@@ -14,6 +14,8 @@ from proteins import short_lengths
 
 from virnucpro.data import GreedyPacker
 
+pytestmark = pytest.mark.slow
+
 Array = NDArray[Any]
 
 

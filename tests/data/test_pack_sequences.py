@@ -106,8 +106,8 @@ def test_truncation_warnings_are_limited_a_packer(caplog: pytest.LogCaptureFixtu
         assert levels == ["WARNING"] * 30 + ["DEBUG"] * 20 + ["WARNING"]
         last = caplog.records[-1].getMessage()
         assert last == (
-            "50 sequences exceed max_length (1022), truncating: 100 residues lost; "
-            "120 sequences since this packer was made"
+            "50 sequences exceed max_length (1022), truncating: 100 residues removed; "
+            "120 sequences since this packer was created"
         )
         caplog.clear()
         packer.pack_sequences(make_records([10]))
@@ -129,7 +129,7 @@ def test_truncation_of_arrays_is_one_warning(caplog: pytest.LogCaptureFixture) -
             call([2000, 5, 1500])
         (entry,) = caplog.records
         assert entry.getMessage() == (
-            "2 of 3 sequences exceed max_length (1022), truncating: 1,456 residues lost"
+            "2 of 3 sequences exceed max_length (1022), truncating: 1,456 residues removed"
         )
 
 

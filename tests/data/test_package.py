@@ -21,6 +21,7 @@ def test_exports() -> None:
     assert set(virnucpro.data.__all__) - set(virnucpro.data.LAZY) <= set(vars(virnucpro.data))
 
 
+@pytest.mark.process
 def test_import_needs_numpy_alone() -> None:
     code = (
         "import sys, numpy\n"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 from script import run_script
+
+pytestmark = pytest.mark.process
 
 
 def test_interrupted_calls() -> None:
@@ -17,10 +20,10 @@ lengths = np.random.default_rng(0).integers(1, 1000, 2_000_000)
 records = [{"id": f"seq{i % 1000}", "sequence": "M" * (i % 7)} for i in range(200_000)]
 packer = GreedyPacker(4096, num_threads=2)
 calls = {
-    "_count": lambda: packer.count(lengths),
-    "_list_rows": lambda: packer.pack_lengths(lengths),
-    "_list_rows, ids": lambda: packer.pack_lengths(lengths, lengths % 10),
-    "_list_rows, records": lambda: packer.pack_sequences(records),
+    "count_silently": lambda: packer.count(lengths),
+    "_plan": lambda: packer.pack_lengths(lengths),
+    "_plan, ids": lambda: packer.pack_lengths(lengths, lengths % 10),
+    "_plan, records": lambda: packer.pack_sequences(records),
     "_assign": lambda: packer.assign_batches(lengths).tobytes(),
 }
 
@@ -47,7 +50,7 @@ for name, call in calls.items():
     assert call() == expected, name
     print(name)
 """
-    expected = ["_count", "_list_rows", "_list_rows, ids", "_list_rows, records", "_assign"]
+    expected = ["count_silently", "_plan", "_plan, ids", "_plan, records", "_assign"]
     assert run_script(code).splitlines() == expected
 
 

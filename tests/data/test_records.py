@@ -76,6 +76,7 @@ def test_a_bad_record_at_the_end_leaves_nothing_behind(name: str, bad: Any) -> N
     assert references(records) == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_collector_waits_and_is_as_it_was(enabled: bool) -> None:
     records = make_records(20_000)
@@ -104,6 +105,7 @@ def test_the_collector_waits_and_is_as_it_was(enabled: bool) -> None:
     assert all(map(gc.is_tracked, batches))
 
 
+@pytest.mark.process
 def test_failed_allocations_leave_nothing_behind() -> None:
     pytest.importorskip("_testcapi")
     code = """
@@ -257,6 +259,7 @@ def test_keys_that_raise_when_compared() -> None:
         GreedyPacker(4096).pack_sequences([record])
 
 
+@pytest.mark.slow
 def test_another_thread_empties_list_and_records_meanwhile() -> None:
     packer = GreedyPacker(4096, num_threads=2)
     for seed in range(5):

@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 import numpy as np
+import pytest
 import reference
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from strategies import Case, cases, texts
 from virnucpro.data import GreedyPacker
 
 
+@pytest.mark.compare
 @given(cases())
 def test_equals_reference(case: Case) -> None:
     expected = reference.first_fit_decreasing(case.lengths, **case.parameters)
@@ -23,6 +25,7 @@ def test_equals_reference(case: Case) -> None:
     assert batches_of(plan) == expected
 
 
+@pytest.mark.compare
 @given(cases(), st.data())
 def test_equals_reference_with_ids(case: Case, data: st.DataObject) -> None:
     kinds: list[st.SearchStrategy[Any]] = [
@@ -37,6 +40,7 @@ def test_equals_reference_with_ids(case: Case, data: st.DataObject) -> None:
     assert batches_of(plan) == expected
 
 
+@pytest.mark.compare
 @given(cases(max_size=25), st.data())
 def test_records_equal_reference(case: Case, data: st.DataObject) -> None:
     lengths = [min(length, 2000) for length in case.lengths]
@@ -61,6 +65,7 @@ def test_records_equal_reference(case: Case, data: st.DataObject) -> None:
     assert packer.compute_efficiency(batches) == packer.pack_lengths(lengths).efficiency
 
 
+@pytest.mark.compare
 @given(cases(), st.randoms(use_true_random=False))
 def test_row_order_does_not_matter_with_unique_ids(case: Case, rng: random.Random) -> None:
     packer = GreedyPacker(**case.parameters)
@@ -74,6 +79,7 @@ def test_row_order_does_not_matter_with_unique_ids(case: Case, rng: random.Rando
     assert batches_of(plan) == [[shuffled[row] for row in rows.tolist()] for rows in again]
 
 
+@pytest.mark.compare
 @given(cases(), st.lists(st.integers(0, 60), max_size=4), st.booleans())
 def test_pieces_add_up_to_the_whole(case: Case, cuts: list[int], as_list: bool) -> None:
     packer = GreedyPacker(**case.parameters)

@@ -20,6 +20,7 @@ from virnucpro.kernel.arguments import check_threads
 from virnucpro.kernel.limits import Limits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_threads", [2, 3, 7])
 def test_threads_give_the_same_bytes(num_threads: int) -> None:
     lengths = random_lengths(600_000)
@@ -39,6 +40,7 @@ def test_threads_give_the_same_bytes(num_threads: int) -> None:
     )
 
 
+@pytest.mark.slow
 def test_other_threads_run_meanwhile() -> None:
     lengths = random_lengths(5_000_000)
     core: Any = virnucpro.kernel
@@ -92,9 +94,7 @@ def test_threads_are_those_of_the_packer(monkeypatch: pytest.MonkeyPatch) -> Non
     packer.assign_batches([60, 30])
     layout = packer.lay_out(packer.count([60, 30]))
     assert layout.assign([60]).tolist() == layout.slots([60]).tolist() == [0]
-    # The counts of no rows need no more than one.
     assert used == {
-        ("count", 1),
         ("count", 7),
         ("list_rows", 7),
         ("assign_batches", 7),
@@ -109,6 +109,7 @@ Array = NDArray[Any]
 Record = dict[str, Any]
 
 
+@pytest.mark.slow
 def test_eight_threads_at_once_equal_one() -> None:
     packer = GreedyPacker(4096, num_threads=2)
     inputs = []

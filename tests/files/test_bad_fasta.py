@@ -22,6 +22,7 @@ from virnucpro.files.record_file import RecordFile
 CONTENT = fasta([(f"seq{i}", "MKTAYIAKQR" * 20) for i in range(5000)])
 
 
+@pytest.mark.process
 def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "virnucpro", "pack", "-", "-o", str(tmp_path / "p.parquet")]
     closed = subprocess.run(
@@ -50,6 +51,7 @@ def test_cuts_and_flips_are_noticed(tmp_path: Path, compression: str) -> None:
             assert list(read_fasta(path)) == expected, bit
 
 
+@pytest.mark.process
 def test_a_compression_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     path = tmp_path / "a.fa.gz"
     path.write_bytes(gzip.compress(CONTENT))
@@ -123,7 +125,7 @@ BAD_FASTA: list[tuple[str, Callable[[Path], Any], str]] = [
     ("mask.fa", writes(b">a\nMK<mask>\n"), "no sequence has ('<')"),
     ("escape.fa", writes(b">a\x1b[2J\nM1\n"), r"record 1 ('a\x1b[2J'): a digit"),
     ("binary.fa", binary, "not FASTA"),
-    ("truncated.fa.gz", truncate_gzip, "cut off in the middle of its compressed data"),
+    ("truncated.fa.gz", truncate_gzip, "incomplete: the compressed data ends early"),
     ("spoilt.fa.gz", spoil_gzip, "damaged"),
     ("cut.fa.gz", cut_bgzip, "the bgzip end-of-file block is missing"),
 ]

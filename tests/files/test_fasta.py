@@ -29,7 +29,7 @@ from fasta import fasta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from virnucpro.files.fasta import Changes, ReadOptions, read_fasta
+from virnucpro.files.fasta import ReadChanges, ReadOptions, read_fasta
 from virnucpro.files.record_file import RecordFile
 from virnucpro.files.sequences import read_files
 
@@ -114,26 +114,26 @@ def test_what_fasta_holds(
 @pytest.mark.parametrize(
     ("content", "options", "expected", "changes"),
     [
-        (b">a\nMKT*\n>b\n**\n>c\nM*K\n", {}, ["MKT", "", "M*K"], Changes(stops=3)),
-        (b">a\nMKT\n*\n", {}, ["MKT"], Changes(stops=1)),
-        (b">a\nMKT*-\n", {}, ["MKT*-"], Changes()),
-        (b">a\nMKT*-\n", {"drop_gaps": True}, ["MKT"], Changes(stops=1, gaps=1)),
-        (b">a\nMKT*\n", {"strip_stop": False}, ["MKT*"], Changes()),
-        (b">a\nmkTAy\n", {}, ["MKTAY"], Changes(lower_case=3)),
-        (b">a\nmkTAy\n", {"uppercase": False}, ["mkTAy"], Changes()),
-        (b">a\nMK--TAY..\n>b\nMK\n", {}, ["MK--TAY..", "MK"], Changes()),
-        (b">a\nMK--TAY..\n>b\nMK\n", {"drop_gaps": True}, ["MKTAY", "MK"], Changes(gaps=4)),
-        (b">q\nMKTAY\n>h\nMK-aaAY\n", {}, ["MKTAY", "MK-AAAY"], Changes(lower_case=2)),
+        (b">a\nMKT*\n>b\n**\n>c\nM*K\n", {}, ["MKT", "", "M*K"], ReadChanges(stops=3)),
+        (b">a\nMKT\n*\n", {}, ["MKT"], ReadChanges(stops=1)),
+        (b">a\nMKT*-\n", {}, ["MKT*-"], ReadChanges()),
+        (b">a\nMKT*-\n", {"drop_gaps": True}, ["MKT"], ReadChanges(stops=1, gaps=1)),
+        (b">a\nMKT*\n", {"strip_stop": False}, ["MKT*"], ReadChanges()),
+        (b">a\nmkTAy\n", {}, ["MKTAY"], ReadChanges(lower_case=3)),
+        (b">a\nmkTAy\n", {"uppercase": False}, ["mkTAy"], ReadChanges()),
+        (b">a\nMK--TAY..\n>b\nMK\n", {}, ["MK--TAY..", "MK"], ReadChanges()),
+        (b">a\nMK--TAY..\n>b\nMK\n", {"drop_gaps": True}, ["MKTAY", "MK"], ReadChanges(gaps=4)),
+        (b">q\nMKTAY\n>h\nMK-aaAY\n", {}, ["MKTAY", "MK-AAAY"], ReadChanges(lower_case=2)),
         (
             b">q\nMKTAY\n>h\nMK-aaAY\n",
             {"drop_gaps": True, "uppercase": False},
             ["MKTAY", "MKAY"],
-            Changes(gaps=1, insertions=2),
+            ReadChanges(gaps=1, insertions=2),
         ),
     ],
 )
 def test_options_change_what_they_say(
-    tmp_path: Path, content: bytes, options: Any, expected: list[str], changes: Changes
+    tmp_path: Path, content: bytes, options: Any, expected: list[str], changes: ReadChanges
 ) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(content)
@@ -152,7 +152,7 @@ def test_odd_files(tmp_path: Path) -> None:
         if "records" in expected:
             assert read_every_way(path) == [tuple(record) for record in expected["records"]], name
             continue
-        message = f"{name}: (line [0-9]+, record 1 |cut off)"
+        message = f"{name}: (line [0-9]+, record 1 |cut off|incomplete)"
         for read in (lambda path: list(read_fasta(path)), partial(RecordFile, options=READ)):
             with pytest.raises(ValueError, match=message):
                 read(str(path))
@@ -193,7 +193,7 @@ def test_members_follow_each_other(tmp_path: Path, compression: str) -> None:
         assert list(read_fasta(path)) == [("a", "MKT"), ("b", "MK")]
     for damaged in (b"X" + second[1:], second[:-1], second + b"X"):
         path.write_bytes(first + damaged)
-        with pytest.raises(ValueError, match=r"a\.fa: (damaged|cut off)"):
+        with pytest.raises(ValueError, match=r"a\.fa: (damaged|incomplete)"):
             list(read_fasta(path))
 
 
@@ -259,6 +259,7 @@ def test_readers_left_early_leave_nothing(tmp_path: Path) -> None:
     assert (threading.active_count(), num_open()) == before
 
 
+@pytest.mark.process
 def test_few_descriptors_are_enough(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(CONTENT)
@@ -293,7 +294,7 @@ def test_pipes_that_give_little_at_first(tmp_path: Path) -> None:
 
 
 def test_changes_are_words() -> None:
-    assert str(Changes()) == ""
-    assert str(Changes(stops=2, gaps=1_000)) == "2 stops (*) left out, 1,000 gaps left out"
-    assert Changes(stops=1) + Changes(1, 2, 3, 4) == Changes(2, 2, 3, 4)
-    assert re.search("insertions", str(Changes(insertions=1)))
+    assert str(ReadChanges()) == ""
+    assert str(ReadChanges(stops=2, gaps=1_000)) == "2 stops (*) removed, 1,000 gaps removed"
+    assert ReadChanges(stops=1) + ReadChanges(1, 2, 3, 4) == ReadChanges(2, 2, 3, 4)
+    assert re.search("insertions", str(ReadChanges(insertions=1)))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -27,18 +24,20 @@ from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, PackingPlan
 from virnucpro.files import plan_file
-from virnucpro.files.fasta import Changes, ReadOptions
-from virnucpro.files.output import replacing
-from virnucpro.files.plan_file import Summary, read_summary, sum_up, write_plan
-from virnucpro.files.sequences import Sequences, Source, read_files
+from virnucpro.files.fasta import ReadChanges, ReadOptions
+from virnucpro.files.plan_file import Summary, compute_totals, read_summary, write_plan
+from virnucpro.files.sequences import InputFile, Sequences, read_files
 from virnucpro.files.verify import check_first_fit, verify_plan
 
 
 def sequences_of(lengths: list[int], ids: list[str]) -> Sequences:
     half = len(lengths) // 2
-    sources = [Source("first", 10, "00", half), Source("second", 20, "11", len(lengths) - half)]
+    sources = [
+        InputFile("first", 10, "00", half),
+        InputFile("second", 20, "11", len(lengths) - half),
+    ]
     array = np.array(lengths, np.int64)
-    return Sequences(pa.array(ids, pa.large_string()), array, sources, Changes())
+    return Sequences(pa.array(ids, pa.large_string()), array, sources, ReadChanges())
 
 
 def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str) -> PackingPlan:
@@ -48,9 +47,9 @@ def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str)
     if rows is not None:
         lengths, ids = lengths[rows], ids.take(pa.array(rows))
     plan = packer.pack_lengths(lengths, ids)
-    totals = sum_up(plan, sequences, rows, sequences.find_duplicates()[0])
+    totals = compute_totals(plan, sequences, rows, sequences.find_duplicates()[0])
     summary = Summary(
-        packer.limits, packer.method, overlong, ReadOptions(), totals, sequences.sources
+        packer.limits, packer.method, overlong, ReadOptions(), totals, sequences.inputs
     )
     write_plan(path, plan, sequences, summary, rows)
     return plan
@@ -165,28 +164,31 @@ def swap_equal(table: Any) -> Any:
 
 
 FAULTS: list[tuple[Callable[[Any], Any], str]] = [
-    (with_values("row", lambda v: [*v[:-1], v[0]]), "is there more than once (1 such"),
+    (with_values("row", lambda v: [*v[:-1], v[0]]), "occurs more than once (1 such"),
     (with_values("row", lambda v: [*v[:-1], 400]), "row 400 is not in the input (1 such rows)"),
     (lambda table: table.slice(0, 399), "is missing (1 such sequences)"),
     (lambda table: table.filter(pc.not_equal(table["batch"], 3)), "batch 3 is missing (1 such"),
-    (with_values("id", lambda v: ["other", *v[1:]]), "is 'other', not 's"),
+    (with_values("id", lambda v: ["other", *v[1:]]), "is 'other', expected 's"),
     (with_values("length", lambda v: [*v[:-1], v[-1] + 1]), "length of row "),
     (with_values("tokens", lambda v: [*v[:-1], v[-1] + 1]), "tokens of row "),
     (with_values("truncated", lambda v: [not v[0], *v[1:]]), "truncated of row "),
     (with_values("file", lambda v: ["b.fa", *v[1:]]), "file of row "),
-    (with_values("batch", lambda v: [None, *v[1:]]), "is dropped, or should be (1 such rows)"),
+    (
+        with_values("batch", lambda v: [None, *v[1:]]),
+        "has no batch, but should not be dropped (1 such rows)",
+    ),
     (with_values("batch", lambda v: [0] * 40 + v[40:]), "more than 4,096"),
     (with_values("batch", lambda v: [b // 2 for b in v]), "more than 4,096"),
     (with_values("batch", lambda v: [v[-1]] * 21 + v[21:]), "sequences, more than 20"),
     (with_values("batch", lambda v: exchange(v, 0, 399)), "rows are not in order of batches"),
-    (reverse_last_batch, "not have its longest sequence first"),
+    (reverse_last_batch, "are not in order of decreasing length"),
     (with_values("batch", move_to_last_batch), "the plan is not First-Fit Decreasing"),
     (swap_equal, "not in order of IDs"),
     (with_values("batch", lambda v: [*v[:-1], 10**13]), "is missing (9,999,999,999,930"),
-    (with_totals(lower_bound=1), "the metadata says lower_bound 1, it is"),
-    (with_totals(batches=1), "the metadata says batches 1, it is"),
-    (with_totals(residues_cut=0), "the metadata says residues_cut 0, it is"),
-    (with_totals(efficiency=1.0), "the metadata says efficiency 1.0, it is"),
+    (with_totals(lower_bound=1), "lower_bound is 1 in the summary, expected"),
+    (with_totals(batches=1), "batches is 1 in the summary, expected"),
+    (with_totals(residues_truncated=0), "residues_truncated is 0 in the summary, expected"),
+    (with_totals(efficiency=1.0), "efficiency is 1.0 in the summary, expected"),
 ]
 
 
@@ -196,7 +198,7 @@ def test_faults_are_named(
 ) -> None:
     plan, path = packed
     good = run("verify", plan, path)
-    assert (good.returncode, good.stderr) == (0, f"{plan}: right, 400 sequences\n")
+    assert (good.returncode, good.stderr) == (0, f"{plan}: OK (400 sequences)\n")
     rewrite(plan, change)
     result = run("verify", plan, path)
     assert (result.returncode, result.stdout) == (1, "")
@@ -216,7 +218,7 @@ def test_a_changed_input_is_named(packed: tuple[Path, Path]) -> None:
     assert f"input {path} has changed: 400 sequences in {len(content):,} bytes" in line
     result = run("verify", plan, path, path)
     assert result.returncode == 1
-    assert "the plan is of 1 inputs, 2 were given" in result.stderr
+    assert "2 inputs were given, but the plan has 1" in result.stderr
 
 
 def test_next_fit_is_not_first_fit() -> None:
@@ -237,7 +239,7 @@ def test_next_fit_is_not_first_fit() -> None:
 
 
 def test_row_groups_hold_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_file, "GROUP", 50)
+    monkeypatch.setattr(plan_file, "ROW_GROUP_SIZE", 50)
     lengths = np.random.default_rng(0).integers(1, 1500, 600).tolist()
     sequences = sequences_of(lengths, [f"s{i}" for i in range(600)])
     path = tmp_path / "plan.parquet"
@@ -282,60 +284,17 @@ def test_shares_of_ranks_in_other_libraries(packed: tuple[Path, Path]) -> None:
     assert sorted(rows) == sorted(expected)
 
 
-@given(cases())
-def test_saved_plans_are_loaded(case: Case) -> None:
-    plan = GreedyPacker(**case.parameters).pack_lengths(case.lengths)
-    path = Path(pytest_folder, "plan.arrow")
-    plan.save(path)
-    loaded = PackingPlan.load(path)
-    assert loaded == plan
-    assert loaded.indices.dtype == plan.indices.dtype
-    assert loaded.offsets.tolist() == plan.offsets.tolist()
-    assert loaded.batch_tokens.tolist() == plan.batch_tokens.tolist()
-    assert [rows.tolist() for rows in loaded] == [rows.tolist() for rows in plan]
-    assert loaded.reshuffle(3) == plan.reshuffle(3)
-    assert pickle.loads(pickle.dumps(loaded)) == plan
-    with pa.memory_map(str(path)) as source:
-        columns = pa.ipc.open_file(source).read_all()
-    assert columns["rows"].to_pylist() == [rows.tolist() for rows in plan]
-    assert columns["tokens"].to_pylist() == plan.batch_tokens.tolist()
-
-
-def test_loaded_plans_lie_in_the_file(tmp_path: Path) -> None:
-    path = tmp_path / "plan.arrow"
-    GreedyPacker(4096).pack_lengths(np.full(1_000_000, 100)).save(path)
-    loaded = PackingPlan.load(path)
-    assert not loaded.indices.flags.owndata
-    assert not loaded.indices.flags.writeable
-    with pytest.raises(ValueError, match="read-only"):
-        loaded.indices[0] = 1
-
-
-def test_saved_batches_that_overlap_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "plan.arrow"
-    GreedyPacker(100).pack_lengths([90, 90, 90]).save(path)
-    with pa.memory_map(str(path)) as source:
-        file = pa.ipc.open_file(source)
-        batch, schema = file.get_batch(0), file.schema
-    offsets = pa.array([0, 2, 1, 3], batch.column("rows").offsets.type)
-    rows = type(batch.column("rows")).from_arrays(offsets, batch.column("rows").values)
-    with (
-        pa.OSFile(str(tmp_path / "other.arrow"), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as to,
-    ):
-        to.write_batch(pa.record_batch([rows, batch.column("tokens")], schema=schema))
-    with pytest.raises(ValueError, match="its rows are not those of its layout"):
-        PackingPlan.load(tmp_path / "other.arrow")
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda table: table.drop_columns(["tokens"]), "no column 'tokens', or more than one"),
-        (with_values("id", lambda v: [None, *v[1:]]), "column 'id' has nulls"),
+        (lambda table: table.drop_columns(["tokens"]), "not a plan file (no column 'tokens')"),
+        (with_values("id", lambda v: [None, *v[1:]]), "column 'id' contains nulls"),
         (lambda table: table.cast(table.schema.set(0, pa.field("batch", pa.float64()))), "double"),
-        (with_totals(read="many"), "not a plan that virnucpro wrote"),
-        (lambda table: table.replace_schema_metadata({b"virnucpro": b"null"}), "not a plan that"),
+        (with_totals(read="many"), "not a plan file (read is 'many')"),
+        (
+            lambda table: table.replace_schema_metadata({b"virnucpro": b"null"}),
+            "not a plan file (no summary",
+        ),
     ],
 )
 def test_what_is_no_plan_any_more_is_one_line(
@@ -358,78 +317,19 @@ def test_a_batch_of_many_rows_is_one_group(tmp_path: Path) -> None:
     assert pq.ParquetFile(path).num_row_groups == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"ARROW1", b"x" * 5000, "table", "batch"])
-def test_what_is_no_saved_plan_is_refused(tmp_path: Path, content: Any) -> None:
-    path = tmp_path / "plan.arrow"
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    else:
-        GreedyPacker(4096).pack_lengths([1, 2]).save(path)
-        table = pa.ipc.open_file(str(path)).read_all()
-        bare = table.replace_schema_metadata(None)
-        table = bare if content == "table" else table.slice(0, 0)
-        with pa.ipc.new_file(str(path), table.schema) as writer:
-            writer.write_table(table)
-            if content == "batch":
-                writer.write_batch(pa.record_batch([[[1]], [5]], schema=table.schema))
-    with pytest.raises(ValueError, match=r"plan.arrow: "):
-        PackingPlan.load(path)
-    with pytest.raises(FileNotFoundError, match=r"none.arrow"):
-        PackingPlan.load(tmp_path / "none.arrow")
-
-
-def test_saving_keeps_what_is_there_until_it_is_done(tmp_path: Path) -> None:
-    path = tmp_path / "plan.arrow"
-    path.write_bytes(b"old")
-
-    def fail() -> None:
-        with replacing(path) as unfinished:
-            unfinished.write_bytes(b"new")
-            raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        fail()
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_where_a_plan_cannot_be_saved(tmp_path: Path) -> None:
-    plan = GreedyPacker(100).pack_lengths([1])
-    with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a directory$"):
-        plan.save(tmp_path)
-    path = tmp_path / "missing" / "plan.arrow"
-    with pytest.raises(FileNotFoundError, match=f"^{path}: no such directory$"):
-        plan.save(path)
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match=f"^{tmp_path}/pipe: is no regular file$"):
-        plan.save(tmp_path / "pipe")
-    assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
-
-
-@pytest.mark.parametrize("missing", ["pyarrow", "pyarrow.parquet"])
-def test_saving_without_pyarrow_says_so(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("plan_file", "saved_plan"):
-        monkeypatch.delitem(sys.modules, f"virnucpro.files.{name}", raising=False)
-    monkeypatch.setitem(sys.modules, missing, None)
-    message = r"^PackingPlan.save needs pyarrow: pip install 'virnucpro\[cli\]'$"
-    with pytest.raises(ModuleNotFoundError, match=message) as found:
-        GreedyPacker(100).pack_lengths([1]).save("x")
-    assert found.value.name == missing
-
-
 def test_plans_of_other_versions_are_refused(packed: tuple[Path, Path]) -> None:
     def later(table: Any) -> Any:
         found = json.loads(table.schema.metadata[b"virnucpro"])
         return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 99})})
 
     rewrite(packed[0], later)
-    with pytest.raises(ValueError, match=r"plan.parquet: a plan of version 99, which is not known"):
+    with pytest.raises(ValueError, match=r"plan.parquet: plan file of version 99"):
         read_summary(packed[0])
 
 
 def test_summary_is_what_was_written(packed: tuple[Path, Path]) -> None:
     summary = read_summary(packed[0])
-    assert summary.inputs == read_files([str(packed[1])]).sources
+    assert summary.inputs == read_files([str(packed[1])]).inputs
     totals = summary.totals
     assert totals.packed == totals.read == 400
     assert replace(totals, packed=1) != totals

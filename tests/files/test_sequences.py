@@ -96,8 +96,8 @@ BAD_TABLES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("size.parquet", table(id=["a"], size=[1]), "no column 'length' (it has id, size)"),
     ("null.parquet", table(id=["a", "b"], length=[1, None]), "column 'length' is null in row 1"),
     ("ids.parquet", table(id=[None, "b"], length=[1, 1]), "column 'id' is null in row 0"),
-    ("text.parquet", table(id=["a"], length=["1"]), "must be integers (it is string)"),
-    ("float.parquet", table(id=["a"], length=[1.0]), "must be integers (it is double)"),
+    ("text.parquet", table(id=["a"], length=["1"]), "must be integers (got string)"),
+    ("float.parquet", table(id=["a"], length=[1.0]), "must be integers (got double)"),
     ("minus.parquet", table(id=["a", "b"], length=[1, -2]), "is negative in row 1 (-2)"),
     (
         "empty.parquet",
@@ -112,7 +112,7 @@ BAD_TABLES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("cut.ipc", cut_stream, "end-of-stream mark is missing"),
     ("empty.tsv", writes(b""), "Empty CSV file"),
     ("header.tsv", writes(b"id\tlength\n"), "no sequence"),
-    ("letters.tsv", writes(b"id\tlength\na\tmany\n"), "must be integers (it is string)"),
+    ("letters.tsv", writes(b"id\tlength\na\tmany\n"), "must be integers (got string)"),
     ("ragged.tsv", writes(b"id\tlength\na\t1\nb\n"), "Expected 2 columns, got 1"),
     ("a.fq.fai", writes(b"a\t2\t3\t2\t3\t9\n"), "Expected 5 columns, got 6"),
 ]

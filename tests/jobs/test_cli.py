@@ -64,7 +64,7 @@ def test_pack_writes_the_plan(tmp_path: Path) -> None:
         "Residues": "2,102",
         "Residues kept": "1,624",
         "Truncated": "1",
-        "Residues lost": "478",
+        "Residues truncated": "478",
         "Batches": "2",
         "Efficiency": f"{(1028 + 604) / 2200:.6f}",
         "Lower bound": "2",
@@ -91,6 +91,7 @@ def test_options_change_the_plan(tmp_path: Path) -> None:
     assert pack("--max-sequences", 1)["batch"] == [0, 1, 2, 3]
 
 
+@pytest.mark.process
 def test_standard_input(tmp_path: Path) -> None:
     for content in (fasta(PROTEINS), gzip.compress(fasta(PROTEINS))):
         plan = tmp_path / "plan.parquet"
@@ -115,7 +116,7 @@ def test_overlong(tmp_path: Path) -> None:
     result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "error")
     assert result.returncode == 1
     assert result.stderr == (
-        f"virnucpro: {tmp_path / 'a.fa'}: sequence long has 1,500 residues, more than 1,022 "
+        f"virnucpro: {tmp_path / 'a.fa'}: sequence 'long' has 1,500 residues, more than 1,022 "
         "(1 such sequences)\n"
     )
     assert not plan.exists()
@@ -150,7 +151,7 @@ def test_what_reading_changes_is_said_and_kept_with_the_plan(tmp_path: Path) -> 
     path = tmp_path / "a.fa"
     path.write_bytes(fasta([("a", "MKT*"), ("b", "mk-"), ("c", "*"), ("d", "M*K")]))
     plan = tmp_path / "plan.parquet"
-    names = ("Stops (*) left out", "Lower case made upper", "Gaps left out", "Insertions left out")
+    names = ("Stops (*) removed", "Lower case converted", "Gaps removed", "Insertions removed")
     for options, lengths, counts in (
         ([], [3, 3, 3, 0], ["2", "2", None, None]),
         (["--keep-stop"], [4, 3, 3, 1], [None, "2", None, None]),
@@ -183,10 +184,10 @@ def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("good.fa", "is an input too"),
+        ("good.fa", "is also an input"),
         (".", "is a directory"),
         ("missing/plan.parquet", "no such directory"),
-        ("/dev/null", "is no regular file"),
+        ("/dev/null", "not a regular file"),
     ],
 )
 def test_bad_output_is_one_line(tmp_path: Path, output: str, message: str) -> None:
@@ -231,13 +232,16 @@ def test_help_and_version() -> None:
     assert run("--version").stdout == f"virnucpro {virnucpro.__version__}\n"
 
 
+@pytest.mark.process
 def test_missing_extra_says_what_to_install() -> None:
     code = "import sys; sys.modules['typer'] = None\nfrom virnucpro.__main__ import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
-    assert result.stderr == ("virnucpro: the command line needs typer: pip install 'virnucpro[cli]'\n")
+    assert result.stderr == (
+        "virnucpro: the command line needs typer: pip install 'virnucpro[cli]'\n"
+    )
 
 
 def many(tmp_path: Path, number: int = 500, seed: int = 0) -> Path:
@@ -299,7 +303,7 @@ def test_stats(tmp_path: Path) -> None:
     assert found["limits"]["max_tokens_per_batch"] == 2000
     assert found["inputs"][0]["bytes"] == path.stat().st_size
     assert totals["read"] == totals["packed"] + totals["dropped"] == 500
-    parts = ("residues_kept", "residues_cut", "residues_dropped")
+    parts = ("residues_kept", "residues_truncated", "residues_dropped")
     assert totals["residues"] == sum(totals[part] for part in parts)
     lines = dict(line.split("\t") for line in run("stats", plan, "--tsv").stdout.splitlines())
     for name, value in totals.items():
@@ -329,6 +333,7 @@ def test_what_is_no_plan_is_one_line(tmp_path: Path, content: bytes | None) -> N
     assert not (tmp_path / "report.html").exists()
 
 
+@pytest.mark.process
 def test_progress_is_for_terminals_alone(tmp_path: Path) -> None:
     path = many(tmp_path, 3000)
     command = [sys.executable, "-m", "virnucpro", "pack", str(path), "-o", str(tmp_path / "p")]
@@ -350,6 +355,7 @@ def test_progress_is_for_terminals_alone(tmp_path: Path) -> None:
     assert b"Reading" not in subprocess.run(command, capture_output=True, check=True).stderr
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_runs_leave_the_old_plan(tmp_path: Path, stop: signal.Signals) -> None:
     fifo = tmp_path / "fifo"

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro.jobs.report import count_next_fit_decreasing
+from virnucpro.kernel.limits import Limits
 
 BROWSER = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
@@ -36,10 +37,10 @@ LENGTHS = [30, 2000, *range(20, 1500, 3)]
 
 def test_page_has_the_numbers_and_nothing_from_elsewhere(tmp_path: Path) -> None:
     page = make_report(tmp_path, LENGTHS)
-    assert f"<dt>Sequences read</dt><dd>{len(LENGTHS)}</dd>" in page
+    assert f"<dt>Sequences</dt><dd>{len(LENGTHS)}</dd>" in page
     cut = [length for length in LENGTHS if length > 1022]
     assert f"<dt>Truncated</dt><dd>{len(cut)}</dd>" in page
-    assert f"cut at 1,022: {len(cut)} sequences are longer, up to 2,000" in page
+    assert f"maximum 1,022: {len(cut)} sequences are longer, up to 2,000" in page
     assert (
         '<td>&lt;s1&amp;&gt;</td><td class="number">2,000</td><td class="number">978</td>' in page
     )
@@ -63,6 +64,7 @@ def test_odd_plans_have_a_page(tmp_path: Path, lengths: list[int], options: list
     assert page.count("<svg") == 3
 
 
+@pytest.mark.process
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
 def test_browser_shows_it(tmp_path: Path) -> None:
     make_report(tmp_path, LENGTHS)
@@ -93,5 +95,6 @@ def test_next_fit_decreasing_is_counted(sizes: list[int], budget: int, most: int
         if full:
             batches.append([])
         batches[-1].append(size)
+    limits = Limits(budget, special_tokens=0, max_sequences_per_batch=most)
     counted = np.unique(np.array(sizes, np.int64), return_counts=True)
-    assert count_next_fit_decreasing(*counted, budget, most) == len(batches)
+    assert count_next_fit_decreasing(*counted, limits) == len(batches)

@@ -17,8 +17,8 @@ from reference_fasta import read_plainly
 from virnucpro import kernel
 from virnucpro.files.fasta import ReadOptions, make_scanner
 
-# `make compare` tries more.
-CASES = int(os.environ.get("SCANNER_CASES", "6000"))
+# Texts to scan; `make compare` tries more.
+CASES = 200_000 if os.environ.get("HYPOTHESIS_PROFILE") == "long" else 6000
 PIECES = [
     *(b">", b">", b"\n", b"\n", b"\n", b"\r\n", b"\r", b" ", b"\t", b"\v", b"\f", b"\0"),
     *(b"M", b"K", b"MKTAYIAKQR" * 7, b"mk", b"*", b"*", b"-", b".", b"X", b"z"),
@@ -65,6 +65,7 @@ def take(scanner: kernel.FastaScanner, keep: bool, begins: list[int]) -> list[An
     return list(zip(names, lengths.tolist(), strict=True))
 
 
+@pytest.mark.compare
 @pytest.mark.parametrize("part", range(4))
 def test_the_obvious_reader_reads_the_same(part: int) -> None:
     draw = random.Random(part)

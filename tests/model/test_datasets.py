@@ -141,6 +141,7 @@ def share_out(
     return {number: [rank[number] for rank in found] for number in numbers}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_workers_and_ranks_share_records(
     tmp_path: Path, files: list[Path], world_size: int
@@ -180,6 +181,7 @@ def packed_files(tmp_path: Path) -> tuple[list[Path], list[Record]]:
     return files, list(SequenceDataset(files))
 
 
+@pytest.mark.process
 def test_batches_by_random_access(tmp_path: Path) -> None:
     files, records = packed_files(tmp_path)
     packer = GreedyPacker(2048)
@@ -273,7 +275,7 @@ def test_what_reading_changes_is_said(tmp_path: Path, caplog: pytest.LogCaptureF
     assert len(PackedFastaDataset(path, plan_for([2, 3, 3]))[0]) == 3
     assert (
         caplog.messages
-        == [said + "2 stops (*) left out, 2 lower-case residues read as upper case"] * 2
+        == [said + "2 stops (*) removed, 2 lower-case residues converted to upper case"] * 2
     )
     caplog.clear()
     options = ReadOptions(strip_stop=False, uppercase=False)
@@ -290,6 +292,7 @@ def test_what_reading_changes_is_said(tmp_path: Path, caplog: pytest.LogCaptureF
         SequenceDataset(tmp_path / "pipe")
 
 
+@pytest.mark.process
 def test_batches_from_threads_and_forks(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "a.fa", proteins(2000))
     records = {record["id"]: record["sequence"][:1022] for record in SequenceDataset(path)}
@@ -319,6 +322,7 @@ def test_real_proteins_by_random_access(tmp_path: Path) -> None:
             assert record["sequence"] == records[row]["sequence"][:1022]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("name", sorted(virnucpro.data.LAZY))
 def test_names_that_need_more_say_so(name: str) -> None:
     package = virnucpro.data.LAZY[name][1]

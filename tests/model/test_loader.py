@@ -126,6 +126,7 @@ def test_each_record_is_tokenized_once() -> None:
     assert tokenized == [record["sequence"] for record in records]
 
 
+@pytest.mark.process
 def test_workers_yield_the_same_records_each_epoch(tmp_path: Path) -> None:
     path = tmp_path / "proteins.fa"
     path.write_bytes(fasta([(r["id"], r["sequence"] + "M") for r in proteins()]))
@@ -136,6 +137,7 @@ def test_workers_yield_the_same_records_each_epoch(tmp_path: Path) -> None:
         assert sorted(names) == sorted(record["id"] for record in proteins())
 
 
+@pytest.mark.process
 def test_workers_send_what_would_be_made_here() -> None:
     records: list[Record] = [{**record, "row": i} for i, record in enumerate(proteins())]
     records[3] |= {"sequence": "MJ*", "labels": [0, 1, 2]}
@@ -221,6 +223,7 @@ def test_batch_size_caps_the_sequences() -> None:
     assert sum(batch["num_sequences"] for batch in batches) == NUM_RECORDS
 
 
+@pytest.mark.process
 def test_workers_see_no_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     collate = VarlenCollator(fair_esm_converter())
@@ -255,6 +258,7 @@ def test_bad_parameters(arguments: dict[str, Any], error: type[Exception], messa
         create_async_dataloader(**{**given, **arguments})
 
 
+@pytest.mark.process
 @pytest.mark.skipif("VIRNUCPRO_REAL_DATA" not in os.environ, reason="VIRNUCPRO_REAL_DATA is unset")
 @pytest.mark.parametrize("num_workers", [0, 1, 2])
 def test_efficiency_on_real_proteins(num_workers: int) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from itertools import chain
 from typing import Any
 
@@ -26,42 +25,6 @@ def plan_of(case: Case) -> PackingPlan:
 def proteins(number: int = 3000) -> PackingPlan:
     lengths = np.random.default_rng(0).integers(30, 300, number)
     return GreedyPacker(1024).pack_lengths(lengths)
-
-
-@given(cases(), st.integers(0, 2**64 - 1))
-def test_reshuffle_exchanges_equal_sizes(case: Case, seed: int) -> None:
-    plan = plan_of(case)
-    new = plan.reshuffle(seed)
-    tokens = np.minimum(case.lengths, plan.max_sequence_length) if case.lengths else np.empty(0)
-    assert tokens[new.indices].tolist() == tokens[plan.indices].tolist()
-    assert sorted(new.indices.tolist()) == list(range(plan.num_sequences))
-    assert new.offsets is plan.offsets
-    assert new.batch_tokens.tolist() == plan.batch_tokens.tolist()
-    assert new == plan.reshuffle(seed)
-    assert new.indices.dtype == plan.indices.dtype
-
-
-def test_reshuffle_draws_every_order_equally_often() -> None:
-    plan = GreedyPacker(10, special_tokens=0).pack_lengths([5, 5, 5, 3])
-    draws = Counter(tuple(plan.reshuffle(seed).indices.tolist()) for seed in range(6000))
-    assert len(draws) == 6
-    # The chance to stray further is below 1e-8.
-    assert all(abs(count - 1000) < 175 for count in draws.values())
-
-
-def test_reshuffle_is_the_same_on_any_number_of_threads() -> None:
-    lengths = np.random.default_rng(1).integers(0, 200, 300_000)
-    plans = [GreedyPacker(512, num_threads=n).pack_lengths(lengths) for n in (1, 2, 5)]
-    first, *others = [plan.reshuffle(7) for plan in plans]
-    assert not np.array_equal(first.indices, plans[0].indices)
-    assert all(np.array_equal(first.indices, other.indices) for other in others)
-    assert not np.array_equal(first.indices, plans[0].reshuffle(8).indices)
-
-
-@pytest.mark.parametrize("seed", [-1, 2**64, 1.0, None, True])
-def test_reshuffle_refuses(seed: Any) -> None:
-    with pytest.raises((TypeError, ValueError), match="seed must be"):
-        proteins(10).reshuffle(seed)
 
 
 @given(

@@ -9,6 +9,8 @@ from torch.utils.data import DataLoader
 
 from virnucpro.data import GreedyPacker
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.parametrize(("context", "num_workers"), [("fork", 2), ("spawn", 1)])
 def test_packing_in_dataloader_workers(context: str, num_workers: int) -> None:

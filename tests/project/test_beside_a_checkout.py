@@ -17,6 +17,8 @@ import pytest
 import virnucpro
 from virnucpro import kernel
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 
 # What works in any order: their modules, some of which have the names of ours, and our packer.

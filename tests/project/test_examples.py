@@ -17,6 +17,8 @@ from models import huggingface_tokenizer, tiny_esm2
 
 from virnucpro.data import GreedyPacker, SequenceDataset
 
+pytestmark = pytest.mark.process
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROTEINS = EXAMPLES / "proteins.fasta"
 

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import json
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
-import highspy
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from command import run
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from instances import triplets
@@ -23,9 +15,7 @@ from reference import check_plan
 from strategies import Case, cases
 
 from virnucpro import kernel
-from virnucpro.data import GreedyPacker, Layout, PackingPlan
-from virnucpro.files.sequences import read_files
-from virnucpro.files.verify import verify_plan
+from virnucpro.data import GreedyPacker, Layout
 from virnucpro.kernel import column_generation
 from virnucpro.kernel.limits import Limits
 
@@ -40,7 +30,7 @@ def tight(packer: GreedyPacker) -> GreedyPacker:
 def test_any_case(case: Case) -> None:
     packer = GreedyPacker(**case.parameters)
     first_fit = packer.pack_lengths(case.lengths)
-    # A knapsack of so many tokens is refused with a warning.
+    # A pricing problem of too many steps is refused with a warning.
     plan = tight(packer).pack_lengths(case.lengths)
     assert len(plan) <= len(first_fit)
     assert first_fit.lower_bound <= plan.lower_bound <= len(plan)
@@ -66,8 +56,8 @@ def worth(pattern: dict[int, int], values: list[int]) -> int:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_most_valuable_batch(data: st.DataObject) -> None:
-    """The knapsack against all batches there are."""
+def test_pricing(data: st.DataObject) -> None:
+    """The pricing problem against an enumeration of all batches."""
     tokens = sorted(data.draw(st.sets(st.integers(1, 12), min_size=1, max_size=4)), reverse=True)
     number = len(tokens)
     sequences = data.draw(st.lists(st.integers(1, 6), min_size=number, max_size=number))
@@ -76,7 +66,7 @@ def test_most_valuable_batch(data: st.DataObject) -> None:
     limits = Limits(budget, 12, 0, most)
     counts = make_counts(limits, tokens, sequences)
     first = data.draw(st.integers(0, number - 1))
-    best, (offsets, sizes, numbers) = kernel.most_valuable(counts, np.array(values), first, 10)
+    best, (offsets, sizes, numbers) = kernel.price_patterns(counts, np.array(values), first, 10)
     every: list[tuple[int, int, int]] = [(0, 0, 0)]
     for size in range(number):
         every = [
@@ -99,7 +89,7 @@ def test_most_valuable_batch(data: st.DataObject) -> None:
 
 
 @given(cases(), st.data())
-def test_layout_of_patterns(case: Case, data: st.DataObject) -> None:
+def test_layout_from_patterns(case: Case, data: st.DataObject) -> None:
     """Patterns of a layout give one with as many batches; without some, all sequences are there."""
     assume(case.lengths)
     packer = GreedyPacker(**case.parameters)
@@ -107,10 +97,10 @@ def test_layout_of_patterns(case: Case, data: st.DataObject) -> None:
     counts = layout.core.counts
     (offsets, sizes, sequences), number = kernel.patterns_of(layout.core)
     assert number.sum() == layout.num_batches
-    core = kernel.layout_of(counts, offsets, sizes, sequences, number)
+    core = kernel.layout_from_patterns(counts, offsets, sizes, sequences, number)
     assert core.num_batches == layout.num_batches
     keep = data.draw(st.integers(0, len(number)))
-    core = kernel.layout_of(
+    core = kernel.layout_from_patterns(
         counts,
         offsets[: keep + 1],
         sizes[: offsets[keep]],
@@ -129,7 +119,7 @@ def test_bad_patterns() -> None:
 
     def lay_out(sizes: list[int], sequences: list[int], number: list[int]) -> Any:
         ends = np.array([0, len(sizes)])
-        return kernel.layout_of(
+        return kernel.layout_from_patterns(
             counts, ends, np.array(sizes), np.array(sequences), np.array(number)
         )
 
@@ -149,11 +139,11 @@ def test_bad_patterns() -> None:
             lay_out(*arguments)
     wrong = np.array([1, 2])
     with pytest.raises(ValueError, match="offsets, sizes and sequences"):
-        kernel.layout_of(counts, wrong, wrong, wrong, wrong)
+        kernel.layout_from_patterns(counts, wrong, wrong, wrong, wrong)
     with pytest.raises(ValueError, match="one value per size"):
-        kernel.most_valuable(counts, np.array([1]), 0, 1)
+        kernel.price_patterns(counts, np.array([1]), 0, 1)
     with pytest.raises(OverflowError, match="53 bits"):
-        kernel.most_valuable(counts, np.array([2**53, 1]), 0, 1)
+        kernel.price_patterns(counts, np.array([2**53, 1]), 0, 1)
     with pytest.raises(ValueError, match="fewer batches than its bound"):
         kernel.with_bound(lay_out([0, 1], [1, 1], [1]), 3)
 
@@ -208,7 +198,7 @@ def test_counts_beyond_the_solver_s_tolerance() -> None:
     sequences += [903228389817]
     counts = make_counts(Limits(1000, 1000, 0, 5), sizes, sequences)
     first_fit = kernel.first_fit_decreasing(counts)
-    layout = column_generation.lay_out(counts, 1000)
+    layout = column_generation.lay_out(counts)
     assert layout.proven_bound <= layout.num_batches <= first_fit.num_batches
 
 
@@ -216,13 +206,13 @@ def test_odd_arguments_of_the_kernel() -> None:
     for budget, most in ((2**33 - 1, 2**31 - 1), (2**62, 2**31 - 1), (2**62 - 1, 3)):
         many = make_counts(Limits(budget, 10**6, 0, most), [1], [2**40])
         with pytest.raises(OverflowError):
-            kernel.most_valuable(many, np.array([1]), 0, 1)
+            kernel.price_patterns(many, np.array([1]), 0, 1)
     for budget, expected in ((6, 15), (5, 10)):
         single = make_counts(Limits(budget, 6, 0), [3, 2, 1], [1, 1, 1])
-        assert kernel.most_valuable(single, np.array([5, 5, 5]), 2**64 - 1, 9)[0] == expected
+        assert kernel.price_patterns(single, np.array([5, 5, 5]), 2**64 - 1, 9)[0] == expected
 
 
-@pytest.mark.parametrize("limit", ["MOST_STEPS_IN_ALL", "MOST_PIVOTS_IN_ALL", "MOST_ROUNDS"])
+@pytest.mark.parametrize("limit", ["MAX_TOTAL_STEPS", "MAX_TOTAL_PIVOTS", "MAX_ROUNDS"])
 def test_work_is_limited(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(column_generation, limit, 1)
     lengths = triplets(501, 1)
@@ -231,98 +221,3 @@ def test_work_is_limited(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = tight(packer).pack_lengths(lengths)
     check_plan(plan, lengths, packer)
     assert 167 <= plan.lower_bound <= len(plan) <= len(first_fit)
-
-
-def test_dicts_and_files(tmp_path: Path) -> None:
-    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
-    sizes = triplets(60, 2)
-    records = [{"id": str(row), "sequence": "M" * size} for row, size in enumerate(sizes)]
-    batches = packer.pack_sequences(records)
-    assert len(batches) == 20
-    assert packer.compute_efficiency(batches) == 1.0
-    plan = packer.pack_lengths(sizes)
-    plan.save(tmp_path / "plan.arrow")
-    assert PackingPlan.load(tmp_path / "plan.arrow") == plan
-    assert PackingPlan.load(tmp_path / "plan.arrow").lower_bound == 20
-
-
-def test_command(tmp_path: Path) -> None:
-    table, plan = tmp_path / "a.parquet", tmp_path / "plan.parquet"
-    sizes = triplets(501, 501)
-    pq.write_table(pa.table({"id": [str(i) for i in range(501)], "length": sizes}), table)
-    options = ("--max-tokens", 1000, "--max-length", 1000, "--special-tokens", 0)
-    result = run("pack", table, "-o", plan, "--method", "tight", *options)
-    assert (result.returncode, result.stdout) == (0, "")
-    lines = [line.split() for line in result.stderr.splitlines()]
-    assert ["Lower", "bound", "167"] in lines
-    (first_fit,) = (int(line[-1]) for line in lines if line[:3] == ["Batches", "by", "FFD"])
-    assert first_fit > 180
-    totals = json.loads(run("stats", "--json", plan).stdout)["totals"]
-    assert totals["first_fit_batches"] == first_fit
-    assert totals["lower_bound"] == 167 <= totals["batches"] <= 168
-    assert run("verify", plan, table).returncode == 0
-    assert run("report", plan, "-o", tmp_path / "a.html").returncode == 0
-    assert "First-fit decreasing" in (tmp_path / "a.html").read_text()
-
-    def findings(**totals: Any) -> list[str]:
-        found = pq.read_table(plan)
-        metadata = json.loads(found.schema.metadata[b"virnucpro"])
-        metadata["totals"].update(totals)
-        changed = found.replace_schema_metadata({b"virnucpro": json.dumps(metadata)})
-        pq.write_table(changed, tmp_path / "changed.parquet")
-        return verify_plan(tmp_path / "changed.parquet", read_files([str(table)]))
-
-    assert findings() == []
-    assert findings(lower_bound=169) == ["the metadata says lower_bound 169, which cannot be"]
-    assert findings(first_fit_batches=190)[0].startswith("the metadata says first_fit_batches 190")
-
-
-def test_without_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
-    packer = tight(GreedyPacker(10, special_tokens=0))
-    monkeypatch.delitem(sys.modules, "virnucpro.kernel.column_generation")
-    monkeypatch.delattr(kernel, "column_generation")
-    monkeypatch.setitem(sys.modules, "highspy", None)
-    message = r"^method='tight' needs highspy: pip install 'virnucpro\[tight\]'$"
-    with pytest.raises(ModuleNotFoundError, match=message) as found:
-        packer.pack_lengths([1])
-    assert found.value.name == "highspy"
-
-
-def test_command_asks_for_the_solver_before_it_reads() -> None:
-    code = (
-        "import sys; sys.modules['highspy'] = None; "
-        "sys.argv = ['virnucpro', 'pack', 'none.fa', '-o', 'plan', '--method', 'tight']\n"
-        "from virnucpro.__main__ import main; main()"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == 1
-    assert result.stderr == (
-        "virnucpro: method='tight' needs highspy: pip install 'virnucpro[tight]'\n"
-    )
-
-
-def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
-    tight(GreedyPacker(1000, 1000, special_tokens=0)).pack_lengths(triplets(60, 0))
-    assert tuple(capfd.readouterr()) == ("", "")
-
-
-def test_another_use_of_the_solver_may_have_more_threads() -> None:
-    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
-    alone = packer.pack_lengths(triplets(60, 0))
-    highspy.Highs.resetGlobalScheduler(True)
-    try:
-        other = highspy.Highs()  # type: ignore[no-untyped-call]
-        other.setOptionValue("threads", 2)
-        other.minimize(other.addBinary() + other.addBinary())
-        plan = packer.pack_lengths(triplets(60, 0))
-    finally:
-        highspy.Highs.resetGlobalScheduler(True)
-    assert plan == alone
-    assert len(plan) == 20
-
-
-def test_unknown_method() -> None:
-    with pytest.raises(ValueError, match="method must be 'ffd' or 'tight' \\(got 'best'\\)"):
-        GreedyPacker(10, method="best")

@@ -1,0 +1,92 @@
+"""The solver within a process and behind the command line."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import highspy
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from command import run
+from instances import triplets
+
+from virnucpro.data import GreedyPacker
+from virnucpro.files.sequences import read_files
+from virnucpro.files.verify import verify_plan
+
+
+def tight(packer: GreedyPacker) -> GreedyPacker:
+    packer.method = "tight"
+    return packer
+
+
+def test_command(tmp_path: Path) -> None:
+    table, plan = tmp_path / "a.parquet", tmp_path / "plan.parquet"
+    sizes = triplets(501, 501)
+    pq.write_table(pa.table({"id": [str(i) for i in range(501)], "length": sizes}), table)
+    options = ("--max-tokens", 1000, "--max-length", 1000, "--special-tokens", 0)
+    result = run("pack", table, "-o", plan, "--method", "tight", *options)
+    assert (result.returncode, result.stdout) == (0, "")
+    lines = [line.split() for line in result.stderr.splitlines()]
+    assert ["Lower", "bound", "167"] in lines
+    (first_fit,) = (int(line[-1]) for line in lines if line[:3] == ["Batches", "by", "FFD"])
+    assert first_fit > 180
+    totals = json.loads(run("stats", "--json", plan).stdout)["totals"]
+    assert totals["first_fit_batches"] == first_fit
+    assert totals["lower_bound"] == 167 <= totals["batches"] <= 168
+    assert run("verify", plan, table).returncode == 0
+    assert run("report", plan, "-o", tmp_path / "a.html").returncode == 0
+    assert "First-fit decreasing" in (tmp_path / "a.html").read_text()
+
+    def findings(**totals: Any) -> list[str]:
+        found = pq.read_table(plan)
+        metadata = json.loads(found.schema.metadata[b"virnucpro"])
+        metadata["totals"].update(totals)
+        changed = found.replace_schema_metadata({b"virnucpro": json.dumps(metadata)})
+        pq.write_table(changed, tmp_path / "changed.parquet")
+        return verify_plan(tmp_path / "changed.parquet", read_files([str(table)]))
+
+    assert findings() == []
+    assert findings(lower_bound=169) == ["@@"]
+    assert findings(first_fit_batches=190)[0].startswith("first_fit_batches is 190 in the summary")
+
+
+@pytest.mark.process
+def test_command_asks_for_the_solver_before_it_reads() -> None:
+    code = (
+        "import sys; sys.modules['highspy'] = None; "
+        "sys.argv = ['virnucpro', 'pack', 'none.fa', '-o', 'plan', '--method', 'tight']\n"
+        "from virnucpro.__main__ import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 1
+    assert result.stderr == (
+        "virnucpro: method='tight' needs highspy: pip install 'virnucpro[tight]'\n"
+    )
+
+
+def test_the_solver_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
+    tight(GreedyPacker(1000, 1000, special_tokens=0)).pack_lengths(triplets(60, 0))
+    assert tuple(capfd.readouterr()) == ("", "")
+
+
+def test_another_use_of_the_solver_may_have_more_threads() -> None:
+    packer = tight(GreedyPacker(1000, 1000, special_tokens=0))
+    alone = packer.pack_lengths(triplets(60, 0))
+    highspy.Highs.resetGlobalScheduler(True)
+    try:
+        other = highspy.Highs()  # type: ignore[no-untyped-call]
+        other.setOptionValue("threads", 2)
+        other.minimize(other.addBinary() + other.addBinary())
+        plan = packer.pack_lengths(triplets(60, 0))
+    finally:
+        highspy.Highs.resetGlobalScheduler(True)
+    assert plan == alone
+    assert len(plan) == 20

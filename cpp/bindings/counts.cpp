@@ -24,6 +24,9 @@ void add_counts(py::module_& module) {
             .def_readonly("truncated_residues", &TokenCounts::truncated_residues)
             .def_property_readonly("num_sequences", &TokenCounts::num_sequences)
             .def_property_readonly("total_tokens", &TokenCounts::total_tokens)
+            .def_property_readonly(
+                "max_tokens_per_batch",
+                [](const TokenCounts& c) { return c.limits.max_tokens_per_batch; })
             .def("with_limits", &with_limits, py::arg("limits"))
             .def("__add__", &add, py::is_operator())
             .def(py::self == py::self);

@@ -55,7 +55,7 @@ std::vector<Pattern> to_patterns(const Int64Array& offsets, const Int64Array& si
 
 void add_patterns(py::module_& module) {
     module.def(
-        "layout_of",
+        "layout_from_patterns",
         [](const TokenCounts& counts, const Int64Array& offsets, const Int64Array& sizes,
            const Int64Array& sequences, const Int64Array& num_batches) {
             const std::vector<Pattern> patterns = to_patterns(offsets, sizes, sequences);
@@ -74,10 +74,10 @@ void add_patterns(py::module_& module) {
         },
         py::arg("layout"));
 
-    module.def("knapsack_steps", &knapsack_steps, py::arg("counts"));
+    module.def("pricing_steps", &knapsack_steps, py::arg("counts"));
 
     module.def(
-        "most_valuable",
+        "price_patterns",
         [](const TokenCounts& counts, const Int64Array& values, std::size_t first_size,
            std::size_t most) {
             const std::vector<std::int64_t> value_of = to_vector(values, "values");
@@ -88,5 +88,6 @@ void add_patterns(py::module_& module) {
             }
             return py::make_tuple(priced.best, to_arrays(priced.patterns));
         },
-        py::arg("counts"), py::arg("values").noconvert(), py::arg("first_size"), py::arg("most"));
+        py::arg("counts"), py::arg("duals").noconvert(), py::arg("first_size"),
+        py::arg("max_patterns"));
 }

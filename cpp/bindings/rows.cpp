@@ -148,13 +148,16 @@ py::array shuffle_rows_of(const Layout& layout, const py::array& rows, std::uint
 
 void add_rows(py::module_& module) {
     const auto assign_to = [](Place place) {
-        return [place](const Layout& layout, const py::array& lengths, const TokenCounts& before,
+        return [place](const Layout& layout, const py::array& lengths, const TokenCounts* before,
                        py::array& out, int num_threads) {
+            TokenCounts none;
+            none.limits = layout.limits();
             with_lengths(lengths, [&](auto span) {
                 with_number(out, "out", [&]<class Number>(Number) {
                     const std::span numbers = mutable_view<Number>(out);
                     const py::gil_scoped_release release;
-                    assign(layout, span, before, place, numbers, num_threads);
+                    assign(layout, span, before == nullptr ? none : *before, place, numbers,
+                           num_threads);
                 });
             });
         };

@@ -8,12 +8,12 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__"]
 
-# A pipeline of the same name may have modules of its own elsewhere on the path.
+# Another distribution may have modules in the package `virnucpro` elsewhere on the path.
 __path__ = extend_path(__path__, __name__)
 
 
 def __getattr__(name: str) -> Any:
-    """Import the kernel, and NumPy with it, when the version is asked for."""
+    """Import the kernel, and with it NumPy, only when the version is read."""
     if name != "__version__":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from virnucpro.kernel import __version__

@@ -1,4 +1,4 @@
-"""Packages that only some features need, and the extras that install them."""
+"""Optional dependencies, and the extras that install them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def needing(feature: str, extra: str) -> Iterator[None]:
-    """Word an import that fails inside: name the missing package and the extra to install.
+    """Make a failed import in the context name the missing package and the extra to install.
 
     Raises:
         ModuleNotFoundError: A package is not installed.

@@ -1,4 +1,4 @@
-"""Packing of sequences into token-budget batches, and what feeds them to models."""
+"""Packing of sequences into token-budget batches, and loading of the batches for models."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import importlib
 from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
+from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
-from virnucpro.data.plan import Layout, PackingPlan, TokenCounts
+from virnucpro.data.plan import PackingPlan
 from virnucpro.extras import needing
 from virnucpro.kernel.limits import Limits
 
@@ -44,11 +45,11 @@ __all__ = [
     "unpack",
 ]
 
-# A pipeline of the same name may have modules of its own elsewhere on the path.
+# Another distribution may have modules in the package `virnucpro.data` elsewhere on the path.
 __path__ = extend_path(__path__, __name__)
 
-# Names of the floors above, imported on first use: the module that has each, and the extra that it
-# needs. `load_plan` and `save_plan` are methods of `PackingPlan`.
+# Names from the floors above, imported on first use, with their module and the extra it needs.
+# `load_plan` and `save_plan` implement methods of `PackingPlan`.
 LAZY = {
     "PackedBatchSampler": ("model.sampler", "torch"),
     "PackedFastaDataset": ("model.datasets", "torch"),
@@ -67,7 +68,7 @@ LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is used for the first time."""
+    """Import a name on first use."""
     if name not in LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, extra = LAZY[name]

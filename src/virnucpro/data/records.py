@@ -1,4 +1,4 @@
-"""Records of users: dicts with an `id` and a `sequence`, read and checked."""
+"""Reading and validation of records: dicts with an `id` and a `sequence`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ Record = dict[str, Any]
 
 
 def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.int64]]:
-    """Return IDs, in a form that the kernel orders, and lengths; messages use the name."""
+    """Return the IDs, in the form that the kernel sorts, and the lengths of records.
+
+    Errors refer to the records by `name`.
+    """
     plain = kernel.read_records(records)
     if plain is not None:
         return plain
@@ -28,7 +31,7 @@ def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.
 
 
 def count_tokens(records: list[Any], name: str, limits: Limits) -> int:
-    """Return the tokens of records; messages use the name."""
+    """Return the total number of tokens of records. Errors refer to the records by `name`."""
     tokens = kernel.count_record_tokens(records, limits)
     if tokens is not None:
         return tokens
@@ -37,21 +40,21 @@ def count_tokens(records: list[Any], name: str, limits: Limits) -> int:
 
 
 def check_value(record: Any, key: str, name: str, row: int) -> Any:
-    """Return the value of a key of a record, a dict that has it."""
+    """Return the value of a key, after checking that the record is a dict and has the key."""
     if not isinstance(record, dict):
         raise TypeError(f"{name}[{row}] must be a dict (got {type(record).__name__})")
     try:
         if key in record:
             return record[key]
     except KeyError:
-        # Comparing keys may run code that changes the record.
+        # Comparing keys may run user code that changes the record.
         pass
     keys = ", ".join(repr(other) for other in tuple(record) if type(other) is str)
     raise ValueError(f"{name}[{row}] has no {key!r} (it has {keys or 'no keys'})")
 
 
 def check_sequence(record: Any, name: str, row: int) -> str:
-    """Return the sequence of a record, a str."""
+    """Return the sequence of a record, after checking that it is a str."""
     sequence = check_value(record, "sequence", name, row)
     if not isinstance(sequence, str):
         raise TypeError(f"{name}[{row}]['sequence'] must be a str (got {type(sequence).__name__})")

@@ -9,11 +9,11 @@ __version__: str
 
 Lengths = NDArray[np.integer[Any]]
 Rows = NDArray[np.signedinteger[Any]]
-# A pair is of offsets and the texts in UTF-8 between them.
+# Offsets, and the concatenated strings in UTF-8.
 Utf8 = tuple[NDArray[np.int64], NDArray[np.uint8]]
 Ids = tuple[str, ...] | Utf8 | NDArray[np.int64] | NDArray[np.str_] | None
 
-# Offsets, and the sizes and sequences between them.
+# Offsets, and the sizes and numbers of sequences of all patterns, concatenated.
 Patterns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 Record = TypeVar("Record")
@@ -31,6 +31,8 @@ class TokenCounts:
     def num_sequences(self) -> int: ...
     @property
     def total_tokens(self) -> int: ...
+    @property
+    def max_tokens_per_batch(self) -> int: ...
     def with_limits(self, limits: Limits) -> TokenCounts: ...
     def __add__(self, other: TokenCounts, /) -> TokenCounts: ...
 
@@ -43,7 +45,7 @@ class Layout:
     def proven_bound(self) -> int: ...
     @property
     def first_run(self) -> NDArray[np.int64]: ...
-    # One array per field of runs.
+    # One array per field.
     @property
     def runs(self) -> dict[str, NDArray[np.int64]]: ...
 
@@ -58,7 +60,7 @@ def make_counts(
     truncated_residues: int,
 ) -> TokenCounts: ...
 def first_fit_decreasing(counts: TokenCounts) -> Layout: ...
-def layout_of(
+def layout_from_patterns(
     counts: TokenCounts,
     offsets: NDArray[np.int64],
     sizes: NDArray[np.int64],
@@ -66,9 +68,9 @@ def layout_of(
     num_batches: NDArray[np.int64],
 ) -> Layout: ...
 def patterns_of(layout: Layout) -> tuple[Patterns, NDArray[np.int64]]: ...
-def knapsack_steps(counts: TokenCounts) -> int: ...
-def most_valuable(
-    counts: TokenCounts, values: NDArray[np.int64], first_size: int, most: int
+def pricing_steps(counts: TokenCounts) -> int: ...
+def price_patterns(
+    counts: TokenCounts, duals: NDArray[np.int64], first_size: int, max_patterns: int
 ) -> tuple[int, Patterns]: ...
 def make_layout(
     *,
@@ -82,10 +84,10 @@ def with_bound(layout: Layout, proven_bound: int) -> Layout: ...
 def lower_bound(layout: Layout) -> int: ...
 def batch_tokens(layout: Layout) -> NDArray[np.int64]: ...
 def assign_batches(
-    layout: Layout, lengths: Lengths, before: TokenCounts, out: Rows, num_threads: int
+    layout: Layout, lengths: Lengths, before: TokenCounts | None, out: Rows, num_threads: int
 ) -> None: ...
 def assign_slots(
-    layout: Layout, lengths: Lengths, before: TokenCounts, out: Rows, num_threads: int
+    layout: Layout, lengths: Lengths, before: TokenCounts | None, out: Rows, num_threads: int
 ) -> None: ...
 def list_rows(
     layout: Layout, lengths: Lengths, ids: Ids, num_threads: int
@@ -100,16 +102,16 @@ def gather(
 class FastaScanner:
     def feed(self, piece: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None: ...
     def finish(self) -> None: ...
-    # Offsets of IDs, IDs, lengths, and where records begin in the text.
+    # Offsets of IDs, concatenated IDs, lengths, and offsets of records in the text.
     def take_lengths(
         self,
     ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]: ...
-    # ID and residues, which are there if they are kept.
+    # ID and residues of each record; needs `keep_residues`.
     def take_records(self) -> list[tuple[str, str]]: ...
-    # Line, record, its ID and the reason.
+    # Line, record, ID of the record, and reason.
     @property
     def fault(self) -> tuple[int, int, bytes, str] | None: ...
-    # Stops, lower case, gaps and insertions.
+    # Numbers of stops, lower-case letters, gaps and insertions.
     @property
     def changes(self) -> tuple[int, int, int, int]: ...
 

@@ -1,4 +1,4 @@
-"""Checks of what users pass in, and its form for the kernel."""
+"""Validation of arguments, and conversion to the types of the kernel."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-# IDs in a form that the kernel puts in Python's order: objects, numbers, fixed-width strings, or
-# offsets and the strings in UTF-8 between them.
+# IDs that the kernel sorts as Python does: str objects, numbers, fixed-width strings, or offsets
+# and concatenated strings in UTF-8.
 OrderedIds = (
     tuple[str, ...]
     | NDArray[np.int64]
@@ -22,12 +22,12 @@ OrderedIds = (
 
 
 def is_integer_type(kind: type) -> bool:
-    """Whether values of this type are integers; bools are not."""
+    """Return whether a type is an integer type other than bool."""
     return issubclass(kind, (int, np.integer)) and kind is not bool
 
 
 def check_integer(value: object, name: str, least: int, most: int | None = None) -> int:
-    """Return an integer within its bounds as an int."""
+    """Return an integer of any type as an int, after checking its bounds."""
     if not is_integer_type(type(value)):
         raise TypeError(f"{name} must be an integer (got {value!r})")
     number = operator.index(value)  # type: ignore[arg-type]
@@ -39,7 +39,7 @@ def check_integer(value: object, name: str, least: int, most: int | None = None)
 
 
 def check_threads(num_threads: int | None) -> int:
-    """Return the number of threads to use: by default, that of the cores this process may use."""
+    """Return the number of threads, by default the number of cores available to this process."""
     if num_threads is not None:
         return check_integer(num_threads, "num_threads", 1, 2**16)
     if hasattr(os, "sched_getaffinity"):
@@ -48,7 +48,7 @@ def check_threads(num_threads: int | None) -> int:
 
 
 def check_version(state: Any, name: str, version: int) -> None:
-    """Require the state of a value to be of this version."""
+    """Check that a state is a dict of the given version."""
     if not isinstance(state, dict):
         raise TypeError(f"the state of a {name} must be a dict (got {type(state).__name__})")
     if state.get("version") != version:
@@ -58,19 +58,19 @@ def check_version(state: Any, name: str, version: int) -> None:
 
 
 def check_list(values: Iterable[Any], name: str, wanted: str) -> list[Any]:
-    """Return the values of an iterable; a text, a dict and a table are none of what is wanted."""
+    """Return the values of an iterable, which must not be a str, bytes, a dict or a table."""
     try:
         iterator = iter(values)
     except TypeError:
         iterator = None
-    # What these iterate over are letters, keys and columns.
+    # Iteration would yield letters, keys or columns.
     if iterator is None or isinstance(values, (str, bytes, dict)) or hasattr(values, "columns"):
         raise TypeError(f"{name} must be {wanted} (got {type(values).__name__})")
     return list(iterator)
 
 
 def check_lengths(lengths: ArrayLike) -> NDArray[np.integer[Any]]:
-    """Return lengths as a contiguous integer array, the same one where it is that already."""
+    """Return lengths as a contiguous integer array, without copying when possible."""
     if not hasattr(lengths, "__array__"):
         wanted = "a list or an array of integers"
         return check_length_objects(check_list(lengths, "lengths", wanted))  # type: ignore[arg-type]
@@ -83,7 +83,7 @@ def check_lengths(lengths: ArrayLike) -> NDArray[np.integer[Any]]:
 
 
 def check_length_objects(lengths: list[Any]) -> NDArray[np.int64]:
-    """Return lengths that are Python objects as an array."""
+    """Return a list of Python integers as an array."""
     if not all(map(is_integer_type, set(map(type, lengths)))):
         position = next(i for i, n in enumerate(lengths) if not is_integer_type(type(n)))
         raise TypeError(f"lengths[{position}] must be an integer (got {lengths[position]!r})")
@@ -100,9 +100,9 @@ def check_length_objects(lengths: list[Any]) -> NDArray[np.int64]:
 def check_ids(
     ids: Iterable[Any], num_sequences: int, describe: Callable[[int], str] = "ids[{}]".format
 ) -> OrderedIds:
-    """Return IDs, all str or all int, in a form that the kernel puts in Python's order.
+    """Return IDs, all str or all int, in a form that the kernel sorts as Python does.
 
-    `describe` names the ID at a position in messages.
+    Errors refer to the ID at position i by ``describe(i)``.
     """
     arrow = sys.modules.get("pyarrow")
     if arrow is not None and isinstance(ids, (arrow.Array, arrow.ChunkedArray)):
@@ -120,13 +120,13 @@ def check_ids(
     if array.dtype.kind == "i":
         return plain(array.astype(np.int64, copy=False))
     if array.dtype.kind == "u":
-        # The same order in signed numbers.
+        # Map to signed numbers in the same order.
         return (array.astype(np.uint64) ^ np.uint64(2**63)).view(np.int64)
     raise TypeError(f"ids must be str or int (got {array.dtype})")
 
 
 def check_arrow_ids(ids: Any, arrow: Any) -> OrderedIds:
-    """Return Arrow's IDs in a form that the kernel puts in Python's order."""
+    """Return the IDs of an Arrow array in a form that the kernel sorts as Python does."""
     if ids.null_count:
         raise ValueError(f"ids must not be null (got {ids.null_count:,} nulls)")
     if len(ids) == 0:
@@ -138,7 +138,7 @@ def check_arrow_ids(ids: Any, arrow: Any) -> OrderedIds:
         return check_ids(ids.to_numpy(), len(ids))
     if not any(is_type(ids.type) for is_type in (types.is_string, types.is_large_string)):
         raise TypeError(f"ids must be str or int (got {ids.type})")
-    # Chunks together may have more bytes than 32-bit offsets can tell.
+    # Combined chunks may have more bytes than 32-bit offsets can address.
     ids = ids.cast(arrow.large_string())
     if isinstance(ids, arrow.ChunkedArray):
         ids = ids.combine_chunks()
@@ -148,15 +148,15 @@ def check_arrow_ids(ids: Any, arrow: Any) -> OrderedIds:
 
 
 def check_count(num_ids: int, num_sequences: int) -> None:
-    """Require an ID for each sequence."""
+    """Check that there is one ID per sequence."""
     if num_ids != num_sequences:
-        raise ValueError(f"ids must have one ID a sequence (got {num_ids} for {num_sequences})")
+        raise ValueError(f"ids must have one ID per sequence (got {num_ids} for {num_sequences})")
 
 
 def check_id_objects(
     ids: tuple[Any, ...], describe: Callable[[int], str]
 ) -> tuple[str, ...] | NDArray[np.int64]:
-    """Return IDs that are Python objects in a form that the kernel puts in Python's order."""
+    """Return Python objects, all str or all int, in a form that the kernel sorts as Python does."""
     kinds = set(map(kind_of_id, set(map(type, ids))))
     if kinds <= {"str"}:
         return ids
@@ -174,7 +174,7 @@ def check_id_objects(
 
 
 def kind_of_id(kind: type) -> str | None:
-    """Whether IDs of this type are in order as "str" or "int" are, or cannot be IDs."""
+    """Return "str" or "int" if IDs of a type sort as such, None if they are not valid IDs."""
     if issubclass(kind, str):
         return "str"
     return "int" if is_integer_type(kind) else None
@@ -183,10 +183,7 @@ def kind_of_id(kind: type) -> str | None:
 def check_out(
     out: NDArray[Any] | None, lengths: NDArray[Any], num_sequences: int
 ) -> NDArray[np.signedinteger[Any]]:
-    """Return the array for a number a row, made anew where there is none.
-
-    Numbers are below `num_sequences`.
-    """
+    """Return the array for one number per row, each below `num_sequences`; a new one if None."""
     narrow = num_sequences < 2**31
     if out is None:
         return np.empty(len(lengths), np.int32 if narrow else np.int64)
@@ -206,7 +203,7 @@ def check_out(
 
 
 def check_dimension(values: Any, name: str) -> NDArray[Any]:
-    """Return what is an array, or gives one, if it has one dimension and no mask."""
+    """Return a one-dimensional array, without copying when possible."""
     if isinstance(values, np.ma.MaskedArray):
         raise TypeError(f"{name} must not be a masked array")
     array = np.asarray(values)
@@ -216,6 +213,6 @@ def check_dimension(values: Any, name: str) -> NDArray[Any]:
 
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:
-    """Return an array as contiguous, aligned and in native byte order; only else is it copied."""
+    """Return a contiguous, aligned array in native byte order, without copying when possible."""
     native = None if array.dtype.isnative else array.dtype.newbyteorder("=")
     return np.require(array, native, ["C_CONTIGUOUS", "ALIGNED"])

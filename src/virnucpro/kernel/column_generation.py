@@ -1,22 +1,24 @@
-"""Layouts closer to the optimum than First-Fit Decreasing, and the proof of how close they are.
+"""Layouts by column generation, with a proven lower bound on the number of batches.
 
-Packing counted sequences is the cutting-stock problem. Its linear program has a row for each size
-and a column for each pattern, a way to fill a batch:
+Packing counted sequences is the cutting-stock problem. A pattern is a way to fill a batch: a number
+of sequences of each size. The linear program, the master problem, has one row per size and one
+column per pattern:
 
     minimize    the number of batches: sum of x[p] over patterns p
     subject to  sum of p[i] * x[p] >= sequences[i] for each size i,  x >= 0
 
-Only columns that pay are ever made (P. C. Gilmore and R. E. Gomory, A Linear Programming Approach
-to the Cutting-Stock Problem, Operations Research 9, 1961): the program's dual values tell what a
-sequence of each size is worth, and a knapsack problem finds patterns that are worth more than the
-one batch they cost. Any such values prove a bound: where no batch is worth more than w, all
-sequences together need at least their worth divided by w (A. A. Farley, A Note on Bounding a Class
-of Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38, 1990).
-Values are rounded to whole numbers first, so that the bound is exact whatever the linear program's
-solver does.
+Only patterns of negative reduced cost are generated (P. C. Gilmore and R. E. Gomory, A Linear
+Programming Approach to the Cutting-Stock Problem, Operations Research 9, 1961). The restricted
+master problem, with the patterns generated so far, gives a dual value for each size. The pricing
+problem, a knapsack problem, finds the patterns of lowest reduced cost: 1 minus the sum of the dual
+values of their sequences.
 
-Whole batches come from rounding x down, and doing the same with the sequences that are left, until
-none is.
+Any dual values prove a lower bound: if no batch has a total dual value above w, at least the total
+of all sequences divided by w batches are needed (A. A. Farley, A Note on Bounding a Class of Linear
+Programming Problems, Including Cutting Stock Problems, Operations Research 38, 1990). Dual values
+are scaled to integers first, so the bound is exact whatever the tolerance of the solver.
+
+Whole batches result from rounding x down and repeating this for the remaining sequences.
 """
 
 from __future__ import annotations
@@ -34,52 +36,54 @@ from virnucpro import kernel
 
 logger = logging.getLogger(__name__)
 
-# What one knapsack problem may take, and the rows of the linear program.
-MOST_STEPS = 2**27
-MOST_SIZES = 4096
-# What all of them may take together: steps, and rows times iterations of the simplex method; each
-# is about half a minute.
-MOST_STEPS_IN_ALL = 2**35
-MOST_PIVOTS_IN_ALL = 2**28
-# Rounds of patterns for all sequences, and for those that are left after rounding.
-MOST_ROUNDS = 500
-MOST_ROUNDS_LEFT = 30
-# How often to round, and patterns to make a round.
-MOST_ROUNDINGS = 100
-PATTERNS = 50
-# Dual values are taken between the new ones and those of the best bound: they jump about less
-# (P. Wentges, Weighted Dantzig-Wolfe Decomposition, 1997).
-STEADINESS = 0.6
+# Limits for one pricing problem, and for the rows of the master problem.
+MAX_STEPS = 2**27
+MAX_SIZES = 4096
+# Limits on the total work: steps of pricing, and simplex iterations times rows. Each corresponds to
+# about half a minute.
+MAX_TOTAL_STEPS = 2**35
+MAX_TOTAL_PIVOTS = 2**28
+# Rounds of pricing for all sequences, and for those that remain after rounding.
+MAX_ROUNDS = 500
+MAX_ROUNDS_REMAINING = 30
+MAX_ROUNDINGS = 100
+# Patterns per round of pricing.
+MAX_PATTERNS = 50
+# Pricing uses dual values between those of the master problem and the stability center, the dual
+# values of the best bound (P. Wentges, Weighted Dantzig-Wolfe Decomposition for Linear
+# Mixed-Integer Programming, International Transactions in Operational Research 4, 1997). This is
+# the weight of the latter.
+SMOOTHING = 0.6
 
-# Sizes, and how many sequences of each.
+# Sizes, as indices into the counts, and the number of sequences of each.
 Pattern = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
-def lay_out(counts: kernel.TokenCounts, budget: int) -> kernel.Layout:
-    """Return a layout with at most as many batches as First-Fit Decreasing makes, and its bound."""
+def lay_out(counts: kernel.TokenCounts) -> kernel.Layout:
+    """Return a layout with at most as many batches as First-Fit Decreasing, and its bound."""
     first_fit = kernel.first_fit_decreasing(counts)
     if first_fit.num_batches == kernel.lower_bound(first_fit):
         return first_fit
     sizes = np.count_nonzero(counts.tokens)
     try:
-        steps = kernel.knapsack_steps(counts)
+        steps = kernel.pricing_steps(counts)
     except OverflowError:
         steps = 2**63
-    if sizes > MOST_SIZES or steps > MOST_STEPS:
+    if sizes > MAX_SIZES or steps > MAX_STEPS:
         logger.warning(
-            "%s sizes, or %s steps a knapsack problem, are too many for method='tight' (at most %s "
-            "and %s): packed by First-Fit Decreasing",
+            "%s sizes, or %s steps per pricing problem, are too many for method='tight' (at most "
+            "%s and %s): packed by First-Fit Decreasing",
             f"{sizes:,}",
             f"{steps:,}",
-            f"{MOST_SIZES:,}",
-            f"{MOST_STEPS:,}",
+            f"{MAX_SIZES:,}",
+            f"{MAX_STEPS:,}",
         )
         return first_fit
-    return Search(first_fit, budget).run()
+    return ColumnGeneration(first_fit).run()
 
 
-class Program(highspy.Highs):
-    """The linear program: a row for each size, and no column yet."""
+class RestrictedMaster(highspy.Highs):
+    """The restricted master problem: a row per size, and a column per pattern added."""
 
     def __init__(self, num_sizes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -90,109 +94,111 @@ class Program(highspy.Highs):
         self.scale = 1.0
         self.num_sizes = num_sizes
         self.pivots = 0
-        nothing = np.zeros(0, np.int32)
-        endless = np.full(num_sizes, highspy.kHighsInf)
-        self.addRows(num_sizes, np.zeros(num_sizes), endless, 0, nothing, nothing, np.zeros(0))
+        empty = np.zeros(0, np.int32)
+        upper = np.full(num_sizes, highspy.kHighsInf)
+        self.addRows(num_sizes, np.zeros(num_sizes), upper, 0, empty, empty, np.zeros(0))
 
     def enableCallbacks(self) -> None:  # noqa: N802
-        """Be silent from the first call on, which is this one."""
+        """Turn output off; this is the first method that the constructor of Highs calls."""
         self.setOptionValue("output_flag", False)
         super().enableCallbacks()  # type: ignore[no-untyped-call]
 
     def add_patterns(self, patterns: list[Pattern]) -> None:
-        """Add columns."""
+        """Add a column per pattern."""
         number = len(patterns)
         ends = np.cumsum([len(sizes) for sizes, _ in patterns])
         starts = np.append(0, ends[:-1]).astype(np.int32)
         sizes = np.concatenate([sizes for sizes, _ in patterns]).astype(np.int32)
         sequences = np.concatenate([sequences for _, sequences in patterns]).astype(np.float64)
-        endless = np.full(number, highspy.kHighsInf)
+        upper = np.full(number, highspy.kHighsInf)
         self.addCols(
-            number, np.ones(number), np.zeros(number), endless, ends[-1], starts, sizes, sequences
+            number, np.ones(number), np.zeros(number), upper, ends[-1], starts, sizes, sequences
         )
 
-    def bind(self, sequences: NDArray[np.int64], is_usable: list[bool]) -> None:
-        """Ask for so many sequences of each size, by the patterns that are usable."""
-        # The solver's tolerances are for numbers like these.
+    def set_bounds(self, sequences: NDArray[np.int64], is_usable: list[bool]) -> None:
+        """Set the number of sequences required of each size, and which patterns may be used."""
+        # Keep the right-hand sides in a range that suits the tolerances of the solver.
         self.scale = min(1.0, 1e6 / sequences.sum())
         rows = np.arange(len(sequences), dtype=np.int32)
-        endless = np.full(len(rows), highspy.kHighsInf)
+        upper = np.full(len(rows), highspy.kHighsInf)
         self.changeRowsBounds(  # type: ignore[attr-defined]
-            len(rows), rows, sequences * self.scale, endless
+            len(rows), rows, sequences * self.scale, upper
         )
         columns = np.arange(len(is_usable), dtype=np.int32)
         upper = np.where(is_usable, highspy.kHighsInf, 0.0)
         self.changeColsBounds(len(columns), columns, np.zeros(len(columns)), upper)
 
-    def optimum(self) -> tuple[float, NDArray[np.float64], NDArray[np.float64]] | None:
-        """Return the number of batches, those of each pattern, and what a sequence is worth.
+    def solve_lp(self) -> tuple[float, NDArray[np.float64], NDArray[np.float64]] | None:
+        """Return the number of batches, the batches of each pattern, and the dual values.
 
-        None where that takes too long or the solver fails.
+        Returns None if the limit on iterations is reached or the solver fails.
         """
-        left = max(0, MOST_PIVOTS_IN_ALL - self.pivots) // self.num_sizes
-        self.setOptionValue("simplex_iteration_limit", left)
+        limit = max(0, MAX_TOTAL_PIVOTS - self.pivots) // self.num_sizes
+        self.setOptionValue("simplex_iteration_limit", limit)
         if self.run() == highspy.HighsStatus.kError:
-            # All solvers of a process share their threads, and another one has asked for more.
+            # All solvers of a process share a thread pool, whose size another one has set.
             self.setOptionValue("threads", 0)
             self.run()
         self.pivots += self.getInfo().simplex_iteration_count * self.num_sizes
         if self.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
         solution = self.getSolution()
-        batches = self.getInfo().objective_function_value / self.scale
-        # Within the solver's tolerance they may be below zero.
+        num_batches = self.getInfo().objective_function_value / self.scale
+        # Values may be negative within the tolerance of the solver.
         amounts = np.maximum(0.0, solution.col_value) / self.scale
-        return batches, amounts, np.maximum(0.0, solution.row_dual)
+        return num_batches, amounts, np.maximum(0.0, solution.row_dual)
 
 
-class Search:
-    """The patterns made so far, and the best that they gave."""
+class ColumnGeneration:
+    """The patterns generated so far, and the best layout and bound found with them."""
 
-    def __init__(self, first_fit: kernel.Layout, budget: int) -> None:
+    def __init__(self, first_fit: kernel.Layout) -> None:
         self.counts = first_fit.counts
-        self.budget = budget
         self.best = first_fit
         self.bound = kernel.lower_bound(first_fit)
         self.patterns: list[Pattern] = []
         self.known: set[tuple[bytes, bytes]] = set()
-        self.program = Program(len(self.counts.tokens))
+        self.master = RestrictedMaster(len(self.counts.tokens))
         self.steps = 0
-        # Whether there has been as much work as there may be, or the solver failed.
-        self.is_tired = False
+        # Whether the total work has reached its limit, or the solver failed.
+        self.limit_reached = False
 
     def run(self) -> kernel.Layout:
-        """Return the best layout that is found."""
-        # Sequences without tokens go where there is a slot.
-        left = np.where(self.counts.tokens > 0, self.counts.sequences, 0)
-        batches: list[int] = []
-        for number in range(MOST_ROUNDINGS):
-            self.add(self.first_fit_patterns(left))
-            self.program.bind(left, [bool((n <= left[i]).all()) for i, n in self.patterns])
-            is_whole = number == 0
-            amounts = self.generate(left, MOST_ROUNDS if is_whole else MOST_ROUNDS_LEFT, is_whole)
-            batches += [0] * (len(self.patterns) - len(batches))
-            self.round_down(amounts, batches, left)
-            layout = self.layout_of(batches)
+        """Return the best layout found."""
+        # Sequences without tokens fit in any batch with a free slot.
+        remaining = np.where(self.counts.tokens > 0, self.counts.sequences, 0)
+        num_batches: list[int] = []
+        for rounding in range(MAX_ROUNDINGS):
+            self.add(self.first_fit_patterns(remaining))
+            is_usable = [bool((n <= remaining[sizes]).all()) for sizes, n in self.patterns]
+            self.master.set_bounds(remaining, is_usable)
+            is_first = rounding == 0
+            max_rounds = MAX_ROUNDS if is_first else MAX_ROUNDS_REMAINING
+            amounts = self.generate(remaining, max_rounds, is_first)
+            num_batches += [0] * (len(self.patterns) - len(num_batches))
+            self.round_down(amounts, num_batches, remaining)
+            layout = self.layout(num_batches)
             if layout.num_batches < self.best.num_batches:
                 self.best = layout
             logger.info(
-                "%s batches, at least %s; %s sequences to round",
+                "%s batches, lower bound %s; %s sequences remaining",
                 f"{self.best.num_batches:,}",
                 f"{self.bound:,}",
-                f"{left.sum():,}",
+                f"{remaining.sum():,}",
             )
-            if self.best.num_batches == self.bound or self.is_tired or not left.any():
+            if self.best.num_batches == self.bound or self.limit_reached or not remaining.any():
                 break
-        if self.is_tired:
+        if self.limit_reached:
             logger.warning(
-                "Stopped early, at the limit of work or by the solver: %s batches, at least %s",
+                "Stopped at the limit on work or because the solver failed: %s batches, lower "
+                "bound %s",
                 f"{self.best.num_batches:,}",
                 f"{self.bound:,}",
             )
         return kernel.with_bound(self.best, self.bound)
 
     def add(self, patterns: list[Pattern]) -> bool:
-        """Add the patterns that are new; whether there were any."""
+        """Add patterns to the restricted master problem; return whether any is new."""
         new = []
         for sizes, sequences in patterns:
             key = (sizes.tobytes(), sequences.tobytes())
@@ -200,86 +206,93 @@ class Search:
                 self.known.add(key)
                 new.append((sizes, sequences))
         if new:
-            self.program.add_patterns(new)
+            self.master.add_patterns(new)
             self.patterns += new
         return bool(new)
 
-    def part(self, left: NDArray[np.int64]) -> tuple[kernel.TokenCounts, NDArray[np.int64]]:
-        """Return the counts of some of the sequences, and which sizes those are."""
-        sizes = np.flatnonzero(left)
-        return kernel.subset(self.counts, left), sizes
+    def subset(self, remaining: NDArray[np.int64]) -> tuple[kernel.TokenCounts, NDArray[np.int64]]:
+        """Return the counts of the remaining sequences, and the indices of their sizes."""
+        return kernel.subset(self.counts, remaining), np.flatnonzero(remaining)
 
-    def first_fit_patterns(self, left: NDArray[np.int64]) -> list[Pattern]:
-        """Return the patterns of First-Fit Decreasing: with them the program has a solution."""
-        part, sizes = self.part(left)
-        return patterns_in(kernel.patterns_of(kernel.first_fit_decreasing(part))[0], sizes)
+    def first_fit_patterns(self, remaining: NDArray[np.int64]) -> list[Pattern]:
+        """Return the patterns of First-Fit Decreasing, which make the problem feasible."""
+        counts, sizes = self.subset(remaining)
+        arrays, _ = kernel.patterns_of(kernel.first_fit_decreasing(counts))
+        return split_patterns(arrays, sizes)
 
     def generate(
-        self, left: NDArray[np.int64], most_rounds: int, is_whole: bool
+        self, remaining: NDArray[np.int64], max_rounds: int, is_first: bool
     ) -> NDArray[np.float64]:
-        """Make patterns until none pays any more; return the batches of each, not whole ones."""
-        part, sizes = self.part(left)
+        """Generate patterns until none has negative reduced cost.
+
+        Returns the (fractional) number of batches of each pattern.
+        """
+        counts, sizes = self.subset(remaining)
+        steps = kernel.pricing_steps(counts)
         bound = 0
-        # The bound that tokens alone give is where most packings end up.
-        steady = part.tokens / self.budget
-        steadiness = 1.0
+        # Start with the dual values that prove the bound by tokens, which is often the optimum.
+        stability_center = counts.tokens / counts.max_tokens_per_batch
+        smoothing = 1.0
         amounts = np.zeros(len(self.patterns))
-        steps = kernel.knapsack_steps(part)
-        for number in range(most_rounds):
-            optimum = self.program.optimum()
-            if optimum is None or self.steps > MOST_STEPS_IN_ALL:
-                self.is_tired = True
+        for number in range(max_rounds):
+            solution = self.master.solve_lp()
+            if solution is None or self.steps > MAX_TOTAL_STEPS:
+                self.limit_reached = True
                 break
-            batches, amounts, values = optimum
-            values = values[sizes]
+            num_batches, amounts, duals = solution
+            duals = duals[sizes]
             self.steps += steps
-            tried = steadiness * steady + (1 - steadiness) * values
-            worth, _ = self.whole(tried, part)
-            best, found = kernel.most_valuable(part, worth, number * 97 % len(sizes), PATTERNS)
-            proven = -(-sum(map(operator.mul, part.sequences.tolist(), worth.tolist())) // best)
+            smoothed = smoothing * stability_center + (1 - smoothing) * duals
+            int_duals, _ = scale_duals(smoothed, counts)
+            first_size = number * 97 % len(sizes)
+            best_value, found = kernel.price_patterns(counts, int_duals, first_size, MAX_PATTERNS)
+            total = sum(map(operator.mul, counts.sequences.tolist(), int_duals.tolist()))
+            proven = -(-total // best_value)
             if proven > bound:
-                bound, steady = proven, tried
-            if is_whole:
+                bound, stability_center = proven, smoothed
+            if is_first:
                 self.bound = max(self.bound, bound)
                 if number % 20 == 19:
                     logger.info(
-                        "Round %d: %.1f batches, at least %s", number + 1, batches, f"{bound:,}"
+                        "Round %d: %.1f batches, lower bound %s",
+                        number + 1,
+                        num_batches,
+                        f"{bound:,}",
                     )
-            if math.ceil(batches * (1 - 1e-9) - 1e-6) <= bound:
+            if math.ceil(num_batches * (1 - 1e-9) - 1e-6) <= bound:
                 break
-            worth, one = self.whole(values, part)
-            paying = [
+            int_duals, cost = scale_duals(duals, counts)
+            of_negative_reduced_cost = [
                 (sizes[pattern], sequences)
-                for pattern, sequences in patterns_in(found, np.arange(len(sizes)))
-                if int((worth[pattern] * sequences).sum()) > one * (1 + 1e-9)
+                for pattern, sequences in split_patterns(found, np.arange(len(sizes)))
+                if int((int_duals[pattern] * sequences).sum()) > cost * (1 + 1e-9)
             ]
-            if self.add(paying):
-                steadiness = STEADINESS
-            elif steadiness == 0:
+            if self.add(of_negative_reduced_cost):
+                smoothing = SMOOTHING
+            elif smoothing == 0:
                 break
             else:
-                steadiness = 0.0
+                # Smoothed duals gave no pattern: price with those of the master problem.
+                smoothing = 0.0
         return amounts
 
-    def whole(
-        self, values: NDArray[np.float64], part: kernel.TokenCounts
-    ) -> tuple[NDArray[np.int64], int]:
-        """Return values in whole numbers, and what a batch costs in them."""
-        most = float((values / part.tokens).max()) * self.budget
-        one = 2 ** (51 - max(0, math.frexp(most)[1]))
-        return np.floor(values * one).astype(np.int64), one
-
     def round_down(
-        self, amounts: NDArray[np.float64], batches: list[int], left: NDArray[np.int64]
+        self,
+        amounts: NDArray[np.float64],
+        num_batches: list[int],
+        remaining: NDArray[np.int64],
     ) -> None:
-        """Take whole batches of patterns; if there are none, some that are nearly."""
+        """Take whole batches of patterns; if there are none, one of each of the largest amounts.
+
+        Updates `num_batches` and `remaining`.
+        """
         order = np.argsort(-amounts, kind="stable").tolist()
 
-        def take(column: int, most: int) -> None:
+        def take(column: int, number: int) -> None:
             sizes, sequences = self.patterns[column]
-            taken = min(most, int((left[sizes] // sequences).min()))
-            left[sizes] -= taken * sequences
-            batches[column] += taken
+            taken = min(number, int((remaining[sizes] // sequences).min()))
+            remaining[sizes] -= taken * sequences
+            num_batches[column] += taken
 
         if amounts[order[0]] >= 1 - 1e-9:
             for column in order:
@@ -288,23 +301,33 @@ class Search:
             for column in order[: max(1, int((amounts > 1e-6).sum()) // 10)]:
                 take(column, 1)
 
-    def layout_of(self, batches: list[int]) -> kernel.Layout:
-        """Return the layout of batches of patterns, with all other sequences put beside them."""
-        columns = np.flatnonzero(batches).tolist()
+    def layout(self, num_batches: list[int]) -> kernel.Layout:
+        """Return the layout of batches of patterns, with all other sequences added by first fit."""
+        columns = np.flatnonzero(num_batches).tolist()
         chosen = [self.patterns[column] for column in columns]
-        ends = np.cumsum([0, *(len(sizes) for sizes, _ in chosen)])
+        offsets = np.cumsum([0, *(len(sizes) for sizes, _ in chosen)])
         sizes, sequences = (
             np.concatenate([pattern[i] for pattern in chosen] or [np.zeros(0, np.int64)])
             for i in (0, 1)
         )
-        numbers = np.array([batches[column] for column in columns], np.int64)
-        return kernel.layout_of(self.counts, ends, sizes, sequences, numbers)
+        numbers = np.array([num_batches[column] for column in columns], np.int64)
+        return kernel.layout_from_patterns(self.counts, offsets, sizes, sequences, numbers)
 
 
-def patterns_in(
+def scale_duals(
+    duals: NDArray[np.float64], counts: kernel.TokenCounts
+) -> tuple[NDArray[np.int64], int]:
+    """Return dual values as integers, and the cost of a batch on the same scale."""
+    # No batch then has a total of 2**53 or more.
+    largest = float((duals / counts.tokens).max()) * counts.max_tokens_per_batch
+    scale = 2 ** (51 - max(0, math.frexp(largest)[1]))
+    return np.floor(duals * scale).astype(np.int64), scale
+
+
+def split_patterns(
     arrays: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], sizes: NDArray[np.int64]
 ) -> list[Pattern]:
-    """Return the patterns that lie end to end, of these sizes."""
-    offsets, places, sequences = arrays
-    pieces = itertools.pairwise(offsets.tolist())
-    return [(sizes[places[begin:end]], sequences[begin:end]) for begin, end in pieces]
+    """Return concatenated patterns one by one, with their sizes looked up in `sizes`."""
+    offsets, indices, sequences = arrays
+    ranges = itertools.pairwise(offsets.tolist())
+    return [(sizes[indices[begin:end]], sequences[begin:end]) for begin, end in ranges]

@@ -1,4 +1,4 @@
-"""What batches may hold, and the tokens of sequences."""
+"""Limits on batches and sequences."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from numpy.typing import NDArray
 
 from virnucpro.kernel.arguments import check_integer
 
-# The kernel counts tokens in 64 bits; this leaves room to add two of them.
-MOST_TOKENS = 2**62
+# The kernel counts tokens in 64 bits; this leaves room for the sum of two sizes.
+MAX_TOKENS = 2**62
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What a batch may hold, and how many tokens a sequence has.
+    """The limits on batches and sequences, which determine the tokens of each sequence.
 
-    A sequence of n residues has ``min(n, max_residues) + special_tokens`` tokens. The kernel,
-    plans on disk and loaders take this value whole.
+    A sequence of n residues has ``min(n, max_residues) + special_tokens`` tokens. Packers, layouts
+    and plans have one such value as their `limits`. It is immutable, hashable, picklable, and
+    comparable with ``==``.
 
     Args:
-        max_tokens_per_batch: The token budget of a batch, special tokens included, at most 2**62.
-        max_sequence_length: The most residues kept of a sequence, from its N-terminal end.
-        special_tokens: Tokens added to each sequence; 2 for BOS and EOS.
-        max_sequences_per_batch: The limit on sequences of a batch; None for no limit.
+        max_tokens_per_batch: Token budget per batch, including special tokens; at most 2**62.
+        max_sequence_length: Maximum residues kept per sequence, from the N-terminal end.
+        special_tokens: Number of special tokens added to each sequence; 2 for BOS and EOS.
+        max_sequences_per_batch: Maximum sequences per batch; None for unlimited.
 
     Raises:
         ValueError: A limit is out of range, or the budget has no room for one residue.
@@ -43,32 +44,24 @@ class Limits:
     max_sequences_per_batch: int | None = None
 
     def __post_init__(self) -> None:
-        checked = {
-            "special_tokens": check_integer(
-                self.special_tokens, "special_tokens", 0, MOST_TOKENS - 1
-            ),
-            "max_sequence_length": check_integer(
-                self.max_sequence_length, "max_sequence_length", 1
-            ),
-            "max_tokens_per_batch": check_integer(
-                self.max_tokens_per_batch, "max_tokens_per_batch", 1, MOST_TOKENS
-            ),
-        }
+        self._check("special_tokens", 0, MAX_TOKENS - 1)
+        self._check("max_sequence_length", 1)
+        self._check("max_tokens_per_batch", 1, MAX_TOKENS)
         if self.max_sequences_per_batch is not None:
-            checked["max_sequences_per_batch"] = check_integer(
-                self.max_sequences_per_batch, "max_sequences_per_batch", 1, 2**63 - 1
-            )
-        if checked["max_tokens_per_batch"] <= checked["special_tokens"]:
+            self._check("max_sequences_per_batch", 1, 2**63 - 1)
+        if self.max_tokens_per_batch <= self.special_tokens:
             raise ValueError(
                 f"max_tokens_per_batch must have room for one residue and "
                 f"{self.special_tokens:,} special tokens (got {self.max_tokens_per_batch:,})"
             )
-        for name, value in checked.items():
-            object.__setattr__(self, name, value)
+
+    def _check(self, name: str, least: int, most: int | None = None) -> None:
+        """Replace an integer of any type by an int within bounds."""
+        object.__setattr__(self, name, check_integer(getattr(self, name), name, least, most))
 
     @property
     def max_residues(self) -> int:
-        """The most residues kept of a sequence; never more than fit with the special tokens."""
+        """Maximum residues kept per sequence: `max_sequence_length`, or fewer to fit in a batch."""
         return min(self.max_sequence_length, self.max_tokens_per_batch - self.special_tokens)
 
     @overload
@@ -76,22 +69,32 @@ class Limits:
     @overload
     def tokens(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]: ...
     def tokens(self, lengths: Any) -> Any:
-        """Return the tokens of sequences of these lengths, in residues: an int, or int64 [n]."""
-        kept = min(lengths, self.max_residues) if isinstance(lengths, int) else None
-        if kept is None:
-            kept = np.minimum(lengths, self.max_residues)
-        return kept + self.special_tokens
+        """Return the number of tokens of sequences.
+
+        Args:
+            lengths: Residues, an int or an integer array.
+
+        Returns:
+            The tokens after truncation, including special tokens, an int or an array.
+
+        Example:
+            >>> Limits(100).tokens(np.array([5, 5000]))
+            array([  7, 100])
+        """
+        if isinstance(lengths, int):
+            return min(lengths, self.max_residues) + self.special_tokens
+        return np.minimum(lengths, self.max_residues) + self.special_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the limits by name."""
+        """Return the limits as a dict."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, limits: dict[str, Any]) -> Limits:
-        """Return the limits that `to_dict` returned, here or in an earlier version.
+        """Return limits from the result of `to_dict`, of this or an earlier version.
 
         Raises:
-            ValueError: A limit is unknown, out of range, or missing without a default.
+            ValueError: A limit is unknown or out of range, or `max_tokens_per_batch` is missing.
             TypeError: A limit is not an integer.
         """
         if not isinstance(limits, dict):

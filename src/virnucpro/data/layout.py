@@ -1,0 +1,322 @@
+"""Counts of sequences by size, and layouts: batches without rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from virnucpro import kernel
+from virnucpro.kernel.arguments import check_lengths, check_out, check_threads, check_version
+from virnucpro.kernel.limits import Limits
+
+
+class TokenCounts:
+    """The number of sequences of each size, in tokens; all that packing needs to know.
+
+    Made by `GreedyPacker.count`. Counts of the parts of a data set add up to the counts of the
+    whole. They are small (one entry per distinct size), picklable, and comparable with ``==``.
+
+    Example:
+        >>> from virnucpro.data import GreedyPacker
+        >>> packer = GreedyPacker(4096)
+        >>> counts = packer.count([30, 500]) + packer.count([30])
+        >>> counts.tokens, counts.sequences
+        (array([502,  32]), array([1, 2]))
+    """
+
+    def __init__(self, core: kernel.TokenCounts, limits: Limits) -> None:
+        self.core = core
+        self.limits = limits
+
+    @property
+    def tokens(self) -> NDArray[np.int64]:
+        """Distinct sizes in tokens, int64, largest first."""
+        return self.core.tokens
+
+    @property
+    def sequences(self) -> NDArray[np.int64]:
+        """Number of sequences of each size, int64, in the order of `tokens`."""
+        return self.core.sequences
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences."""
+        return self.core.num_sequences
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens of all sequences after truncation, including special tokens."""
+        return self.core.total_tokens
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of truncated sequences."""
+        return self.core.num_truncated
+
+    @property
+    def truncated_residues(self) -> int:
+        """Number of residues removed by truncation."""
+        return self.core.truncated_residues
+
+    def __add__(self, other: TokenCounts) -> TokenCounts:
+        """Return the counts of the sequences of both.
+
+        Raises:
+            ValueError: The counts were made with different limits or special tokens.
+            OverflowError: A sum does not fit in 64 bits.
+
+        Cost: O(distinct sizes).
+        """
+        if not isinstance(other, TokenCounts):
+            return NotImplemented
+        return TokenCounts(self.core + other.core, self.limits)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenCounts) and self.core == other.core
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the counts as a dict of plain values and int64 arrays."""
+        return {
+            "version": 1,
+            "limits": self.limits.to_dict(),
+            "tokens": self.tokens,
+            "sequences": self.sequences,
+            "num_truncated": self.num_truncated,
+            "truncated_residues": self.truncated_residues,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> TokenCounts:
+        """Return counts from the result of `to_dict`.
+
+        Raises:
+            ValueError: The version is not supported, or the values are inconsistent.
+            TypeError: A value has the wrong type.
+        """
+        limits, fields = read_state(state, "TokenCounts", "limits")
+        limits = Limits.from_dict(limits)
+        return cls(kernel.make_counts(limits=limits, **fields), limits)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TokenCounts.from_dict, (self.to_dict(),)
+
+    def __repr__(self) -> str:
+        return f"TokenCounts({self.num_sequences:,} sequences of {len(self.tokens):,} sizes)"
+
+
+class Layout:
+    """Batches without rows: how many sequences of each size every batch holds.
+
+    Made from counts by `GreedyPacker.lay_out`. Given lengths, and the counts of the rows before
+    them, a layout returns the batch of each row (`assign`) and its place in the batch (`slots`).
+    One layout therefore serves a data set that is read in parts or distributed over machines.
+    Picklable, and comparable with ``==``.
+
+    Example:
+        >>> from virnucpro.data import GreedyPacker
+        >>> packer = GreedyPacker(100)
+        >>> counts = packer.count([60, 30, 60])
+        >>> layout = packer.lay_out(counts)
+        >>> layout
+        Layout(3 sequences in 2 batches of at most 100 tokens, efficiency 0.7800, lower bound 2)
+        >>> layout.assign([60, 30]), layout.assign([60], before=packer.count([60, 30]))
+        (array([0, 0], dtype=int32), array([1], dtype=int32))
+    """
+
+    def __init__(self, core: kernel.Layout, limits: Limits, num_threads: int | None = None) -> None:
+        self.core = core
+        self.limits = limits
+        self.num_threads = num_threads
+
+    @property
+    def max_tokens_per_batch(self) -> int:
+        """Token budget per batch, including special tokens."""
+        return self.limits.max_tokens_per_batch
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Maximum residues kept per sequence; at most what fits in a batch."""
+        return self.limits.max_residues
+
+    @property
+    def special_tokens(self) -> int:
+        """Number of special tokens added to each sequence."""
+        return self.limits.special_tokens
+
+    @property
+    def max_sequences_per_batch(self) -> int | None:
+        """Maximum sequences per batch, or None if unlimited."""
+        return self.limits.max_sequences_per_batch
+
+    @property
+    def num_batches(self) -> int:
+        """Number of batches."""
+        return self.core.num_batches
+
+    @property
+    def num_sequences(self) -> int:
+        """Number of sequences."""
+        return self.core.counts.num_sequences
+
+    @property
+    def num_truncated(self) -> int:
+        """Number of truncated sequences."""
+        return self.core.counts.num_truncated
+
+    @property
+    def truncated_residues(self) -> int:
+        """Number of residues removed by truncation."""
+        return self.core.counts.truncated_residues
+
+    @property
+    def total_tokens(self) -> int:
+        """Tokens in all batches, including special tokens."""
+        return self.core.counts.total_tokens
+
+    @property
+    def efficiency(self) -> float:
+        """Tokens in all batches divided by the sum of their budgets; 0.0 without batches."""
+        if self.num_batches == 0:
+            return 0.0
+        return self.total_tokens / (self.num_batches * self.max_tokens_per_batch)
+
+    @property
+    def lower_bound(self) -> int:
+        """Lower bound on the number of batches of any packing.
+
+        The bound L2 of Martello and Toth (Lower Bounds and Reduction Procedures for the Bin
+        Packing Problem, Discrete Applied Mathematics 28, 1990). At least
+        ``ceil(total_tokens / max_tokens_per_batch)`` and, with a limit on sequences,
+        ``ceil(num_sequences / max_sequences_per_batch)``. For layouts of method="tight" also at
+        least the bound proven by column generation (A. A. Farley, A Note on Bounding a Class of
+        Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
+        1990).
+        """
+        return kernel.lower_bound(self.core)
+
+    @property
+    def proven_optimal(self) -> bool:
+        """Whether the number of batches equals the lower bound."""
+        return self.num_batches == self.lower_bound
+
+    @property
+    def batch_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each batch, int64 [num_batches]; computed on each access in O(num_batches)."""
+        return kernel.batch_tokens(self.core)
+
+    def assign(
+        self,
+        lengths: ArrayLike,
+        before: TokenCounts | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[np.signedinteger[Any]]:
+        """Return the batch number of each row.
+
+        Rows of equal size are assigned in row order, so the parts of a data set get the same
+        batches as the whole in one array.
+
+        Args:
+            lengths: Residues of each row, a 1-D array of any integer type or a list of int.
+            before: Counts of all rows that precede these in the data set; None if there are none.
+            out: Array for the result, int32 or int64, of the shape of `lengths` and not
+                overlapping it; may be a ``np.memmap``. Unchanged if an error is raised, unless
+                `lengths` change during the call.
+
+        Returns:
+            `out`, or a new array [n] of int32, or of int64 if the layout has 2**31 sequences or
+            more.
+
+        Raises:
+            ValueError: `lengths` and `before` together have more sequences of a size than the
+                layout, or `out` does not fit.
+            TypeError: An argument has the wrong type.
+
+        Cost: two passes over `lengths`, O(1) per row.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).assign([30, 60, 60])
+            array([0, 0, 1], dtype=int32)
+        """
+        return self._assign(kernel.assign_batches, lengths, before, out)
+
+    def slots(
+        self,
+        lengths: ArrayLike,
+        before: TokenCounts | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[np.signedinteger[Any]]:
+        """Return the place of each row in its batch, from 0, the longest sequence first.
+
+        Arguments, result, errors and cost are those of `assign`.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).slots([30, 60, 60])
+            array([1, 0, 0], dtype=int32)
+        """
+        return self._assign(kernel.assign_slots, lengths, before, out)
+
+    def _assign(
+        self, assign: Any, lengths: ArrayLike, before: TokenCounts | None, out: NDArray[Any] | None
+    ) -> NDArray[np.signedinteger[Any]]:
+        lengths = check_lengths(lengths)
+        if before is not None and not isinstance(before, TokenCounts):
+            raise TypeError(f"before must be TokenCounts (got {type(before).__name__})")
+        out = check_out(out, lengths, self.num_sequences)
+        preceding = None if before is None else before.core
+        assign(self.core, lengths, preceding, out, check_threads(self.num_threads))
+        return out
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and self.core == other.core
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the layout as a dict of plain values, int64 arrays and dicts of them."""
+        return {
+            "version": 1,
+            "counts": TokenCounts(self.core.counts, self.limits).to_dict(),
+            "num_batches": self.num_batches,
+            "proven_bound": self.core.proven_bound,
+            "first_run": self.core.first_run,
+            "runs": self.core.runs,
+        }
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any], num_threads: int | None = None) -> Layout:
+        """Return a layout from the result of `to_dict`.
+
+        Raises:
+            ValueError: The version is not supported, or the values are inconsistent.
+            TypeError: A value has the wrong type.
+        """
+        counts, fields = read_state(state, "Layout", "counts")
+        counts = TokenCounts.from_dict(counts)
+        return Layout(kernel.make_layout(counts=counts.core, **fields), counts.limits, num_threads)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self).from_dict, (self.to_dict(), self.num_threads)
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}({self.num_sequences:,} sequences in {self.num_batches:,} "
+            f"batches of at most {self.max_tokens_per_batch:,} tokens, "
+            f"efficiency {self.efficiency:.4f}, lower bound {self.lower_bound:,})"
+        )
+
+
+def read_state(state: dict[str, Any], name: str, part: str) -> tuple[Any, dict[str, Any]]:
+    """Split the state of a value into one part and the other fields, after checking its version."""
+    check_version(state, name, 1)
+    if part not in state:
+        raise ValueError(f"the state of a {name} has no {part!r}")
+    fields = {key: value for key, value in state.items() if key not in ("version", part)}
+    return state[part], fields

@@ -1,9 +1,10 @@
-"""Token budgets from the memory of GPUs that torch tells of."""
+"""Token budgets from the memory of GPUs, with a stand-in for torch."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,16 @@ LOGGER = "virnucpro.data.packing"
 class FakeDevice:
     def __init__(self, gibibytes: float) -> None:
         self.total_memory = int(gibibytes * 1024**3)
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """The module torch.cuda, with a GPU of 16 GiB."""
+    cuda = mock.Mock(spec_set=["is_available", "get_device_properties"])
+    cuda.is_available.return_value = True
+    cuda.get_device_properties.return_value = FakeDevice(16)
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    return cuda
 
 
 @pytest.mark.parametrize(
@@ -51,12 +62,11 @@ def test_calculate_token_budget(
     gibibytes: float,
     arguments: dict[str, Any],
     expected: int,
+    cuda: mock.Mock,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    cuda = mock.Mock(spec_set=["is_available", "get_device_properties"])
-    cuda.is_available.return_value = True
     cuda.get_device_properties.return_value = FakeDevice(gibibytes)
-    with mock.patch("torch.cuda", cuda), caplog.at_level(logging.INFO, LOGGER):
+    with caplog.at_level(logging.INFO, LOGGER):
         assert calculate_token_budget(0, **arguments) == expected
     cuda.get_device_properties.assert_called_once_with(0)
     (entry,) = caplog.records
@@ -64,30 +74,22 @@ def test_calculate_token_budget(
     assert entry.getMessage().startswith(f"Token budget: {expected} (GPU 0: {gibibytes:.1f}GB")
 
 
+@pytest.mark.usefixtures("cuda")
 def test_calculate_token_budget_message(caplog: pytest.LogCaptureFixture) -> None:
-    with (
-        mock.patch("torch.cuda.is_available", return_value=True),
-        mock.patch("torch.cuda.get_device_properties", return_value=FakeDevice(16)),
-        caplog.at_level(logging.INFO, LOGGER),
-    ):
+    with caplog.at_level(logging.INFO, LOGGER):
         calculate_token_budget()
     assert caplog.messages == ["Token budget: 16384 (GPU 0: 16.0GB total, 9.0GB available)"]
 
 
-def test_calculate_token_budget_bad_device() -> None:
-    with (
-        mock.patch("torch.cuda.is_available", return_value=True),
-        mock.patch("torch.cuda.get_device_properties", side_effect=AssertionError("Invalid id")),
-        pytest.raises(ValueError, match="GPU 7 cannot be used: Invalid id"),
-    ):
+def test_calculate_token_budget_bad_device(cuda: mock.Mock) -> None:
+    cuda.get_device_properties.side_effect = AssertionError("Invalid id")
+    with pytest.raises(ValueError, match="GPU 7 cannot be used: Invalid id"):
         calculate_token_budget(7)
 
 
-def test_calculate_token_budget_no_cuda(caplog: pytest.LogCaptureFixture) -> None:
-    with (
-        mock.patch("torch.cuda.is_available", return_value=False),
-        caplog.at_level(logging.WARNING, LOGGER),
-    ):
+def test_calculate_token_budget_no_cuda(cuda: mock.Mock, caplog: pytest.LogCaptureFixture) -> None:
+    cuda.is_available.return_value = False
+    with caplog.at_level(logging.WARNING, LOGGER):
         assert calculate_token_budget() == 4096
         assert calculate_token_budget(max_tokens=2048) == 2048
         assert calculate_token_budget(min_tokens=8192) == 8192
@@ -121,7 +123,8 @@ def test_calculate_token_budget_bad_arguments(arguments: dict[str, int], message
 
 
 @pytest.mark.parametrize("name", ["model_memory_gb", "safety_margin_gb"])
-def test_memory_that_is_no_number(name: str) -> None:
+def test_memory_that_is_no_number(name: str, cuda: mock.Mock) -> None:
+    cuda.is_available.return_value = False
     with pytest.raises(TypeError, match=rf"{name} must be a number \(got '5'\)"):
         calculate_token_budget(**{name: "5"})  # type: ignore[arg-type]
     assert calculate_token_budget(**{name: np.float32(5)}) == 4096  # type: ignore[arg-type]

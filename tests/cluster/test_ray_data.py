@@ -161,7 +161,7 @@ def test_column_of_our_own() -> None:
     ds = cut({"length": [1, 2], "id": ["a", "b"], "virnucpro.row": [8, 9]}, [])
     packed, _ = pack_dataset(ds, GreedyPacker(8))
     assert columns_of(packed)["virnucpro.row"] == [8, 9]
-    with pytest.raises(ValueError, match=r"there is a column 'virnucpro\.row' already"):
+    with pytest.raises(ValueError, match=r"column 'virnucpro\.row' already exists"):
         pack_dataset(ds, GreedyPacker(8), order="id")
 
 
@@ -209,7 +209,7 @@ BAD: list[tuple[dict[str, Any], str, type[Exception], str]] = [
     ({"length": [1.0]}, "row", ValueError, "block 1: column 'length' must be integers"),
     ({"length": [4, -3]}, "row", ValueError, "block 1: column 'length' is negative in row 1"),
     ({"size": [1]}, "row", ValueError, "block 1: no column 'length' (it has size)"),
-    ({"length": [1], "slot": [1]}, "row", ValueError, "block 1: there is a column 'slot' already"),
+    ({"length": [1], "slot": [1]}, "row", ValueError, "block 1: column 'slot' already exists"),
     ({"length": [1]}, "id", ValueError, "block 1: no column 'id' (it has length)"),
     ({"length": [1], "id": [None]}, "id", ValueError, "block 1: column 'id' is null in row 0"),
     ({"length": [1], "id": [1.5]}, "id", TypeError, "block 1: column 'id' must be strings or"),
@@ -256,7 +256,7 @@ def test_block_that_changed() -> None:
     packer = GreedyPacker(100)
     counts = packer.count([5, 6])
     packing = (packer, packer.lay_out(counts), "length", "row")
-    with pytest.raises(RuntimeError, match="block 3 is not what it was"):
+    with pytest.raises(RuntimeError, match="block 3 changed after"):
         assign_block(pa.table({"length": [5, 7]}), 3, packing, None, counts)
 
 
@@ -353,13 +353,13 @@ def test_folders(tmp_path: Path) -> None:
     (tmp_path / "b?.parquet").touch()
     pq.write_table(pa.table({"id": ["a"]}), tmp_path / "tables/z.parquet")
     for paths, output, message in (
-        ([one, one], plan, "is there twice"),
-        ([one, str(tmp_path / "tables")], plan, "is there twice"),
-        ([str(tmp_path / "tables")], tmp_path / "tables/plan", "is in an input folder"),
+        ([one, one], plan, "given twice"),
+        ([one, str(tmp_path / "tables")], plan, "given twice"),
+        ([str(tmp_path / "tables")], tmp_path / "tables/plan", "is inside an input folder"),
         ([str(tmp_path / "tables")], plan, r"z\.parquet: no column 'length'"),
         ([str(tmp_path / "b?.parquet")], plan, r"names with '\?'"),
-        ([one], tmp_path / "plan", "is there already"),
-        ([one], tmp_path / "link", "is there already"),
+        ([one], tmp_path / "plan", "already exists"),
+        ([one], tmp_path / "link", "already exists"),
         ([one], tmp_path / "no/plan", "no such directory"),
     ):
         with pytest.raises((OSError, ValueError), match=message):

@@ -33,7 +33,7 @@ def test_nothing_breaks_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> Non
     bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
 
     def attend_on_a_gpu(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-        attention.refuse(layer, bounds, 4, {"position_ids": bounds, "use_cache": False})
+        attention.check_arguments(layer, bounds, 4, {"position_ids": bounds, "use_cache": False})
         return attention.attend_varlen(query, key, key, bounds, 4, 0.0, 0.5, False)
 
     def compiled(function: Any) -> Any:

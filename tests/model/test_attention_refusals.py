@@ -25,18 +25,18 @@ from virnucpro.model.attention import packed_sdpa
     ("arguments", "message"),
     [
         ({"cu_seq_lens_q": None}, "needs cu_seq_lens_q"),
-        ({"cu_seq_lens_q": torch.tensor([0, 3, 8])}, r"rise from 0 to 7 \(got \[0, 3, 8\]\)"),
-        ({"cu_seq_lens_q": torch.tensor([1, 7])}, "rise from 0"),
-        ({"cu_seq_lens_q": torch.tensor([0, 5, 3, 7])}, "rise from 0"),
-        ({"query": torch.randn(2, 2, 7, 4)}, "one row of sequences"),
-        ({"key": torch.randn(1, 2, 8, 4)}, "one row of sequences"),
+        ({"cu_seq_lens_q": torch.tensor([0, 3, 8])}, r"increase from 0 to 7 \(got \[0, 3, 8\]\)"),
+        ({"cu_seq_lens_q": torch.tensor([1, 7])}, "increase from 0"),
+        ({"cu_seq_lens_q": torch.tensor([0, 5, 3, 7])}, "increase from 0"),
+        ({"query": torch.randn(2, 2, 7, 4)}, "one row of concatenated sequences"),
+        ({"key": torch.randn(1, 2, 8, 4)}, "one row of concatenated sequences"),
         ({"attention_mask": torch.ones(1, 1, 7, 7)}, "no attention_mask"),
-        ({"cu_seq_lens_k": torch.tensor([0, 4, 7])}, "same cu_seq_lens_k"),
+        ({"cu_seq_lens_k": torch.tensor([0, 4, 7])}, "cu_seq_lens_k to equal cu_seq_lens_q"),
         ({"sinks": torch.zeros(2)}, "does not support sinks"),
         ({"softcap": 30.0}, "does not support softcap"),
         ({"sliding_window": 4}, "does not support sliding_window"),
         ({"output_attentions": True}, "does not support output_attentions"),
-        ({"relative_bias": torch.zeros(1, 2, 7, 7)}, "does not know the tensor relative_bias"),
+        ({"relative_bias": torch.zeros(1, 2, 7, 7)}, "does not support the tensor relative_bias"),
     ],
 )
 def test_refused(arguments: dict[str, Any], message: str) -> None:
@@ -101,7 +101,7 @@ def test_masks_of_a_models_own_are_refused() -> None:
         (masking.or_masks(plain, plain), "or_masks"),
         (lambda *_: True, "test_masks_of_a_models_own_are_refused"),
     ):
-        with pytest.raises(ValueError, match=f"does not support the mask of {name}"):
+        with pytest.raises(ValueError, match=f"does not support the mask function {name}"):
             attention.refuse_masks(mask_function=mask)
 
 

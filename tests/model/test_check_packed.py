@@ -88,7 +88,7 @@ def test_models_with_a_state_are_found(name: str) -> None:
 def test_models_without_attention_are_found(name: str) -> None:
     size = "state_size" if name == "mamba" else "attention_hidden_size"
     parameters: dict[str, Any] = {size: 32}
-    with pytest.raises(ValueError, match="gives 6 of 7 sequences packed something else than"):
+    with pytest.raises(ValueError, match=r"changes the output of .* for 6 of 7 sequences"):
         check_packed(tiny_model(name, **parameters), fair_esm_converter())
 
 
@@ -120,7 +120,7 @@ def test_attention_that_crosses_sequences_is_found() -> None:
 
 def test_masks_that_change_neighbours_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EsmEmbeddings, "forward", inspect.unwrap(EsmEmbeddings.forward))
-    with pytest.raises(ValueError, match="7 of 7 sequences packed something else than"):
+    with pytest.raises(ValueError, match="for 7 of 7 sequences, compared with"):
         check_packed(packing(tiny_esm2()), fair_esm_converter())
     check_packed(packing(tiny_model("esm", mask_token_id=32, token_dropout=False)))
 
@@ -205,12 +205,12 @@ def test_what_cannot_be_checked_is_refused() -> None:
         check_packed(model, VarlenCollator(fair_esm_converter(), 3))
     with pytest.raises(TypeError, match="batch_converter must be"):
         check_packed(model, object())
-    with pytest.raises(ValueError, match="tokens that the model lacks: 23 of 20"):
+    with pytest.raises(ValueError, match=r"gives token 23, but .* vocabulary has 20 tokens"):
         check_packed(packing(tiny_model("bert", vocab_size=20)), fair_esm_converter())
     whole = packing(tiny_model("bert", "AutoModelForSequenceClassification"))
-    with pytest.raises(ValueError, match=r"no last_hidden_state or logits for each .*\[1, 2\]"):
+    with pytest.raises(ValueError, match=r"last_hidden_state or logits for each .*\[1, 2\]"):
         check_packed(whole, fair_esm_converter())
-    with pytest.raises(ValueError, match="does not support an encoder-decoder"):
+    with pytest.raises(ValueError, match="does not support encoder-decoder models"):
         check_packed(tiny_model("bart", d_model=32), fair_esm_converter())
 
 

@@ -20,7 +20,7 @@ from models import (
 )
 
 from virnucpro.data import GreedyPacker, VarlenCollator, model_inputs
-from virnucpro.model.tokenized_records import OWN
+from virnucpro.model.tokenized_records import BATCH_KEYS
 
 UNKNOWN = ESM2.index("<unk>")
 
@@ -210,8 +210,8 @@ def test_other_keys_are_carried() -> None:
     ]
     batch = collate(records)
     assert (batch["row"], batch["file"]) == ([7, None], [None, "x.fa"])
-    assert OWN - set(batch) == {"labels"}
-    assert set(batch) - OWN == {"row", "file"}
+    assert BATCH_KEYS - set(batch) == {"labels"}
+    assert set(batch) - BATCH_KEYS == {"row", "file"}
     # As another collator would count them.
     with pytest.raises(ValueError, match="record 'a' has 6 tokens, but its plan counted 5"):
         VarlenCollator(fair_esm_converter())(records)
@@ -219,9 +219,9 @@ def test_other_keys_are_carried() -> None:
 
 def test_what_is_given_as_budget() -> None:
     collate = VarlenCollator(fair_esm_converter())
-    assert (collate.max_tokens_per_batch, collate.given_budget) == (4096, None)
+    assert (collate.max_tokens_per_batch, collate.token_budget) == (4096, None)
     collate.max_tokens_per_batch = 4096
-    assert collate.given_budget == 4096
+    assert collate.token_budget == 4096
     collate.max_tokens_per_batch = 10
     with pytest.raises(ValueError, match="more than the budget of 10"):
         collate(records_of(["MKT", "MKTA"]))

@@ -97,7 +97,7 @@ def test_max_length(files: list[Path], caplog: pytest.LogCaptureFixture) -> None
         assert record == expected
     lost = sum(len(record["sequence"]) - 500 for record in too_long)
     assert caplog.messages == [
-        f"{len(too_long)} sequences exceed max_length (500), truncated: {lost:,} residues lost"
+        f"{len(too_long)} sequences exceed max_length (500), truncating: {lost:,} residues removed"
     ]
 
 
@@ -252,7 +252,7 @@ def test_damaged_plans_are_refused(tmp_path: Path) -> None:
     for rows in ([2, 1, 1], [2, 1, 3], [2, 1, -1]):
         plan = plan_for([2, 2, 4])
         plan.indices = np.array(rows, np.int32)
-        with pytest.raises(ValueError, match="the plan is damaged: it does not have each row once"):
+        with pytest.raises(ValueError, match="damaged: it does not contain each row exactly once"):
             PackedFastaDataset(path, plan)
 
 
@@ -269,7 +269,7 @@ def test_a_plan_is_checked_for_each_record(tmp_path: Path) -> None:
 
 def test_what_reading_changes_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_fasta(tmp_path / "a.fa", [("a", "mk*"), ("b", "MKT*"), ("c", "MK-")])
-    said = "sequences were changed as they were read: "
+    said = "sequences were changed while reading: "
     dataset = SequenceDataset(path)
     assert list(dataset) == list(dataset)
     assert len(PackedFastaDataset(path, plan_for([2, 3, 3]))[0]) == 3
@@ -288,7 +288,7 @@ def test_what_reading_changes_is_said(tmp_path: Path, caplog: pytest.LogCaptureF
     ]
     assert caplog.messages == []
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(ValueError, match="pipe: no regular file"):
+    with pytest.raises(ValueError, match="pipe: not a regular file"):
         SequenceDataset(tmp_path / "pipe")
 
 

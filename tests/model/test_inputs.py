@@ -17,8 +17,9 @@ from models import (
 
 import virnucpro.model.attention  # noqa: F401  (registers packed_sdpa)
 from virnucpro.data import model_inputs
-from virnucpro.model.configuration import find_unserved
-from virnucpro.model.inputs import first_position, warn_of_attention
+from virnucpro.model.configuration import find_unsupported
+from virnucpro.model.inputs import warn_of_attention
+from virnucpro.model.positions import first_position
 
 
 @pytest.mark.parametrize(
@@ -43,7 +44,7 @@ def test_attention_without_boundaries_is_warned_of_once(caplog: pytest.LogCaptur
         model_inputs(a_batch(), model)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "EsmModel has the attention 'sdpa'" in record.getMessage()
+    assert "EsmModel uses the attention implementation 'sdpa'" in record.getMessage()
     model_inputs(a_batch(), packing(model))
     model_inputs(a_batch(), tiny_model("mamba", state_size=8))
     assert len(caplog.records) == 1
@@ -67,7 +68,7 @@ def test_models_with_a_state_that_take_no_numbers_are_refused() -> None:
 
         def forward(self, input_ids: torch.Tensor) -> None: ...
 
-    with pytest.raises(ValueError, match=r"layers of type 'recurrent': .* Closed takes no seq_idx"):
+    with pytest.raises(ValueError, match=r"type 'recurrent': .* Closed does not accept seq_idx"):
         model_inputs(a_batch(), Closed())
 
 
@@ -93,6 +94,6 @@ def test_models_with_a_state_that_take_no_numbers_are_refused() -> None:
 def test_configurations_that_packing_does_not_serve(
     config: dict[str, Any], longest: int | None, message: str | None
 ) -> None:
-    found = find_unserved(SimpleNamespace(**config), longest)
+    found = find_unsupported(SimpleNamespace(**config), longest)
     assert (found is None) == (message is None)
     assert message is None or message in str(found)

@@ -203,7 +203,7 @@ def test_what_is_given_wins_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
     assert budget(later, **more) == 4096
     assert budget(default, **more) == 16384
     assert budget(default, token_budget=3000, **more) == 3000
-    assert (given.given_budget, default.given_budget) == (2048, None)
+    assert (given.token_budget, default.token_budget) == (2048, None)
     # Batches of the loader fill it.
     longest = max(len(batch["input_ids"]) for batch in loader(records, default, **more))
     assert 0.9 * 16384 < longest <= 16384

@@ -158,6 +158,18 @@ def test_what_is_no_state_is_refused(state: Any) -> None:
         PackedBatchSampler(proteins(10)).load_state_dict(state)
 
 
+@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+def test_states_of_other_versions_are_refused(version: Any) -> None:
+    sampler = PackedBatchSampler(proteins(10))
+    state = sampler.state_dict()
+    assert state["version"] == 1
+    with pytest.raises(ValueError, match=rf"must have version 1 \(got {version!r}\)"):
+        sampler.load_state_dict({**state, "version": version})
+    del state["version"]
+    with pytest.raises(ValueError, match=r"must have version 1 \(got None\)"):
+        sampler.load_state_dict(state)
+
+
 def test_seeds_and_sizes_do_not_share_draws() -> None:
     plan = GreedyPacker(100, special_tokens=0).pack_lengths([10] * 20 + [9] * 20 + [8] * 20)
     orders = set()

@@ -129,7 +129,7 @@ def test_what_a_tokenizer_leaves_out_is_counted(
     assert batch["num_unknown"] == 4
     assert collate.unknown_residues == {"J": 2, "-": 1, ".": 1}
     (message,) = caplog.messages
-    assert "are left out: J (2)" in message
+    assert "are skipped: J (2)" in message
     refusing = VarlenCollator(without_unknown(merges=merges), unknown="error")
     assert refusing(records_of(["MKTA"]))["num_unknown"] == 0
     with pytest.raises(ValueError, match="record 's1': 'J' at position 2"):

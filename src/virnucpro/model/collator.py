@@ -1,4 +1,4 @@
-"""Batches of records as packed tensors, in the layout of variable-length attention, and back."""
+"""Packed tensors of batches of records, in the layout of varlen attention, and their unpacking."""
 
 from __future__ import annotations
 
@@ -14,82 +14,86 @@ from numpy.typing import NDArray
 from virnucpro.data.records import Record, read_records
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
-from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, find_names, join
+from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, check_keys
 from virnucpro.model.vocabulary import Tokens, read_vocabulary
 
 logger = logging.getLogger(__name__)
 
 # Boundaries are int32.
-MOST_TOKENS = 2**31 - 1
+MAX_TOKENS = 2**31 - 1
 
 DEFAULT_BUDGET = 4096
 
-# Unknown texts that are counted one by one, and those that a message names.
-MOST_TEXTS = 1000
-MOST_NAMED = 10
+# The most unknown texts that are counted separately, and that a message names.
+MAX_TEXTS = 1000
+MAX_NAMED = 10
 
 
 class VarlenCollator:
-    """Turns the records of a batch into packed tensors: sequences end to end, without padding.
+    """Turns the records of a batch into packed tensors: concatenated sequences, without padding.
 
     A callable for ``DataLoader(collate_fn=...)``. It takes a list of records, dicts with `id` and
-    `sequence` (or one record), and returns a dict of
+    `sequence` (or a single record), and returns a dict of
 
-    - ``input_ids``: int64 [tokens], each sequence between its special tokens (BOS, EOS);
+    - ``input_ids``: int64 [tokens], each sequence with its special tokens (BOS, EOS);
     - ``position_ids``: int64 [tokens], from 0 in each sequence;
-    - ``cu_seqlens``: int32 [n + 1], where each sequence begins, and the end;
-    - ``max_seqlen``: int, tokens of the longest sequence;
-    - ``sequence_ids``: list, the `id` of each of the n records;
+    - ``cu_seqlens``: int32 [n + 1], the boundaries of the n sequences;
+    - ``max_seqlen``: int, the number of tokens of the longest sequence;
+    - ``sequence_ids``: list, the `id` of each record;
     - ``num_sequences``: int, n;
-    - ``truncated``: bool [n], whether a sequence was truncated, here or by what made the record
-      (``truncated=True`` in it);
-    - ``num_unknown``: int, residues that are not in the tokenizer's vocabulary;
+    - ``truncated``: bool [n], whether each sequence was truncated, here or before (its record has
+      ``truncated=True``);
+    - ``num_unknown``: int, the number of residues that are not in the tokenizer's vocabulary;
     - ``token_budget``: int, `max_tokens_per_batch`;
-    - ``special_tokens``: how many special tokens each sequence has before its residues and after;
-    - ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k``: the same boundaries
-      under the names that Hugging Face models take; see `model_inputs`;
-    - ``labels``, if records have them: int64 [tokens], -100 at special tokens and where a record
-      has none. A record's `labels` are integers, one for each token without special tokens, and
-      truncated as its tokens are; where it says ``truncated=True`` they may be those of the whole.
-    - Every other key of a record is carried along: a list of n values under its name, None where a
-      record lacks it.
+    - ``special_tokens``: tuple, how many special tokens precede and follow the residues of each
+      sequence;
+    - ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k``: the boundaries under
+      the names that Hugging Face models use; see `model_inputs`;
+    - ``labels``, if records have them: int64 [tokens], -100 at special tokens and for records
+      without labels. A record's `labels` are integers, one per token without special tokens, and
+      are truncated with its tokens. If it has ``truncated=True``, they may be those of the full
+      sequence.
+    - Every other key of the records: a list of n values, None for records without this key.
 
-    A record's `tokens`, what a plan counted for it with special tokens, is compared with what it
-    has. An empty list gives an empty dict. Records are not changed, and stay in their order.
+    If a record has `tokens`, the number that a plan counted for it (with special tokens), it is
+    compared with its number of tokens. An empty list gives an empty dict. Records are not changed
+    and keep their order.
 
-    Where each letter is a token, as for ESM-2, tokens are looked up in a table: the tokenizer's own
-    for each letter that it knows, and one ``<unk>`` for each residue that it does not know, so
-    that residues and tokens stay aligned. A special token that is spelled out, such as ``<mask>``,
-    is one token. Sequences of other vocabularies go through the tokenizer, whole.
+    If each letter is a token, as for ESM-2, tokens are looked up in a table: for each letter of the
+    vocabulary the tokenizer's own token, and for any other residue one ``<unk>``, so that residues
+    and tokens stay aligned. A special token spelled out, such as ``<mask>``, is one token. With
+    other vocabularies, the tokenizer encodes each full sequence.
 
     Args:
         batch_converter: A batch converter of fair-esm (``alphabet.get_batch_converter()``) or a
             tokenizer of Hugging Face transformers.
-        max_tokens_per_batch: The budget in tokens, special tokens included; 4,096 if None.
-        max_sequence_length: Tokens kept of a sequence, the first ones, without special tokens. A
-            sequence that is truncated keeps its EOS.
-        unknown: What to do about residues that become ``<unk>``: "warn" logs one WARNING, at the
-            first batch that has any; "error" refuses them; "ignore" only counts them. An ``<unk>``
-            that is spelled out is none. With a tokenizer that has no unknown token, these are the
-            residues that it leaves out.
+        max_tokens_per_batch: The token budget of a batch, including special tokens; 4,096 if None.
+        max_sequence_length: The most tokens kept of a sequence, from its start, without special
+            tokens. A truncated sequence keeps its EOS.
+        unknown: How to handle residues that become ``<unk>``: "warn" logs one WARNING, at the first
+            batch that has any; "error" raises an error; "ignore" only counts them. An ``<unk>``
+            spelled out in a sequence does not count. If the tokenizer has no unknown token, these
+            are the residues that it skips.
 
     Attributes:
-        unknown_residues: How often each unknown residue occurred in all batches so far, a Counter;
-            the empty text counts those that the tokenizer does not tell. Workers of a DataLoader
-            have copies; there ``num_unknown`` of the batches tells.
-        num_residues: Residues of all batches so far; tokens where these are not residues.
-        given_budget: `max_tokens_per_batch` as it was given, or set later; None if it was not.
+        unknown_residues: Number of occurrences of each unknown residue in all batches so far, a
+            Counter; under the empty text if the tokenizer does not report them. Workers of a
+            DataLoader have their own copies; use ``num_unknown`` of the batches instead.
+        num_residues: Number of residues in all batches so far, or of tokens if residues are not
+            tokens.
+        token_budget: `max_tokens_per_batch` as passed or set later; None if neither.
 
     Raises:
-        ValueError: The records have more tokens than the budget; a record lacks its `id` or
-            `sequence`, has not one label for each token, not as many tokens as were planned, a key
-            that the batch has of its own, or under unknown="error" an unknown residue. A parameter
-            is out of range, or the tokenizer truncates sequences at their beginning.
-        TypeError: `batch_converter` is neither of the two, a record is no dict, or its `labels` are
+        ValueError: The records have more tokens than the budget; a record lacks `id` or `sequence`,
+            does not have one label per token or as many tokens as planned, has a key that the
+            batch uses, or, with unknown="error", has an unknown residue. A parameter is out of
+            range, or the tokenizer truncates sequences at their start.
+        TypeError: `batch_converter` has another type, a record is not a dict, or its `labels` are
             not integers.
 
     Example:
         >>> from types import SimpleNamespace
+        >>> from virnucpro.data import VarlenCollator
         >>> letters = {"<cls>": 0, "<eos>": 2, "<unk>": 3, "K": 15, "M": 20}
         >>> alphabet = SimpleNamespace(
         ...     tok_to_idx=letters, unk_idx=3, cls_idx=0, eos_idx=2, prepend_bos=True,
@@ -114,7 +118,7 @@ class VarlenCollator:
     ) -> None:
         self.vocabulary = read_vocabulary(batch_converter)
         self.unknown = unknown
-        self.given_budget = max_tokens_per_batch
+        self.token_budget = max_tokens_per_batch
         self.max_sequence_length = max_sequence_length
         self.unknown_residues: Counter[str] = Counter()
         self.num_residues = 0
@@ -122,27 +126,27 @@ class VarlenCollator:
 
     @property
     def max_tokens_per_batch(self) -> int:
-        """The budget in tokens; 4,096 where nobody gave one."""
-        return DEFAULT_BUDGET if self.given_budget is None else self.given_budget
+        """The token budget of a batch; 4,096 by default."""
+        return DEFAULT_BUDGET if self.token_budget is None else self.token_budget
 
     @max_tokens_per_batch.setter
     def max_tokens_per_batch(self, budget: int) -> None:
-        self.given_budget = budget
+        self.token_budget = budget
 
     @property
     def special_tokens(self) -> int:
-        """Tokens that each sequence has beside its residues."""
+        """Number of special tokens of each sequence."""
         return len(self.vocabulary.before) + len(self.vocabulary.after)
 
     @property
     def has_table(self) -> bool:
         """Whether each residue is a token."""
-        return self.vocabulary.of_letter is not None
+        return self.vocabulary.letter_ids is not None
 
     def __call__(self, records: Sequence[Record] | Record) -> dict[str, Any]:
-        """Return the tensors of a batch; the class tells which.
+        """Return the tensors of a batch, as described for the class.
 
-        Cost: O(tokens); without a table, that of the tokenizer.
+        Cost: O(tokens), or that of the tokenizer if residues are not tokens.
         """
         limits = self.limits()
         records = [records] if isinstance(records, dict) else list(records)
@@ -160,35 +164,34 @@ class VarlenCollator:
     def limits(self, token_budget: int | None = None) -> Limits:
         """Check the parameters, which may have been changed, and return the limits of a batch.
 
-        The budget is the collator's own, unless one is given.
+        `token_budget` replaces the collator's own budget unless it is None.
         """
         if self.unknown not in ("warn", "error", "ignore"):
             raise ValueError(f"unknown must be 'warn', 'error' or 'ignore' (got {self.unknown!r})")
         budget = self.max_tokens_per_batch if token_budget is None else token_budget
-        check_integer(budget, "max_tokens_per_batch", 1, MOST_TOKENS)
+        check_integer(budget, "max_tokens_per_batch", 1, MAX_TOKENS)
         return Limits(budget, self.max_sequence_length, self.special_tokens)
 
     def tokenize(self, records: list[Record], limits: Limits) -> TokenizedRecords:
-        """Return the records with the tokens that are kept of each, to make batches of."""
-        limit = limits.max_residues
+        """Return the records with their truncated tokens, from which batches are made."""
         read_records(records, "records")
-        tokens = self.vocabulary.tokenize([record["sequence"] for record in records], limit)
-        names = find_names(records)
-        if "tokens" in names:
+        tokens = self.vocabulary.tokenize([record["sequence"] for record in records], limits)
+        keys = check_keys(records)
+        if "tokens" in keys:
             check_counts(records, np.diff(tokens.offsets))
         self._count_unknown(records, tokens)
-        num_truncated = np.count_nonzero(tokens.whole > limit)
+        num_truncated = np.count_nonzero(tokens.full_lengths > limits.max_residues)
         if num_truncated:
             logger.warning(
                 "%s of %s sequences exceed max_length (%d), truncating",
                 f"{num_truncated:,}",
                 f"{len(records):,}",
-                limit,
+                limits.max_residues,
             )
-        return join(records, names, tokens, self.vocabulary)
+        return TokenizedRecords.from_tokens(records, keys, tokens, self.vocabulary)
 
     def to_batch(self, tokenized: TokenizedRecords, limits: Limits) -> dict[str, Any]:
-        """Return the tensors of tokenized records; the class tells which."""
+        """Return the tensors of tokenized records, as described for the class."""
         return make_batch(
             tokenized.input_ids.astype(np.int64, copy=False),
             tokenized.offsets.astype(np.int32),
@@ -198,7 +201,7 @@ class VarlenCollator:
             tokenized.truncated,
             0 if tokenized.num_unknown is None else int(tokenized.num_unknown.sum()),
             tokenized.labels(),
-            tokenized.carried(),
+            tokenized.extra_values(),
         )
 
     def _count_unknown(self, records: list[Record], tokens: Tokens) -> None:
@@ -207,22 +210,22 @@ class VarlenCollator:
         self.num_residues += num_residues
         for text, number in tokens.unknown.items():
             counts = self.unknown_residues
-            is_counted = text in counts or len(counts) < MOST_TEXTS
-            counts[text if is_counted else ""] += number
+            is_separate = text in counts or len(counts) < MAX_TEXTS
+            counts[text if is_separate else ""] += number
         first = tokens.first_unknown
         if first is None or self.unknown == "ignore":
             return
         if self.unknown == "error":
-            what = "some text"
+            text = "some text"
             if first.position is not None:
-                what = f"{first.text!r} at position {first.position:,}, counted from 0,"
+                text = f"{first.text!r} at position {first.position:,}, counted from 0,"
             raise ValueError(
-                f"record {records[first.sequence]['id']!r}: {what} is not in the tokenizer's "
+                f"record {records[first.sequence]['id']!r}: {text} is not in the tokenizer's "
                 "vocabulary"
             )
         if is_first:
             number = sum(tokens.unknown.values())
-            if self.vocabulary.leaves_out:
+            if self.vocabulary.skips_unknown:
                 num_residues += number
             logger.warning(
                 "%s of %s %s (%s) are not in the tokenizer's vocabulary and %s%s; "
@@ -231,19 +234,19 @@ class VarlenCollator:
                 f"{num_residues:,}",
                 "residues" if self.has_table else "tokens",
                 f"{number / num_residues:.2%}",
-                self.vocabulary.fate_of_unknown,
-                name_texts(tokens.unknown),
+                self.vocabulary.unknown_outcome,
+                format_texts(tokens.unknown),
             )
 
 
-def name_texts(unknown: Mapping[str, int]) -> str:
-    """Return what is unknown, most frequent first, for a message."""
+def format_texts(unknown: Mapping[str, int]) -> str:
+    """Return unknown texts with their counts, most frequent first, for a message."""
     named = [
         f"{text if text.isprintable() and text.strip() else repr(text)} ({number:,})"
-        for text, number in Counter(unknown).most_common(MOST_NAMED)
+        for text, number in Counter(unknown).most_common(MAX_NAMED)
         if text
     ]
-    more = ", ..." if len(unknown) > MOST_NAMED else ""
+    more = ", ..." if len(unknown) > MAX_NAMED else ""
     return f": {', '.join(named)}{more}" if named else ""
 
 
@@ -256,20 +259,20 @@ def make_batch(
     truncated: NDArray[np.bool_] | None = None,
     num_unknown: int = 0,
     labels: NDArray[np.int64] | None = None,
-    carried: dict[str, list[Any]] | None = None,
+    extra_values: dict[str, list[Any]] | None = None,
 ) -> dict[str, Any]:
-    """Return a batch as `VarlenCollator` gives it; all else follows from these."""
+    """Return a batch as described for `VarlenCollator`, from the values that determine it."""
     lengths = cu_seqlens[1:] - cu_seqlens[:-1]
     position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], lengths)
     boundaries = torch.from_numpy(cu_seqlens)
-    longest = int(lengths.max())
+    max_seqlen = int(lengths.max())
     if truncated is None:
         truncated = np.zeros(len(sequence_ids), np.bool_)
     batch = {
         "input_ids": torch.from_numpy(input_ids),
         "position_ids": torch.from_numpy(position_ids),
         "cu_seqlens": boundaries,
-        "max_seqlen": longest,
+        "max_seqlen": max_seqlen,
         "sequence_ids": sequence_ids,
         "num_sequences": len(sequence_ids),
         "truncated": torch.from_numpy(truncated),
@@ -278,9 +281,9 @@ def make_batch(
         "special_tokens": special_tokens,
         "cu_seq_lens_q": boundaries,
         "cu_seq_lens_k": boundaries,
-        "max_length_q": longest,
-        "max_length_k": longest,
-        **(carried or {}),
+        "max_length_q": max_seqlen,
+        "max_length_k": max_seqlen,
+        **(extra_values or {}),
     }
     if labels is not None:
         batch["labels"] = torch.from_numpy(labels)
@@ -288,12 +291,13 @@ def make_batch(
 
 
 class Unpacked(NamedTuple):
-    """What a model says of each sequence of a batch, in the order of the batch.
+    """The output of a model for each of the n sequences of a batch, in batch order.
 
     Attributes:
         sequence_ids: The ID of each sequence.
-        states: The states of its residues, a tensor [residues, hidden] for each sequence.
-        embeddings: Their means, float32 or wider [n, hidden]; NaN for a sequence without residues.
+        states: For each sequence, the states of its residues, [residues, hidden].
+        embeddings: The mean state of each sequence, float32 or wider [n, hidden]; NaN for a
+            sequence without residues.
     """
 
     sequence_ids: list[Any]
@@ -308,23 +312,26 @@ def unpack(
     num_before: int = 1,
     num_after: int = 1,
 ) -> Unpacked:
-    """Return the states of each sequence's residues, and their mean, without special tokens.
+    """Return the states of each sequence's residues and their mean, without special tokens.
 
     Args:
-        hidden_states: What a model gives for a packed batch, [tokens, hidden] or
+        hidden_states: The output of a model for a packed batch, [tokens, hidden] or
             [1, tokens, hidden].
-        batch: The batch of a `VarlenCollator`, which has all that follows; or the boundaries of
-            sequences, int [n + 1].
-        sequence_ids: The ID of each sequence, with boundaries.
-        num_before: With boundaries, special tokens before the residues of a sequence (BOS).
-        num_after: With boundaries, special tokens after them (EOS); none with ESM-1.
+        batch: The batch of a `VarlenCollator`, which determines all other arguments; or the
+            boundaries of the n sequences, integers [n + 1].
+        sequence_ids: The ID of each sequence. Required with boundaries.
+        num_before: Special tokens before the residues of a sequence (BOS). Only with boundaries.
+        num_after: Special tokens after the residues of a sequence (EOS); 0 for ESM-1. Only with
+            boundaries.
 
     Raises:
-        ValueError: The shapes do not fit each other, or boundaries come without IDs.
+        ValueError: The shapes do not match, or `sequence_ids` are missing.
 
     Cost: one copy of the states, of which `states` are views.
 
     Example:
+        >>> import torch
+        >>> from virnucpro.data import unpack
         >>> states = torch.tensor([[0.0], [1.0], [3.0], [0.0], [0.0], [5.0], [0.0]])
         >>> unpacked = unpack(states, torch.tensor([0, 4, 7]), ["a", "b"])
         >>> unpacked.embeddings
@@ -349,20 +356,21 @@ def unpack(
     lengths = boundaries.diff() - num_before - num_after
     if len(lengths) != len(sequence_ids):
         raise ValueError(
-            f"sequence_ids must be one a sequence (got {len(sequence_ids)} for {len(lengths)})"
+            f"sequence_ids must have one ID per sequence (got {len(sequence_ids)} for "
+            f"{len(lengths)} sequences)"
         )
     if len(lengths) == 0:
         raise ValueError("cu_seqlens must have at least one sequence")
     if boundaries[0] != 0 or boundaries[-1] != len(hidden_states) or (lengths < 0).any():
         raise ValueError(
-            f"cu_seqlens must lead from 0 to the {len(hidden_states):,} tokens of hidden_states, "
-            f"with {num_before + num_after} special tokens in each sequence"
+            f"cu_seqlens must increase from 0 to {len(hidden_states):,}, the tokens of "
+            f"hidden_states, with {num_before + num_after} special tokens in each sequence"
         )
     is_residue = torch.ones(len(hidden_states), dtype=torch.bool, device=hidden_states.device)
-    for place in range(num_before):
-        is_residue[boundaries[:-1] + place] = False
-    for place in range(num_after):
-        is_residue[boundaries[1:] - 1 - place] = False
+    for index in range(num_before):
+        is_residue[boundaries[:-1] + index] = False
+    for index in range(num_after):
+        is_residue[boundaries[1:] - 1 - index] = False
     residues = hidden_states[is_residue]
     wide = residues.to(torch.promote_types(residues.dtype, torch.float32))
     embeddings = torch.segment_reduce(wide, "mean", lengths=lengths, axis=0)

@@ -1,4 +1,4 @@
-"""The records of FASTA files as PyTorch data sets: in a stream, or batch by batch of a plan."""
+"""PyTorch data sets of FASTA files: a stream of records, or the batches of a plan."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from virnucpro.data.plan import PackingPlan
 from virnucpro.data.records import Record
-from virnucpro.files.fasta import Changes, ReadOptions, check_exists, make_scanner, scan_fasta
+from virnucpro.files.fasta import ReadChanges, ReadOptions, check_exists, make_scanner, scan_fasta
 from virnucpro.files.record_file import RecordFile
 from virnucpro.kernel.arguments import check_integer
 
@@ -29,26 +29,28 @@ Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
 class SequenceDataset(IterableDataset[Record]):
     r"""The records of FASTA files, as dicts with `id`, `sequence` and `file`.
 
-    The workers of a DataLoader, and the ranks of `torch.distributed` where it is initialised, share
-    the records: of n workers on all ranks together, each gets every n-th record, so one large file
-    keeps all of them busy. All records come, each once, for any number of workers and ranks.
+    The records are split among the workers of a DataLoader and, if `torch.distributed` is
+    initialized, among its ranks: of n workers on all ranks together, each yields every n-th record,
+    so even a single large file keeps all of them busy. Each record is yielded exactly once.
 
     Args:
-        fasta_files: The paths of FASTA files, plain or compressed; or one path.
-        max_length: Residues to keep of a sequence, from its N-terminal end; None for all. A record
-            cut has ``truncated=True`` besides, and one WARNING tells how many were cut.
-        options: How to read the files; None for the defaults of `ReadOptions`. One WARNING of the
-            first worker tells what they changed.
+        fasta_files: The paths of FASTA files, plain or compressed, or a single path.
+        max_length: The most residues kept of a sequence, from its N-terminal end; all if None. A
+            truncated record has ``truncated=True``, and one WARNING reports their number.
+        options: How to read the files; the defaults of `ReadOptions` if None. One WARNING, by the
+            first worker, reports what they changed.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: There are no files, one of them is not FASTA, or damaged or cut off; what
-            reading alone can tell is raised where the records are iterated over.
+        FileNotFoundError: A file does not exist.
+        ValueError: There are no files, or a file is not FASTA, damaged or incomplete. The content
+            of the files is checked during iteration.
 
-    Cost: each worker reads all files and keeps its share.
+    Cost: each worker reads all files and keeps its share of the records.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
+        >>> from virnucpro.data import SequenceDataset
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "proteins.fasta")
         ...     _ = path.write_text(">a\nMKTAY\n>b\nMK\n")
@@ -70,7 +72,7 @@ class SequenceDataset(IterableDataset[Record]):
             max_length = check_integer(max_length, "max_length", 1)
         self.max_length = max_length
         self._rank: tuple[int, int] | None = None
-        self._has_told = False
+        self._has_warned = False
 
     def __iter__(self) -> Iterator[Record]:
         rank, world_size = self._find_rank()
@@ -78,26 +80,26 @@ class SequenceDataset(IterableDataset[Record]):
         if worker is not None:
             rank = rank * worker.num_workers + worker.id
             world_size *= worker.num_workers
-        num_truncated = residues_lost = 0
-        records = self._records(tells=rank == 0)
+        num_truncated = truncated_residues = 0
+        records = self._records(warns=rank == 0)
         for file, identifier, sequence in itertools.islice(records, rank, None, world_size):
             record: Record = {"id": identifier, "sequence": sequence, "file": file}
             if self.max_length is not None and len(sequence) > self.max_length:
                 num_truncated += 1
-                residues_lost += len(sequence) - self.max_length
+                truncated_residues += len(sequence) - self.max_length
                 record.update(sequence=sequence[: self.max_length], truncated=True)
             yield record
         if num_truncated:
             logger.warning(
-                "%s sequences exceed max_length (%d), truncated: %s residues lost",
+                "%s sequences exceed max_length (%d), truncating: %s residues removed",
                 f"{num_truncated:,}",
                 self.max_length,
-                f"{residues_lost:,}",
+                f"{truncated_residues:,}",
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker that is spawned is in no process group: it gets the rank of the process whose
-        # worker it is, as does any other copy that is used outside of a group.
+        # A spawned worker is not in the process group, so its copy carries the rank of the process
+        # that it works for.
         return {**self.__dict__, "_rank": self._find_rank()}
 
     def _find_rank(self) -> tuple[int, int]:
@@ -106,49 +108,50 @@ class SequenceDataset(IterableDataset[Record]):
             return distributed.get_rank(), distributed.get_world_size()
         return self._rank or (0, 1)
 
-    def _records(self, tells: bool) -> Iterator[tuple[str, str, str]]:
-        changes = Changes()
+    def _records(self, warns: bool) -> Iterator[tuple[str, str, str]]:
+        changes = ReadChanges()
         for path in self.fasta_files:
             scanner = make_scanner(self.options, keep_residues=True)
             for _ in scan_fasta(path, scanner):
                 for identifier, sequence in scanner.take_records():
                     yield path, identifier, sequence
-            changes += Changes(*scanner.changes)
-        if tells and not self._has_told:
-            self._has_told = True
-            tell_changes(changes)
+            changes += ReadChanges(*scanner.changes)
+        if warns and not self._has_warned:
+            self._has_warned = True
+            warn_of_changes(changes)
 
 
 class PackedFastaDataset(Dataset[list[Record]]):
-    r"""The batches of a plan for FASTA files: ``[i]`` reads the records of batch i, and no others.
+    r"""The batches of a plan for FASTA files; ``[i]`` reads the records of batch i.
 
-    Records are as `GreedyPacker.pack_sequences` gives them, longest first and cut at the plan's
-    limit with ``truncated=True``: dicts with `id`, `sequence`, `file`, `row` (the record's number
-    through all files) and `tokens` (what the plan counted for it, which `VarlenCollator` checks).
-    Batches are whole, so a DataLoader is given ``batch_size=None`` and a `VarlenCollator`; it may
-    shuffle.
+    Records are as `GreedyPacker.pack_sequences` returns them, longest first and truncated to the
+    plan's limit with ``truncated=True``. They are dicts with `id`, `sequence`, `file`, `row` (the
+    number of the record in all files together) and `tokens` (the number that the plan counted,
+    which `VarlenCollator` checks). Items are whole batches, so use a DataLoader with
+    ``batch_size=None`` and a `VarlenCollator`; it may shuffle.
 
-    No index is read or written. Compressed files are expanded into copies among the
-    system's temporary files, which workers share.
+    No index is read or written. Compressed files are decompressed to temporary files, which workers
+    share.
 
     Args:
-        fasta: The paths of FASTA files, plain or compressed, or one path.
-        plan: A plan for the lengths of all their records, in order of files and records.
-        options: How to read the files, as when the plan was made; None for the defaults of
-            `ReadOptions`. One WARNING tells what they changed.
+        fasta: The paths of FASTA files, plain or compressed, or a single path.
+        plan: A plan for the lengths of all their records, in the order of files and records.
+        options: How to read the files, as when the plan was made; the defaults of `ReadOptions` if
+            None. One WARNING reports what they changed.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        OSError: A file cannot be read, or there is no room for a copy.
-        ValueError: A file is not FASTA, damaged or cut off; the plan is for other sequences; or,
-            where a batch is read, a file has changed since.
+        FileNotFoundError: A file does not exist.
+        OSError: A file cannot be read, or there is no space for a temporary file.
+        ValueError: A file is not FASTA, damaged or incomplete, or the plan is for other sequences.
+            When a batch is read: a file has changed.
 
-    Cost: each file is read once through, 16 bytes of memory a record; then one seek a record.
+    Cost: each file is read once, and takes 16 bytes of memory per record; then one seek per record.
     Batches may be read from several threads and processes.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
-        >>> from virnucpro.data import GreedyPacker
+        >>> from virnucpro.data import GreedyPacker, PackedFastaDataset
         >>> plan = GreedyPacker(max_tokens_per_batch=12).pack_lengths([5, 8, 2])
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "proteins.fasta")
@@ -165,39 +168,39 @@ class PackedFastaDataset(Dataset[list[Record]]):
         self.plan = plan
         self.options = check_options(options)
         self._files = [RecordFile(path, self.options) for path in self.fasta_files]
-        # The rows of each file, from one to the next.
+        # Row of the first record of each file, and the number of rows.
         self._starts = np.cumsum([0, *map(len, self._files)])
         self._check_plan()
-        tell_changes(sum((file.changes for file in self._files), Changes()))
+        warn_of_changes(sum((file.changes for file in self._files), ReadChanges()))
 
     def __len__(self) -> int:
         return len(self.plan)
 
     def __getitem__(self, batch: int) -> list[Record]:
-        """Records of a batch."""
+        """Return the records of a batch."""
         rows = self.plan[batch]
         limits = self.plan.limits
         records: list[Record] = [{}] * len(rows)
         numbers = np.searchsorted(self._starts, rows, side="right") - 1
         for number in np.unique(numbers).tolist():
             file = self._files[number]
-            places = np.flatnonzero(numbers == number)
-            found = file.read((rows[places] - self._starts[number]).tolist())
-            for place, (identifier, sequence) in zip(places.tolist(), found, strict=True):
+            slots = np.flatnonzero(numbers == number)
+            found = file.read((rows[slots] - self._starts[number]).tolist())
+            for slot, (identifier, sequence) in zip(slots.tolist(), found, strict=True):
                 record: Record = {
                     "id": identifier,
                     "sequence": sequence[: limits.max_residues],
                     "file": file.path,
-                    "row": int(rows[place]),
+                    "row": int(rows[slot]),
                     "tokens": limits.tokens(len(sequence)),
                 }
                 if len(sequence) > limits.max_residues:
                     record["truncated"] = True
-                records[place] = record
+                records[slot] = record
         return records
 
     def _check_plan(self) -> None:
-        """Require that the plan is one for the sequences of the files."""
+        """Raise if the plan is not for the sequences of the files."""
         plan, rows = self.plan, self.plan.indices
         num_sequences = int(self._starts[-1])
         if num_sequences != plan.num_sequences:
@@ -205,10 +208,10 @@ class PackedFastaDataset(Dataset[list[Record]]):
                 f"the plan has {plan.num_sequences:,} sequences, the files have {num_sequences:,}"
             )
         if (rows < 0).any() or (rows >= num_sequences).any() or (np.bincount(rows) != 1).any():
-            raise ValueError("the plan is damaged: it does not have each row once")
+            raise ValueError("the plan is damaged: it does not contain each row exactly once")
         lengths = np.concatenate([file.lengths for file in self._files])[rows]
         tokens = plan.limits.tokens(lengths)
-        planned = slot_tokens(plan)
+        planned = tokens_by_slot(plan)
         wrong = np.flatnonzero(tokens != planned)
         if len(wrong):
             at = int(wrong[np.argmin(rows[wrong])])
@@ -222,8 +225,8 @@ class PackedFastaDataset(Dataset[list[Record]]):
             )
 
 
-def slot_tokens(plan: PackingPlan) -> NDArray[np.int64]:
-    """Return the tokens of each sequence in the order of a plan's indices, as its layout has it."""
+def tokens_by_slot(plan: PackingPlan) -> NDArray[np.int64]:
+    """Return the tokens that a plan counted for each sequence, in the order of its indices."""
     counts = plan.core.counts
     tokens = np.repeat(counts.tokens, counts.sequences)
     lengths = tokens - plan.special_tokens
@@ -232,21 +235,21 @@ def slot_tokens(plan: PackingPlan) -> NDArray[np.int64]:
     return by_slot
 
 
-def tell_changes(changes: Changes) -> None:
-    """Log what reading changed, if anything."""
-    if changes != Changes():
-        logger.warning("sequences were changed as they were read: %s", changes)
+def warn_of_changes(changes: ReadChanges) -> None:
+    """Warn of what reading changed, if anything."""
+    if changes != ReadChanges():
+        logger.warning("sequences were changed while reading: %s", changes)
 
 
 def check_options(options: ReadOptions | None) -> ReadOptions:
-    """Return options to read with."""
+    """Return checked options; the defaults if None."""
     if options is not None and not isinstance(options, ReadOptions):
         raise TypeError(f"options must be ReadOptions (got {type(options).__name__})")
     return options or ReadOptions()
 
 
 def check_paths(paths: Paths, name: str) -> list[str]:
-    """Return the paths of files, of which there is at least one and each can be read."""
+    """Return the paths of one or more regular files as strings."""
     if isinstance(paths, (str, PathLike)):
         paths = [paths]
     if not isinstance(paths, Iterable):
@@ -257,5 +260,5 @@ def check_paths(paths: Paths, name: str) -> list[str]:
     for path in result:
         check_exists(Path(path))
         if not Path(path).is_file():
-            raise ValueError(f"{path}: no regular file, so it cannot be read more than once")
+            raise ValueError(f"{path}: not a regular file, so it cannot be read more than once")
     return result

@@ -1,4 +1,4 @@
-"""What Hugging Face models are given for packed batches, and what of them cannot be packed."""
+"""The arguments of Hugging Face models for packed batches."""
 
 from __future__ import annotations
 
@@ -6,25 +6,22 @@ import inspect
 import logging
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 
 from virnucpro.model.configuration import (
-    attention_of,
-    is_attention,
+    attention_implementation,
+    is_attention_layer,
     is_encoder_decoder,
-    other_layers,
     text_config,
+    unsupported_layers,
 )
+from virnucpro.model.positions import first_position
 
 logger = logging.getLogger(__name__)
 
-# Attention implementations of transformers that do not read boundaries.
-UNPACKED = frozenset({"eager", "flex_attention", "sdpa"})
-
-# What `first_position` has found, since a walk over a model's modules takes milliseconds.
-FIRST_POSITIONS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+# Attention implementations of transformers that ignore boundaries.
+IGNORE_BOUNDARIES = frozenset({"eager", "flex_attention", "sdpa"})
 
 
 def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
@@ -33,28 +30,32 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
     They are ``input_ids`` and ``position_ids``, int64 [1, tokens], and the boundaries
     ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q`` and ``max_length_k``.
 
-    Without `model`, positions are from 0, as rotary embeddings and BERT count them. With it, they
-    are from where the model counts: RoBERTa and ESM-1b do from their padding token's number + 1.
-    Models whose layers carry a state from token to token (Mamba's kin) get ``seq_idx`` too, the
-    number of each token's sequence, int32 [1, tokens]. `check_packed` tells whether they heed it.
-    A model whose attention does not read boundaries gets a WARNING, once.
+    Without `model`, the positions of each sequence start from 0, which is right for rotary
+    embeddings and BERT. With `model`, they start where the model's do: for RoBERTa and ESM-1b, at
+    the ID of the padding token + 1. Models whose layers carry a state from token to token (Mamba
+    and similar) also get ``seq_idx``, the number of each token's sequence, int32 [1, tokens];
+    `check_packed` checks whether they use it. If the model's attention ignores boundaries, one
+    WARNING says so.
 
     Args:
-        batch: What a `VarlenCollator` gives.
+        batch: A batch of `VarlenCollator`.
         model: The model that will run the batch.
 
     Raises:
-        KeyError: The batch is of another collator, or empty.
-        ValueError: The model is an encoder-decoder, or has layers with a state and takes no
+        KeyError: The batch is empty or does not come from a `VarlenCollator`.
+        ValueError: The model is an encoder-decoder, or has layers with a state but does not accept
             ``seq_idx``.
 
-    Cost: none without `model`, as tensors are views; else a walk over the model's modules, once.
+    Cost: the tensors are views. With `model`, its modules are searched once.
 
     Example:
-        >>> import numpy as np
-        >>> from virnucpro.data import model_inputs
-        >>> from virnucpro.model.collator import make_batch
-        >>> batch = make_batch(np.array([0, 20, 2]), np.array([0, 3], np.int32), ["a"], 4096)
+        >>> from types import SimpleNamespace
+        >>> from virnucpro.data import VarlenCollator, model_inputs
+        >>> alphabet = SimpleNamespace(
+        ...     tok_to_idx={"<cls>": 0, "<eos>": 2, "<unk>": 3, "M": 20}, unk_idx=3, cls_idx=0,
+        ...     eos_idx=2, prepend_bos=True, append_eos=True, use_msa=False, encode=None)
+        >>> collate = VarlenCollator(SimpleNamespace(alphabet=alphabet))
+        >>> batch = collate([{"id": "a", "sequence": "M"}])
         >>> model_inputs(batch)["input_ids"].shape
         torch.Size([1, 3])
     """
@@ -68,62 +69,52 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
         return inputs
     config = text_config(model)
     if is_encoder_decoder(config):
-        raise ValueError("model_inputs does not support an encoder-decoder")
+        raise ValueError("model_inputs does not support encoder-decoder models")
     if getattr(config, "token_dropout", False):
-        # Makes the share of mask tokens that of each sequence.
-        from virnucpro.model.esm import count_masks_by_sequence
+        from virnucpro.model.esm import patch_esm_embeddings
 
-        count_masks_by_sequence()
+        patch_esm_embeddings()
     first = first_position(model)
     if first:
         inputs["position_ids"] = inputs["position_ids"] + first
-    stateful = [kind for kind in other_layers(config) if not is_attention(kind)]
-    attention = attention_of(model)
-    if attention in UNPACKED and not stateful:
+    stateful = [kind for kind in unsupported_layers(config) if not is_attention_layer(kind)]
+    attention = attention_implementation(model)
+    if attention in IGNORE_BOUNDARIES and not stateful:
         warn_of_attention(type(model).__name__, attention)
-    takes_seq_idx = takes(model, "seq_idx", or_any=bool(stateful))
-    if stateful and not takes_seq_idx:
+    accepts_seq_idx = accepts(model, "seq_idx", or_kwargs=bool(stateful))
+    if stateful and not accepts_seq_idx:
         raise ValueError(
             f"model_inputs does not support layers of type {stateful[0]!r}: they carry a state "
-            f"from token to token, and {type(model).__name__} takes no seq_idx"
+            f"from token to token, and {type(model).__name__} does not accept seq_idx"
         )
-    if takes_seq_idx:
-        inputs["seq_idx"] = number_sequences(batch)[None]
+    if accepts_seq_idx:
+        inputs["seq_idx"] = make_seq_idx(batch)[None]
     return inputs
 
 
 @cache
 def warn_of_attention(model_name: str, attention: str) -> None:
-    """Say once that an attention implementation does not read boundaries."""
+    """Warn once that an attention implementation ignores boundaries."""
     logger.warning(
-        "%s has the attention %r, which lets tokens see other sequences of a packed row unless "
-        'positions tell it not to; set "packed_sdpa" or flash_attention, or see check_packed',
+        "%s uses the attention implementation %r, which lets tokens attend to other sequences of a "
+        "packed row unless the model tells sequences apart by their positions; use "
+        '"packed_sdpa" or FlashAttention, or run check_packed',
         model_name,
         attention,
     )
 
 
-def number_sequences(batch: dict[str, Any]) -> torch.Tensor:
+def make_seq_idx(batch: dict[str, Any]) -> torch.Tensor:
     """Return the number of each token's sequence, int32 [tokens]."""
     tokens, boundaries = batch["input_ids"], batch["cu_seq_lens_q"]
-    places = torch.arange(len(tokens), dtype=boundaries.dtype, device=boundaries.device)
-    numbers = torch.bucketize(places, boundaries[1:], right=True, out_int32=True)
-    return numbers.to(tokens.device)
+    indices = torch.arange(len(tokens), dtype=boundaries.dtype, device=boundaries.device)
+    seq_idx = torch.bucketize(indices, boundaries[1:], right=True, out_int32=True)
+    return seq_idx.to(tokens.device)
 
 
-def takes(model: Any, name: str, or_any: bool) -> bool:
-    """Whether a model's forward has a parameter of a name, or takes any."""
+def accepts(model: Any, name: str, or_kwargs: bool) -> bool:
+    """Return whether a model's forward has a parameter, or, if `or_kwargs`, takes ``**kwargs``."""
     parameters = inspect.signature(model.forward).parameters
     return name in parameters or (
-        or_any and any(each.kind is each.VAR_KEYWORD for each in parameters.values())
+        or_kwargs and any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     )
-
-
-def first_position(model: Any) -> int:
-    """Return the position that a model gives to the first token of a sequence."""
-    if model not in FIRST_POSITIONS:
-        found = (getattr(module, "position_embeddings", None) for module in model.modules())
-        paddings = (getattr(embeddings, "padding_idx", None) for embeddings in found)
-        padding = next((padding for padding in paddings if padding is not None), -1)
-        FIRST_POSITIONS[model] = int(padding) + 1
-    return FIRST_POSITIONS[model]

@@ -1,4 +1,4 @@
-"""A DataLoader of packed batches."""
+"""`create_async_dataloader`: packs records as they are read, in the workers of a DataLoader."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from virnucpro.data.packing import GreedyPacker, calculate_token_budget
 from virnucpro.data.records import Record
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.collator import VarlenCollator, make_batch
-from virnucpro.model.tokenized_records import OWN
+from virnucpro.model.tokenized_records import BATCH_KEYS
 
 
-class PackedDataset(IterableDataset[dict[str, Any]]):
-    """Batches of each `buffer_size` records of a data set, and of the rest, as tensors.
+class PackedBatches(IterableDataset[dict[str, Any]]):
+    """The packed batches of a data set, as tensors. Packs `buffer_size` records at a time.
 
-    Records are tokenized once, and packed by their tokens, so that no batch exceeds the budget.
+    Records are tokenized once and packed by their number of tokens, so no batch exceeds the budget.
 
     Args:
         dataset: Records, dicts with `id` and `sequence`.
-        collator: Makes tokens of records.
-        token_budget: Tokens of a batch; that of the collator if None.
-        max_sequences: The most sequences of a batch, None for any number.
-        buffer_size: Records packed together.
+        collator: Tokenizes the records.
+        token_budget: Tokens per batch; the collator's budget if None.
+        max_sequences: The most sequences per batch; unlimited if None.
+        buffer_size: Number of records packed together.
 
     Example:
         >>> from types import SimpleNamespace
@@ -38,7 +38,7 @@ class PackedDataset(IterableDataset[dict[str, Any]]):
         ...     eos_idx=2, prepend_bos=True, append_eos=True, use_msa=False, encode=None)
         >>> collator = VarlenCollator(SimpleNamespace(alphabet=alphabet))
         >>> records = [{"id": i, "sequence": "M" * (i + 1)} for i in range(5)]
-        >>> packed = PackedDataset(records, collator, token_budget=10, buffer_size=3)
+        >>> packed = PackedBatches(records, collator, token_budget=10, buffer_size=3)
         >>> [batch["sequence_ids"] for batch in packed]
         [[2, 1], [0], [4], [3]]
     """
@@ -64,7 +64,7 @@ class PackedDataset(IterableDataset[dict[str, Any]]):
             tokenized = self.collator.tokenize(buffer, limits)
             ids = [record["id"] for record in buffer]
             for rows in packer.pack_lengths(tokenized.lengths, ids):
-                yield self.collator.to_batch(tokenized.choose(rows), limits)
+                yield self.collator.to_batch(tokenized.take(rows), limits)
 
 
 def create_async_dataloader(
@@ -80,49 +80,50 @@ def create_async_dataloader(
     model_memory_gb: float = 5.0,
     buffer_size: int = 2000,
 ) -> DataLoader[Any]:
-    r"""Return a DataLoader that yields the packed batches of all records, in `collate_fn`'s layout.
+    r"""Return a DataLoader of packed batches, which contain all records.
 
-    Each worker tokenizes every `buffer_size` of its records, the last ones included, so nothing is
-    left to be flushed, and packs them by First-Fit Decreasing of the collator's own tokens,
-    whatever its tokenizer. The budget of a batch is `token_budget`; else what the collator was
-    given; else, where CUDA is available, what `calculate_token_budget` says of the device; else
-    4,096. What exceeds the limit or is unknown to the tokenizer is logged where it is tokenized,
-    and each batch tells of both, as ``truncated`` and ``num_unknown``.
+    Each worker tokenizes `buffer_size` of its records at a time, packs them by First-Fit Decreasing
+    on their number of tokens, for any tokenizer, and yields batches as described for
+    `VarlenCollator`. The last, smaller buffer is packed too, so nothing is left to flush. The token
+    budget is `token_budget`; if None, the one passed to the collator; if none was passed,
+    `calculate_token_budget` for the device if CUDA is available, and 4,096 otherwise. Truncated
+    sequences and unknown residues are logged by the process that tokenizes them, and every batch
+    reports its own (``truncated``, ``num_unknown``).
 
-    Workers are spawned and see no CUDA device when they read. They live as long as the DataLoader,
-    so the next epoch starts at once. A script that starts workers needs
-    ``if __name__ == "__main__":``. Sending a batch takes longer than making it where tokens come
-    from a table, so workers pay where this process has no time to spare or the tokenizer is slow.
+    Workers are spawned and see no CUDA device. They live as long as the DataLoader, so later epochs
+    start at once. A script that starts workers needs ``if __name__ == "__main__":``. If residues
+    are tokens, sending a batch takes longer than producing it, so workers help only if this process
+    has no time to spare or the tokenizer is slow.
 
     Args:
-        dataset: Records, dicts with `id` and `sequence`. It has to share them among workers itself
+        dataset: Records, dicts with `id` and `sequence`. It must split them among workers itself
             (`torch.utils.data.get_worker_info`), as `SequenceDataset` does; otherwise each worker
-            gives all of them.
-        collate_fn: Makes tokens of records. It counts what this process tokenizes; workers have
-            copies.
-        batch_size: The most sequences of a batch, None for any number.
-        num_workers: Processes that read, pack and tokenize; 0 for none, in this process.
-        prefetch_factor: Batches that each worker prepares ahead.
-        pin_memory: Put batches into pinned memory, where CUDA is available.
-        timeout: Seconds to wait for a batch of a worker, 0 for any time.
-        token_budget: Tokens of a batch.
-        device_id: The CUDA device whose memory is the measure.
+            yields all of them.
+        collate_fn: Tokenizes the records. Its counts include only records tokenized in this
+            process; workers have their own copies.
+        batch_size: The most sequences per batch; unlimited if None.
+        num_workers: Number of processes that read, pack and tokenize; 0 to do so in this process.
+        prefetch_factor: Number of batches that each worker prepares ahead.
+        pin_memory: Whether to copy batches to pinned memory, if CUDA is available.
+        timeout: Seconds to wait for a batch from a worker; 0 for no limit.
+        token_budget: Tokens per batch.
+        device_id: The CUDA device whose memory determines the budget.
         model_memory_gb: Memory of the model's weights in GiB.
-        buffer_size: Records packed together. More give fuller batches.
+        buffer_size: Number of records packed together. Larger buffers give fuller batches.
 
     Returns:
-        A DataLoader of the dicts that `VarlenCollator` describes, without a length.
+        A DataLoader without a length, of the dicts described for `VarlenCollator`.
 
     Raises:
-        ValueError: A parameter is out of range, or the budget has no room for one residue; where
-            batches are iterated over, what `VarlenCollator` says of records.
-        TypeError: A parameter has the wrong type, or IDs are of mixed types.
+        ValueError: A parameter is out of range, or the budget has no room for one residue. During
+            iteration, the errors of `VarlenCollator`.
+        TypeError: A parameter has the wrong type. During iteration, IDs are of mixed types.
 
     Example:
         >>> from tempfile import TemporaryDirectory
         >>> from pathlib import Path
         >>> from transformers import EsmTokenizer
-        >>> from virnucpro.data import SequenceDataset, VarlenCollator
+        >>> from virnucpro.data import SequenceDataset, VarlenCollator, create_async_dataloader
         >>> with TemporaryDirectory() as folder:
         ...     vocabulary, path = Path(folder, "vocab.txt"), Path(folder, "proteins.fasta")
         ...     _ = vocabulary.write_text("<cls> <pad> <eos> <unk> M K T".replace(" ", "\n"))
@@ -147,10 +148,10 @@ def create_async_dataloader(
     buffer_size = check_integer(buffer_size, "buffer_size", 1)
     has_cuda = torch.cuda.is_available()
     if token_budget is None:
-        token_budget = collate_fn.given_budget
+        token_budget = collate_fn.token_budget
     if token_budget is None and has_cuda:
         token_budget = calculate_token_budget(device_id, model_memory_gb)
-    collate: Callable[[Any], Any] = SentBatch if num_workers else unchanged
+    collate: Callable[[Any], Any] = WorkerBatch if num_workers else identity
     workers: dict[str, Any] = {}
     if num_workers > 0:
         workers = {
@@ -161,7 +162,7 @@ def create_async_dataloader(
             "worker_init_fn": hide_cuda,
         }
     return DataLoader(
-        PackedDataset(dataset, collate_fn, token_budget, batch_size, buffer_size),
+        PackedBatches(dataset, collate_fn, token_budget, batch_size, buffer_size),
         batch_size=None,
         collate_fn=collate,
         num_workers=num_workers,
@@ -170,11 +171,11 @@ def create_async_dataloader(
     )
 
 
-class SentBatch:
-    """A batch in a worker; a dict of tensors again where the main process unpickles it.
+class WorkerBatch:
+    """A batch that a worker sends: pickled as NumPy arrays, unpickled as a dict of tensors.
 
-    Tensors by themselves are sent in shared memory, with a file and a connection for each. Where
-    they are as small as those of a batch, sending their bytes takes a fraction of that time.
+    A DataLoader sends tensors through shared memory, with a file and a connection each. For tensors
+    as small as those of a batch, sending their bytes takes a fraction of that time.
     """
 
     def __init__(self, batch: dict[str, Any]) -> None:
@@ -193,15 +194,15 @@ class SentBatch:
             truncated if truncated.any() else None,
             batch["num_unknown"],
             labels,
-            {name: values for name, values in batch.items() if name not in OWN},
+            {name: values for name, values in batch.items() if name not in BATCH_KEYS},
         )
 
 
-def unchanged(batch: dict[str, Any]) -> dict[str, Any]:
-    """Leave a batch as it is; by default a DataLoader makes tensors of what is in it."""
+def identity(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return a batch as it is; the default of DataLoader converts its values to tensors."""
     return batch
 
 
 def hide_cuda(_worker: int) -> None:
-    """Leave the GPU's memory to the process that has the model."""
+    """Hide the GPUs from a worker, to leave their memory to the process that runs the model."""
     os.environ["CUDA_VISIBLE_DEVICES"] = ""

@@ -1,4 +1,4 @@
-"""Samplers of the batches of a plan."""
+"""`PackedBatchSampler`: the batches of a plan, split among ranks."""
 
 from __future__ import annotations
 
@@ -15,36 +15,40 @@ from torch.utils.data import Sampler
 from virnucpro.data.plan import PackingPlan
 from virnucpro.kernel.arguments import check_integer
 
+# The version of states. Increase it when the same state would yield other batches.
+STATE_VERSION = 1
+
 
 class PackedBatchSampler(Sampler[list[int]]):
-    """The batches of a plan, as lists of rows, for a data set that gives a sequence by its row.
+    """The batches of a plan as lists of rows, for a data set indexed by row.
 
-    For ``DataLoader(dataset, batch_sampler=...)``. Rank r of n gets every n-th batch. The ranks
-    together get every row once.
+    For ``DataLoader(dataset, batch_sampler=...)``. Rank r of n gets every n-th batch. All ranks
+    together get every row exactly once per epoch. `len` is the number of batches of an epoch on
+    this rank.
+
+    `state_dict` and `load_state_dict` resume training within an epoch, without reading the batches
+    before.
 
     Args:
         plan: The plan.
-        rank: This process's rank.
-        world_size: Number of ranks.
-        shuffle: Draw anew in each epoch in which order batches come, and which of the sequences of
-            equally many tokens share a batch (`PackingPlan.reshuffle`).
-        seed: From 0 to 2**64 - 1; together with the epoch and the plan, decides all that is drawn.
-        even: Give all ranks equally many batches, as training with collectives needs: where the
-            ranks' number does not divide that of the batches, those of the most sequences are
-            halved until it does. Otherwise some ranks may get one batch more than others.
+        rank: The rank of this process.
+        world_size: The number of ranks.
+        shuffle: Whether to shuffle in each epoch the order of the batches, and the sequences with
+            equally many tokens among their batches (`PackingPlan.reshuffle`).
+        seed: From 0 to 2**64 - 1. Seed, epoch and plan determine the order.
+        even: Whether all ranks get equally many batches, as training with collectives requires. If
+            the number of batches is not divisible by the number of ranks, the batches with the most
+            sequences are halved until it is. If False, some ranks may get one batch more.
 
     Raises:
-        ValueError: A parameter is out of range; or, where `even`, there are not enough sequences
-            for equally many batches a rank.
+        ValueError: A parameter is out of range, or with `even`, there are too few sequences for
+            equally many batches per rank.
         TypeError: A parameter has the wrong type.
 
-    `len` is the number of batches of an epoch on this rank. Training that was stopped goes on
-    where it was after `load_state_dict`, at no cost for the batches before.
-
-    Cost: where `shuffle`, one `PackingPlan.reshuffle` an epoch, O(n).
+    Cost: with `shuffle`, one `PackingPlan.reshuffle` per epoch, O(n).
 
     Example:
-        >>> from virnucpro.data import GreedyPacker
+        >>> from virnucpro.data import GreedyPacker, PackedBatchSampler
         >>> plan = GreedyPacker(100).pack_lengths([60, 60, 30, 30, 30])
         >>> list(PackedBatchSampler(plan))
         [[0, 2], [1, 3], [4]]
@@ -99,7 +103,7 @@ class PackedBatchSampler(Sampler[list[int]]):
             yield indices[self._offsets[batch] : self._offsets[batch + 1]].tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Begin an epoch, from 0; the one that a loaded state is in goes on where it was.
+        """Start an epoch, from 0. Setting the epoch of a loaded state keeps its position.
 
         Raises:
             ValueError: The number is negative.
@@ -112,11 +116,12 @@ class PackedBatchSampler(Sampler[list[int]]):
         self._step = self._first_step
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
-        """Return where this epoch is.
+        """Return the position in this epoch, for `load_state_dict`.
 
         Args:
-            step: Batches of the epoch that are done; by default, those that were taken from this
-                sampler. A DataLoader with workers takes some ahead, so training counts its own.
+            step: Number of batches of the epoch that are done. If None, those taken from this
+                sampler; as a DataLoader with workers takes some ahead, training should pass its
+                own count.
 
         Raises:
             ValueError: The epoch has fewer batches.
@@ -124,47 +129,54 @@ class PackedBatchSampler(Sampler[list[int]]):
         if step is None:
             step = self._step
         return {
-            **self._identity(),
+            "version": STATE_VERSION,
+            **self._parameters(),
             "epoch": self.epoch,
             "step": check_integer(step, "step", 0, len(self)),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where the state was taken: the next iteration yields the rest of its epoch.
+        """Resume from a state: the next iteration yields the rest of its epoch.
 
         Raises:
-            ValueError: The state is of another plan, or of a sampler with other parameters.
-            TypeError: It is no state.
+            ValueError: The state has another version, or is for another plan or other parameters.
+            TypeError: `state` is not a state.
 
         Example:
-            >>> from virnucpro.data import GreedyPacker
+            >>> from virnucpro.data import GreedyPacker, PackedBatchSampler
             >>> plan = GreedyPacker(100).pack_lengths([60, 60, 30, 30, 30])
             >>> sampler = PackedBatchSampler(plan)
             >>> next(iter(sampler))
             [0, 2]
-            >>> later = PackedBatchSampler(plan)
-            >>> later.load_state_dict(sampler.state_dict())
-            >>> list(later)
+            >>> resumed = PackedBatchSampler(plan)
+            >>> resumed.load_state_dict(sampler.state_dict())
+            >>> list(resumed)
             [[1, 3], [4]]
         """
         if not isinstance(state, dict) or not {"epoch", "step"} <= state.keys():
             raise TypeError(f"state must be what state_dict returned (got {state!r})")
-        for name, value in self._identity().items():
+        if state.get("version") != STATE_VERSION:
+            raise ValueError(
+                f"the state must have version {STATE_VERSION} (got {state.get('version')!r}): it "
+                "was saved by another version of virnucpro"
+            )
+        for name, value in self._parameters().items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"the state is of a sampler with {name}={state.get(name)!r}, not {value!r}"
+                    f"the state is of a sampler with {name}={state.get(name)!r}, this sampler has "
+                    f"{name}={value!r}"
                 )
         self.epoch = check_integer(state["epoch"], "epoch", 0)
         self._step = self._first_step = check_integer(state["step"], "step", 0, len(self))
 
     @functools.cached_property
     def _rows_crc32(self) -> int:
-        """Tells plans apart."""
+        """Checksum that identifies the plan in states."""
         rows = zlib.crc32(np.ascontiguousarray(self.plan.indices).data)
         return zlib.crc32(np.ascontiguousarray(self.plan.offsets).data, rows)
 
-    def _identity(self) -> dict[str, Any]:
-        """What decides which batches come when, beside the epoch."""
+    def _parameters(self) -> dict[str, Any]:
+        """Return what determines the batches of each epoch and their order."""
         return {
             "num_sequences": self.plan.num_sequences,
             "num_batches": self.plan.num_batches,
@@ -178,26 +190,26 @@ class PackedBatchSampler(Sampler[list[int]]):
 
 
 def split_batches(offsets: NDArray[np.int64], num_splits: int) -> NDArray[np.int64]:
-    """Return offsets with so many more batches, halving each time one of the most sequences."""
+    """Return the offsets after halving, `num_splits` times, the batch with the most sequences."""
     num_batches = len(offsets) - 1
     num_sequences = int(offsets[-1])
     if num_batches + num_splits > num_sequences:
         raise ValueError(
             f"{num_sequences:,} sequences in {num_batches:,} batches cannot be split into "
-            f"{num_batches + num_splits:,}, equally many a rank; even=False leaves them as they are"
+            f"{num_batches + num_splits:,} for equally many per rank; use even=False to keep them"
         )
     if num_splits == 0:
         return offsets
-    # No other batches can come to be halved.
+    # Only these batches and their halves can be split.
     sizes = np.diff(offsets)
     largest = np.argsort(-sizes, kind="stable")[:num_splits]
     heap = [(-int(sizes[batch]), int(offsets[batch])) for batch in largest]
     heapq.heapify(heap)
-    cuts = []
+    splits = []
     for _ in range(num_splits):
         size, start = heap[0][0], heap[0][1]
         half = (1 - size) // 2
-        cuts.append(start + half)
+        splits.append(start + half)
         heapq.heapreplace(heap, (-half, start))
         heapq.heappush(heap, (size + half, start + half))
-    return np.sort(np.append(offsets, cuts))
+    return np.sort(np.append(offsets, splits))

@@ -1,4 +1,4 @@
-"""Tokens of sequences, as a tokenizer of fair-esm or Hugging Face transformers makes them."""
+"""Tokens of sequences, as a tokenizer of fair-esm or Hugging Face transformers produces them."""
 
 from __future__ import annotations
 
@@ -14,17 +14,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-# Letters that are kept of a piece of text that the tokenizer does not know.
-LONGEST_PIECE = 20
+from virnucpro.kernel.limits import Limits
+
+# The most letters kept of an unknown text.
+MAX_TEXT = 20
 
 
 class Unknown(NamedTuple):
-    """The first token that stands for text that the vocabulary lacks.
+    """The first unknown text of a batch of sequences.
 
     Attributes:
         sequence: The number of the sequence.
-        position: Where the text begins in it, from 0; None if the tokenizer does not tell.
-        text: The text, at most 20 letters; empty if the tokenizer does not tell.
+        position: Where the text starts in the sequence, from 0; None if the tokenizer does not
+            report it.
+        text: The text, at most 20 letters; empty if the tokenizer does not report it.
     """
 
     sequence: int
@@ -33,22 +36,22 @@ class Unknown(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Tokens of n sequences, end to end, each between its special tokens.
+    """Tokens of n sequences, each with its special tokens, concatenated.
 
     Attributes:
-        ids: All tokens, signed integers of the width that the vocabulary needs [tokens].
-        offsets: Where each sequence begins in `ids`, and the end, int64 [n + 1].
-        whole: Tokens of each sequence before it was truncated, without special tokens, int64 [n].
-        num_unknown: Tokens of each sequence that stand for text that the vocabulary lacks,
-            int64 [n]; None if there are none.
-        unknown: These texts, and how often each occurs; the empty text if the tokenizer does not
-            tell.
-        first_unknown: The first of them; None if there are none.
+        ids: All tokens, in the narrowest signed integers that hold the vocabulary [tokens].
+        offsets: Boundaries of the sequences in `ids`, int64 [n + 1].
+        full_lengths: Tokens of each sequence before truncation, without special tokens, int64 [n].
+        num_unknown: Tokens of each sequence that stand for text not in the vocabulary, int64 [n];
+            None if there are none.
+        unknown: Number of occurrences of each such text; of the empty text if the tokenizer does
+            not report it.
+        first_unknown: The first such text; None if there is none.
     """
 
     ids: NDArray[np.signedinteger[Any]]
     offsets: NDArray[np.int64]
-    whole: NDArray[np.int64]
+    full_lengths: NDArray[np.int64]
     num_unknown: NDArray[np.int64] | None = None
     unknown: Mapping[str, int] = MappingProxyType({})
     first_unknown: Unknown | None = None
@@ -56,112 +59,114 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a tokenizer makes of sequences.
+    """The tokens of a tokenizer.
 
     Attributes:
         before: Special tokens before the tokens of a sequence (BOS).
         after: Special tokens after them (EOS).
-        unknown: The token of text that the vocabulary lacks; None if there is none.
-        leaves_out: Whether text that the vocabulary lacks becomes no token at all.
-        spelled_unknown: What spells this token itself.
-        encode: The tokenizer's own tokens of sequences, without special tokens.
-        find_offsets: Where each token begins and ends in a sequence; None if the tokenizer does
-            not tell.
-        of_letter: The token of each letter by code point, signed integers as narrow as can be, the
-            last entry that of all beyond, -1 for letters that the vocabulary lacks; None where a
-            letter is no token of its own.
-        of_word: With a table, the tokens that are spelled with more than one letter.
-        words: Finds these.
-        is_left_out: Whether a letter becomes no token, of those that have been looked at.
+        unknown_id: The token of text not in the vocabulary (`<unk>`); None if there is none.
+        skips_unknown: Whether text not in the vocabulary produces no token.
+        unknown_names: The spellings of the unknown token itself.
+        encode: Returns the tokenizer's tokens of sequences, without special tokens.
+        find_offsets: Returns where each token of a sequence starts and ends; None if the tokenizer
+            does not report it.
+        letter_ids: The token of each letter by code point, in the narrowest signed integers. It is
+            -1 for letters not in the vocabulary; the last entry is for all larger code points. None
+            if letters are not tokens.
+        word_ids: If `letter_ids` is used, the tokens that have more than one letter.
+        word_pattern: Matches these tokens.
+        skipped_letters: Whether each letter encountered so far produces no token.
     """
 
     before: list[int]
     after: list[int]
-    unknown: int | None
-    leaves_out: bool
-    spelled_unknown: frozenset[str]
+    unknown_id: int | None
+    skips_unknown: bool
+    unknown_names: frozenset[str]
     encode: Callable[[list[str]], list[list[int]]]
     find_offsets: Callable[[str], list[tuple[int, int]]] | None
-    of_letter: NDArray[np.signedinteger[Any]] | None
-    of_word: dict[str, int]
-    words: re.Pattern[str]
-    is_left_out: dict[str, bool] = field(default_factory=dict)
+    letter_ids: NDArray[np.signedinteger[Any]] | None
+    word_ids: dict[str, int]
+    word_pattern: re.Pattern[str]
+    skipped_letters: dict[str, bool] = field(default_factory=dict)
 
     @property
-    def fate_of_unknown(self) -> str:
-        """What becomes of text that the vocabulary lacks, for a message."""
-        if self.leaves_out:
-            return "are left out"
-        return "become " + min(self.spelled_unknown, default="unknown tokens")
+    def unknown_outcome(self) -> str:
+        """What happens to text not in the vocabulary, for messages."""
+        if self.skips_unknown:
+            return "are skipped"
+        return "become " + min(self.unknown_names, default="unknown tokens")
 
-    def tokenize(self, sequences: list[str], limit: int) -> Tokens:
-        """Return the tokens of all sequences: the first `limit` of each, and special tokens.
+    def tokenize(self, sequences: list[str], limits: Limits) -> Tokens:
+        """Return the tokens of all sequences, truncated to `limits`, with special tokens.
 
-        Cost: O(letters); without a table, that of the tokenizer.
+        Cost: O(letters), or that of the tokenizer if letters are not tokens.
         """
-        if self.of_letter is None:
-            return self._encode(sequences, limit)
-        spelled = sequences
-        has_words = any(map(self.words.search, sequences))
+        if self.letter_ids is None:
+            return self._encode(sequences, limits.max_residues)
+        letters = sequences
+        has_words = any(map(self.word_pattern.search, sequences))
         if has_words:
-            # One letter for each token.
-            spelled = [self.words.sub("\0", sequence) for sequence in sequences]
-        whole = lengths_of(spelled)
+            # One letter per token.
+            letters = [self.word_pattern.sub("\0", sequence) for sequence in sequences]
+        full_lengths = lengths_of(letters)
+        offsets = offsets_of(limits.tokens(full_lengths))
         num_before, num_after = len(self.before), len(self.after)
-        offsets = offsets_of(np.minimum(whole, limit) + (num_before + num_after))
-        # Special tokens are put where these letters are.
+        # One placeholder letter per special token.
         between = "\0" * (num_after + num_before)
-        text = between.join([sequence[:limit] for sequence in spelled])
+        text = between.join([sequence[: limits.max_residues] for sequence in letters])
         text = "\0" * num_before + text + "\0" * num_after
         ids = self._look_up(text)
-        for place, token in enumerate(self.before):
-            ids[offsets[:-1] + place] = token
-        for place, token in enumerate(reversed(self.after), start=1):
-            ids[offsets[1:] - place] = token
+        for index, token in enumerate(self.before):
+            ids[offsets[:-1] + index] = token
+        for index, token in enumerate(reversed(self.after), start=1):
+            ids[offsets[1:] - index] = token
         if has_words:
-            self._put_words(ids, sequences, offsets)
-        tokens = Tokens(ids, offsets, whole)
-        places = np.flatnonzero(ids < 0)
-        if len(places) == 0:
+            self._insert_words(ids, sequences, offsets)
+        tokens = Tokens(ids, offsets, full_lengths)
+        unknown = np.flatnonzero(ids < 0)
+        if len(unknown) == 0:
             return tokens
-        assert self.unknown is not None
-        ids[places] = self.unknown
-        rows = np.searchsorted(offsets, places, side="right") - 1
+        assert self.unknown_id is not None
+        ids[unknown] = self.unknown_id
+        rows = np.searchsorted(offsets, unknown, side="right") - 1
         row = int(rows[0])
-        position = self._find(sequences[row], int(places[0] - offsets[row]) - num_before)
+        position = self._letter_position(
+            sequences[row], int(unknown[0] - offsets[row]) - num_before
+        )
         return tokens._replace(
             num_unknown=np.bincount(rows, minlength=len(sequences)),
-            unknown=Counter(map(text.__getitem__, places.tolist())),
+            unknown=Counter(map(text.__getitem__, unknown.tolist())),
             first_unknown=Unknown(row, position, sequences[row][position]),
         )
 
     def _look_up(self, text: str) -> NDArray[np.signedinteger[Any]]:
-        assert self.of_letter is not None
+        assert self.letter_ids is not None
         if text.isascii():
-            return self.of_letter.take(np.frombuffer(text.encode(), np.uint8))
+            return self.letter_ids.take(np.frombuffer(text.encode(), np.uint8))
         points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4")
-        return self.of_letter.take(points, mode="clip")
+        return self.letter_ids.take(points, mode="clip")
 
-    def _put_words(
+    def _insert_words(
         self,
         ids: NDArray[np.signedinteger[Any]],
         sequences: list[str],
         offsets: NDArray[np.int64],
     ) -> None:
-        """Write the tokens of words into those of their sequences."""
+        """Write tokens of more than one letter into the tokens of their sequences."""
         ends = offsets[1:] - len(self.after)
         for sequence, begin, end in zip(sequences, offsets[:-1], ends, strict=True):
-            place = begin + len(self.before)
-            for word in self.words.finditer(sequence):
-                if place + word.start() >= end:
+            first = begin + len(self.before)
+            for word in self.word_pattern.finditer(sequence):
+                if first + word.start() >= end:
                     break
-                ids[place + word.start()] = self.of_word[word.group()]
-                place -= len(word.group()) - 1
+                ids[first + word.start()] = self.word_ids[word.group()]
+                first -= len(word.group()) - 1
 
-    def _find(self, sequence: str, token: int) -> int:
-        """Return where a letter that is a token by itself stands in its sequence."""
+    def _letter_position(self, sequence: str, token: int) -> int:
+        """Return the position of a one-letter token in its sequence, from its number."""
         position = token
-        for word in self.words.finditer(sequence):
+        for word in self.word_pattern.finditer(sequence):
             if word.start() > position:
                 break
             position += len(word.group()) - 1
@@ -177,9 +182,9 @@ class Vocabulary:
         texts: Counter[str] = Counter()
         first = None
         for row, ids in enumerate(encoded):
-            if self.leaves_out:
-                unknown = self._find_left_out(row, sequences[row])
-            elif self.unknown in ids[:limit]:
+            if self.skips_unknown:
+                unknown = self._find_skipped(row, sequences[row])
+            elif self.unknown_id in ids[:limit]:
                 unknown = self._find_unknown(row, sequences[row], ids, limit)
             else:
                 continue
@@ -191,85 +196,87 @@ class Vocabulary:
         return tokens._replace(num_unknown=num_unknown, unknown=texts, first_unknown=first)
 
     def _find_unknown(self, row: int, sequence: str, ids: list[int], limit: int) -> list[Unknown]:
-        """Return the unknown tokens of a sequence; one that is spelled out is none of them."""
-        unknown = self.unknown
+        """Return the unknown tokens of a sequence, except those spelled out in it."""
+        unknown = self.unknown_id
         assert unknown is not None
         if self.find_offsets is None:
-            # Where the sequence is truncated, nobody knows where the spelled ones are.
-            is_whole = len(ids) <= limit
-            num_spelled = sum(map(sequence.count, self.spelled_unknown)) if is_whole else 0
+            # In a truncated sequence, it is not known whether those spelled out are kept.
+            is_full = len(ids) <= limit
+            num_spelled = sum(map(sequence.count, self.unknown_names)) if is_full else 0
             return [Unknown(row, None, "")] * max(0, ids[:limit].count(unknown) - num_spelled)
         offsets = self.find_offsets(sequence)
         return [
-            Unknown(row, begin, sequence[begin : min(end, begin + LONGEST_PIECE)])
+            Unknown(row, begin, sequence[begin : min(end, begin + MAX_TEXT)])
             for token, (begin, end) in zip(ids[:limit], offsets, strict=False)
-            if token == unknown and sequence[begin:end].strip() not in self.spelled_unknown
+            if token == unknown and sequence[begin:end].strip() not in self.unknown_names
         ]
 
-    def _find_left_out(self, row: int, sequence: str) -> list[Unknown]:
-        """Return the letters of a sequence that become no token, wherever it is truncated.
+    def _find_skipped(self, row: int, sequence: str) -> list[Unknown]:
+        """Return the letters of a sequence that produce no token, also beyond its truncation.
 
-        Offsets do not tell: where letters are left out, tokenizers count as if they were not there.
+        Offsets do not show them, as tokenizers count positions without the skipped letters.
         """
-        new = [letter for letter in set(sequence) if letter not in self.is_left_out]
+        new = [letter for letter in set(sequence) if letter not in self.skipped_letters]
         if new:
             encoded = zip(new, self.encode(new), strict=True)
-            self.is_left_out.update(
+            self.skipped_letters.update(
                 (letter, not ids and not letter.isspace()) for letter, ids in encoded
             )
         return [
-            Unknown(row, place, letter)
-            for place, letter in enumerate(sequence)
-            if self.is_left_out[letter]
+            Unknown(row, position, letter)
+            for position, letter in enumerate(sequence)
+            if self.skipped_letters[letter]
         ]
 
 
 def lengths_of(parts: Sequence[Sized]) -> NDArray[np.int64]:
-    """Return the length of each part."""
+    """Return the length of each part, int64 [n]."""
     return np.fromiter(map(len, parts), np.int64, len(parts))
 
 
 def offsets_of(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return where each part begins, and the end."""
+    """Return the boundaries of concatenated parts, int64 [n + 1]."""
     offsets = np.zeros(len(lengths) + 1, np.int64)
     np.cumsum(lengths, out=offsets[1:])
     return offsets
 
 
 def read_vocabulary(batch_converter: Any) -> Vocabulary:
-    """Return what a batch converter of fair-esm, or a Hugging Face tokenizer, does."""
+    """Return the vocabulary of a batch converter of fair-esm or a Hugging Face tokenizer."""
     if hasattr(batch_converter, "alphabet"):
         alphabet = batch_converter.alphabet
         if alphabet.use_msa:
-            raise ValueError("batch_converter is for alignments, which cannot be packed")
+            raise ValueError("batch_converter is for alignments (MSAs), which cannot be packed")
         before = [alphabet.cls_idx] if alphabet.prepend_bos else []
         after = [alphabet.eos_idx] if alphabet.append_eos else []
         tokens = alphabet.tok_to_idx
         encode = partial(encode_each, alphabet)
         letters = {token: number for token, number in tokens.items() if len(token) == 1}
-        unknown = alphabet.unk_idx
-        return make_vocabulary(before, after, encode, None, tokens, letters, unknown)
+        unknown_id = alphabet.unk_idx
+        return make_vocabulary(before, after, encode, None, tokens, letters, unknown_id)
     if hasattr(batch_converter, "get_vocab"):
         if getattr(batch_converter, "truncation_side", "right") != "right":
             raise ValueError(
-                "batch_converter must truncate sequences at their end (its truncation_side is "
+                "batch_converter must truncate sequences at their end (got truncation_side="
                 f"{batch_converter.truncation_side!r})"
             )
         tokens = batch_converter.get_vocab()
         before, after = find_special_tokens(batch_converter, tokens)
         encode = partial(encode_all, batch_converter)
-        # Letters that the vocabulary lacks may be tokens too, lower case for example.
+        # Letters not in the vocabulary may be tokens too, for example in lower case.
         candidates = [*{*map(chr, range(128)), *(token for token in tokens if len(token) == 1)}]
         encoded = dict(zip(candidates, encode(candidates), strict=True))
         letters = {letter: ids[0] for letter, ids in encoded.items() if len(ids) == 1}
-        unknown = batch_converter.unk_token_id
+        unknown_id = batch_converter.unk_token_id
         is_fast = getattr(batch_converter, "is_fast", False)
         find = partial(find_offsets, batch_converter) if is_fast else None
-        leaves_out = unknown is None and any(
+        skips_unknown = unknown_id is None and any(
             not ids and letter.isprintable() and not letter.isspace()
             for letter, ids in encoded.items()
         )
-        return make_vocabulary(before, after, encode, find, tokens, letters, unknown, leaves_out)
+        return make_vocabulary(
+            before, after, encode, find, tokens, letters, unknown_id, skips_unknown
+        )
     raise TypeError(
         "batch_converter must be a batch converter of fair-esm or a Hugging Face tokenizer "
         f"(got {type(batch_converter).__name__})"
@@ -277,18 +284,18 @@ def read_vocabulary(batch_converter: Any) -> Vocabulary:
 
 
 def encode_each(alphabet: Any, sequences: list[str]) -> list[list[int]]:
-    """Return the tokens of sequences without special tokens, by an alphabet of fair-esm."""
+    """Return the tokens of sequences by an alphabet of fair-esm, without special tokens."""
     return [alphabet.encode(sequence) for sequence in sequences]
 
 
 def encode_all(tokenizer: Any, sequences: list[str]) -> list[list[int]]:
-    """Return the tokens of sequences without special tokens, by a Hugging Face tokenizer."""
+    """Return the tokens of sequences by a Hugging Face tokenizer, without special tokens."""
     encoded = tokenizer(
         sequences,
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        # It would warn of sequences that are truncated here.
+        # Otherwise it warns about long sequences, which are truncated later.
         verbose=False,
     )
     ids: list[list[int]] = encoded["input_ids"]
@@ -296,7 +303,7 @@ def encode_all(tokenizer: Any, sequences: list[str]) -> list[list[int]]:
 
 
 def find_offsets(tokenizer: Any, sequence: str) -> list[tuple[int, int]]:
-    """Return where each token begins and ends in a sequence, by a fast tokenizer."""
+    """Return where each token of a sequence starts and ends, by a fast tokenizer."""
     encoded = tokenizer(
         sequence, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -305,14 +312,14 @@ def find_offsets(tokenizer: Any, sequence: str) -> list[tuple[int, int]]:
 
 
 def find_special_tokens(tokenizer: Any, tokens: Iterable[str]) -> tuple[list[int], list[int]]:
-    """Return what a tokenizer puts before and after a sequence."""
+    """Return the special tokens that a tokenizer adds before and after a sequence."""
     texts = sorted(filter(str.isalpha, tokens), key=lambda token: (len(token), token))
     for text in ["A", *texts]:
         encoded = tokenizer(text, return_special_tokens_mask=True)
         ids, mask = encoded["input_ids"], encoded["special_tokens_mask"]
         if 0 in mask:
             return ids[: mask.index(0)], ids[len(mask) - mask[::-1].index(0) :]
-    raise ValueError("batch_converter's vocabulary has no letter")
+    raise ValueError("the vocabulary of batch_converter has no letters")
 
 
 def make_vocabulary(
@@ -322,15 +329,15 @@ def make_vocabulary(
     find_offsets: Callable[[str], list[tuple[int, int]]] | None,
     tokens: dict[str, int],
     letters: dict[str, int],
-    unknown: int | None,
-    leaves_out: bool = False,
+    unknown_id: int | None,
+    skips_unknown: bool = False,
 ) -> Vocabulary:
-    """Return a vocabulary, with a table where all tokens are letters or written in brackets."""
+    """Return a vocabulary, with a table if all tokens are letters or written in brackets."""
     words = {token: number for token, number in tokens.items() if len(token) > 1}
     known = [token for token in tokens if len(token) == 1 and token.isalpha()]
     has_letters = known and all(token in letters for token in known)
     has_table = (
-        unknown is not None
+        unknown_id is not None
         and has_letters
         and all(re.fullmatch(r"<.*>|\[.*\]", word) for word in words)
     )
@@ -339,23 +346,23 @@ def make_vocabulary(
         points = {
             ord(letter): number
             for letter, number in letters.items()
-            if number != unknown or letter in tokens
+            if number != unknown_id or letter in tokens
         }
-        # Tokens of many records take less memory, and so less time.
+        # Narrow integers need less memory, and so less time.
         width = np.min_scalar_type(-1 - max(tokens.values()))
         table = np.full(max(128, *(point + 1 for point in points)) + 1, -1, width)
         table[list(points)] = list(points.values())
     else:
         words = {}
-    spelled_unknown = frozenset(token for token, number in tokens.items() if number == unknown)
-    # Without words, a pattern that is found nowhere.
+    unknown_names = frozenset(token for token, number in tokens.items() if number == unknown_id)
+    # Without words, a pattern that never matches.
     pattern = re.compile("|".join(map(re.escape, words)) or "(?!)")
     return Vocabulary(
         before,
         after,
-        unknown,
-        leaves_out,
-        spelled_unknown,
+        unknown_id,
+        skips_unknown,
+        unknown_names,
         encode,
         find_offsets,
         table,

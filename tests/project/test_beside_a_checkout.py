@@ -115,7 +115,7 @@ def test_checkout_may_import_names_into_its_own_package(
     assert run_plain(code, checkout, plain_install).startswith("GreedyPacker(12, 1022,")
 
 
-@pytest.mark.parametrize("name", ["packing", "plan", "records"])
+@pytest.mark.parametrize("name", ["layout", "methods", "packing", "plan", "records", "truncation"])
 def test_their_module_of_the_same_name_is_taken(
     checkout: Path, plain_install: Path, name: str
 ) -> None:

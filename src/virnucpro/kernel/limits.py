@@ -61,7 +61,7 @@ class Limits:
 
     @property
     def max_residues(self) -> int:
-        """Maximum residues kept per sequence: `max_sequence_length`, or fewer to fit in a batch."""
+        """Maximum residues kept per sequence, `max_sequence_length` or fewer to fit in a batch."""
         return min(self.max_sequence_length, self.max_tokens_per_batch - self.special_tokens)
 
     @overload

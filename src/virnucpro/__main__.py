@@ -1,4 +1,4 @@
-"""The command `virnucpro`, also as `python -m virnucpro`."""
+"""The `virnucpro` command, also run as `python -m virnucpro`."""
 
 import sys
 
@@ -6,7 +6,7 @@ from virnucpro.extras import needing
 
 
 def main() -> None:
-    """Run the command line, or say what to install for it."""
+    """Run the command line, or name the extra to install."""
     try:
         with needing("the command line", "cli"):
             from virnucpro.cli import app

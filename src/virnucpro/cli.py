@@ -1,4 +1,4 @@
-"""The command line: messages on stderr, tables on stdout, plans only where `-o` says."""
+"""The command line. Messages go to stderr, results of `stats` to stdout."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,41 +17,39 @@ import typer
 
 from virnucpro.extras import needing
 
-# Commands import what they need themselves, so that help and the version come at once.
+# Commands import what they need, so that --help and --version are fast.
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from virnucpro.data.packing import GreedyPacker
-    from virnucpro.data.plan import Layout
-    from virnucpro.files.plan_file import Totals
 
 app = typer.Typer(
     add_completion=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # Rich would take longer than all the rest to show help.
+    # Importing Rich would double the time of --help.
     rich_markup_mode=None,
 )
 
 
 class Engine(str, enum.Enum):
-    """What does the work."""
+    """The engine that packs."""
 
     local = "local"
     ray = "ray"
 
 
 class Method(str, enum.Enum):
-    """How batches are found."""
+    """The packing method."""
 
     ffd = "ffd"
     tight = "tight"
 
 
 class Overlong(str, enum.Enum):
-    """What becomes of sequences above the limit."""
+    """How to handle sequences longer than the maximum."""
 
     truncate = "truncate"
     error = "error"
@@ -58,7 +57,7 @@ class Overlong(str, enum.Enum):
 
 
 class Duplicates(str, enum.Enum):
-    """What becomes of sequences with the ID of another."""
+    """How to handle IDs that occur more than once."""
 
     report = "report"
     error = "error"
@@ -68,18 +67,18 @@ Inputs = Annotated[
     list[str],
     typer.Argument(
         metavar="INPUT...",
-        help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), or - for "
-        "standard input; or tables of lengths: .fai, .parquet, .arrow, .tsv.",
+        help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), - for "
+        "standard input, or tables of lengths (.fai, .parquet, .arrow, .tsv).",
         show_default=False,
     ),
 ]
-Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="A plan that `pack` wrote.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but errors.")]
+Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file written by `pack`.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Suppress all output except errors.")]
 
 
-def print_version(wanted: bool) -> None:
-    """Print the version and stop."""
-    if wanted:
+def print_version(is_given: bool) -> None:
+    """Print the version and exit."""
+    if is_given:
         from importlib.metadata import version
 
         typer.echo(f"virnucpro {version('virnucpro')}")
@@ -87,14 +86,19 @@ def print_version(wanted: bool) -> None:
 
 
 @app.callback()
-def describe(
+def main(
     _version: Annotated[
         bool,
-        typer.Option("--version", callback=print_version, is_eager=True, help="Show the version."),
+        typer.Option(
+            "--version",
+            callback=print_version,
+            is_eager=True,
+            help="Print the version and exit.",
+        ),
     ] = False,
 ) -> None:
-    """Pack sequences into token-budget batches by exact First-Fit Decreasing."""
-    # Summaries tell what the library would log.
+    """Pack protein sequences into token-budget batches by exact First-Fit Decreasing."""
+    # The summaries have the information of most log messages.
     logging.getLogger("virnucpro").addHandler(logging.NullHandler())
 
 
@@ -107,61 +111,64 @@ def pack(
             "-o",
             "--output",
             metavar="PLAN",
-            help="The Parquet file to write; with --engine ray, the folder of them.",
+            help="Parquet file to write (a folder with --engine ray).",
         ),
     ],
-    max_tokens: Annotated[int, typer.Option(help="Tokens a batch.")] = 4096,
-    max_length: Annotated[int, typer.Option(help="Residues kept of a sequence.")] = 1022,
+    max_tokens: Annotated[int, typer.Option(help="Token budget of a batch.")] = 4096,
+    max_length: Annotated[int, typer.Option(help="Maximum residues kept per sequence.")] = 1022,
     max_sequences: Annotated[
-        int | None, typer.Option(help="Sequences a batch; any number without.")
+        int | None, typer.Option(help="Maximum sequences per batch.  [default: unlimited]")
     ] = None,
     method: Annotated[
         Method,
         typer.Option(
-            help="First-Fit Decreasing, or column generation: fewer batches, and a proof of how "
-            "few there can be, for some seconds."
+            help="Exact First-Fit Decreasing, or column generation: fewer batches and a tighter "
+            "lower bound, but slower."
         ),
     ] = Method.ffd,
-    special_tokens: Annotated[int, typer.Option(help="Tokens added to each sequence.")] = 2,
+    special_tokens: Annotated[int, typer.Option(help="Special tokens added to each sequence.")] = 2,
     overlong: Annotated[
-        Overlong, typer.Option(help="What becomes of longer sequences.")
+        Overlong, typer.Option(help="How to handle sequences longer than --max-length.")
     ] = Overlong.truncate,
     duplicates: Annotated[
-        Duplicates, typer.Option(help="What becomes of IDs that are there more than once.")
+        Duplicates, typer.Option(help="How to handle IDs that occur more than once.")
     ] = Duplicates.report,
     keep_stop: Annotated[
-        bool, typer.Option("--keep-stop", help="Keep each * at the end of a sequence as a residue.")
+        bool, typer.Option("--keep-stop", help="Keep each * at the end of a sequence.")
     ] = False,
     keep_case: Annotated[
-        bool, typer.Option("--keep-case", help="Keep lower-case letters as they are.")
+        bool, typer.Option("--keep-case", help="Do not convert residues to upper case.")
     ] = False,
     drop_gaps: Annotated[
         bool,
         typer.Option(
             "--drop-gaps",
-            help="Leave out gaps (- and .); with --keep-case also lower-case letters, the "
-            "insertions of A3M files.",
+            help="Remove gaps (- and .). With --keep-case, also remove lower-case letters "
+            "(A3M insertions).",
         ),
     ] = False,
-    id_column: Annotated[str, typer.Option(help="The column of tables with the IDs.")] = "id",
+    id_column: Annotated[str, typer.Option(help="Column with the IDs, for tables.")] = "id",
     length_column: Annotated[
-        str, typer.Option(help="The column of tables with the residues of each sequence.")
+        str, typer.Option(help="Column with the lengths in residues, for tables.")
     ] = "length",
-    threads: Annotated[int | None, typer.Option(help="Threads; as many as cores without.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="Number of threads.  [default: all cores]")
+    ] = None,
     engine: Annotated[
         Engine,
         typer.Option(
-            help="This process, or Ray: for Parquet tables, on the cluster of RAY_ADDRESS."
+            help="Run in this process, or on the Ray cluster at RAY_ADDRESS (Parquet tables only)."
         ),
     ] = Engine.local,
     quiet: Quiet = False,
 ) -> None:
-    """Pack sequences and write the plan, one row a sequence in order of batches.
+    """Pack sequences and write the plan.
 
-    Equally long sequences are in order of their IDs. The plan has every sequence that was read,
-    those that were dropped without a batch.
+    The plan has one row per sequence, in order of batches. Sequences with equally many tokens are
+    in order of their IDs. Dropped sequences have no batch.
     """
-    from virnucpro.data.packing import GreedyPacker, column_generation
+    from virnucpro.data.methods import column_generation
+    from virnucpro.data.packing import GreedyPacker
     from virnucpro.files.fasta import ReadOptions
 
     try:
@@ -177,11 +184,11 @@ def pack(
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if method is Method.tight:
-        with failing_in_one_line():
-            # Before any work, which would be lost without it.
+        with exit_on_error():
+            # Fail before reading the input if its package is missing.
             column_generation()
     if engine is Engine.ray:
-        unknown = {
+        unsupported = {
             "--overlong drop": overlong is Overlong.drop,
             "--duplicates error": duplicates is Duplicates.error,
             "--keep-stop": keep_stop,
@@ -189,11 +196,12 @@ def pack(
             "--drop-gaps": drop_gaps,
             "--threads": threads is not None,
         }
-        if any(unknown.values()):
-            names = ", ".join(name for name, is_given in unknown.items() if is_given)
-            raise typer.BadParameter(f"--engine ray does not know {names}")
+        if any(unsupported.values()):
+            names = ", ".join(name for name, is_given in unsupported.items() if is_given)
+            raise typer.BadParameter(f"--engine ray does not support {names}")
         pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
         return
+    from virnucpro.jobs.labels import label_totals
     from virnucpro.jobs.pack import pack_files
 
     options = ReadOptions(
@@ -203,7 +211,7 @@ def pack(
         uppercase=not keep_case,
         drop_gaps=drop_gaps,
     )
-    with failing_in_one_line(), showing_log(quiet), showing_progress(quiet) as progress:
+    with exit_on_error(), log_to_stderr(quiet), progress_display(quiet) as progress:
         summary = pack_files(
             inputs,
             output,
@@ -213,10 +221,9 @@ def pack(
             duplicates=duplicates.value,
             progress=progress,
         )
-    if quiet:
-        return
-    stderr().print(table_of_totals(summary.totals))
-    print_line(f"Plan written to {output}")
+    if not quiet:
+        stderr().print(make_table(label_totals(summary.totals)))
+        print_line(f"Plan written to {output}")
 
 
 def pack_on_ray(
@@ -227,100 +234,110 @@ def pack_on_ray(
     length_column: str,
     quiet: bool,
 ) -> None:
-    """Pack Parquet tables on Ray."""
-    with failing_in_one_line(), needing("--engine ray", "ray"):
+    """Pack Parquet tables on a Ray cluster."""
+    with exit_on_error(), needing("--engine ray", "ray"):
         import ray
 
         from virnucpro.cluster.ray_data import list_tables, pack_tables
-    is_shown = stderr().is_terminal and not quiet
-    # Messages of Ray go where ours do.
-    with failing_in_one_line(), showing_log(quiet), redirect_stdout(sys.stderr):
+    from virnucpro.jobs.labels import label_layout
+
+    shows_progress = stderr().is_terminal and not quiet
+    # Ray prints to stdout.
+    with exit_on_error(), log_to_stderr(quiet), redirect_stdout(sys.stderr):
         list_tables(inputs, output.absolute(), [id_column, length_column])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = is_shown
-        # What fails is raised too.
+        ray.data.DataContext.get_current().enable_progress_bars = shows_progress
+        # Its errors are also raised.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         columns = {"id_column": id_column, "length_column": length_column}
         try:
             layout = pack_tables(inputs, output, packer, **columns)
         except (ray.exceptions.RayError, TypeError, RuntimeError) as error:
-            # What Ray tells ends with what happened.
+            # The last line of Ray's message has the cause.
             raise OSError(str(error).strip().splitlines()[-1]) from error
     if not quiet:
-        stderr().print(table_of_layout(layout))
+        stderr().print(make_table(label_layout(layout)))
         print_line(f"Plan written to {output}")
 
 
 @app.command()
 def stats(
     plan: Plan,
-    as_json: Annotated[bool, typer.Option("--json", help="As JSON, parameters included.")] = False,
-    as_tsv: Annotated[bool, typer.Option("--tsv", help="As lines of name, tab, value.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all fields as JSON.")] = False,
+    as_tsv: Annotated[
+        bool, typer.Option("--tsv", help="Print parameters and totals as tab-separated values.")
+    ] = False,
 ) -> None:
-    """Print the summary of a plan, which stands in the file itself."""
+    """Print the summary of a plan.
+
+    The summary is read from the metadata of the plan file.
+    """
     if as_json and as_tsv:
         raise typer.BadParameter("--json and --tsv exclude each other")
     from rich.console import Console
 
     from virnucpro.files.plan_file import read_summary
+    from virnucpro.jobs.labels import label_totals
 
-    with failing_in_one_line():
+    with exit_on_error():
         summary = read_summary(plan)
-        found = summary.as_dict()
-        if as_json:
-            typer.echo(json.dumps(found, indent=2))
-        elif as_tsv:
-            values = {**summary.parameters, **found["totals"]}
-            typer.echo("\n".join(f"{name}\t{text_of(value)}" for name, value in values.items()))
-        else:
-            Console().print(table_of_totals(summary.totals))
+    if as_json:
+        typer.echo(json.dumps(summary.to_dict(), indent=2))
+    elif as_tsv:
+        values = {**summary.parameters, **asdict(summary.totals)}
+        typer.echo("\n".join(f"{name}\t{format_value(value)}" for name, value in values.items()))
+    else:
+        Console().print(make_table(label_totals(summary.totals)))
 
 
 @app.command()
 def verify(plan: Plan, inputs: Inputs, quiet: Quiet = False) -> None:
-    """Check a plan against its input, read anew; exit with 1 where anything is wrong.
+    """Verify a plan against its input.
 
-    Each sequence has to be there once, as it is in the input; batches have to keep their limits
-    and, but for --method tight, to be what First-Fit Decreasing gives; and the totals in the file
-    have to be right.
+    Re-reads the input and checks that the plan has each sequence once, as in the input, that
+    batches keep their limits and, with --method ffd, are those of First-Fit Decreasing, and that
+    the totals are right. Prints one line per finding and exits with status 1 if there are any.
     """
     from virnucpro.files.plan_file import read_summary
     from virnucpro.files.sequences import read_files
     from virnucpro.files.verify import verify_plan
 
-    with failing_in_one_line():
+    with exit_on_error():
         options = read_summary(plan).options
-        with showing_progress(quiet) as show:
-            sequences = read_files(inputs, options, show("Reading"))
+        with progress_display(quiet) as progress:
+            sequences = read_files(inputs, options, progress("Reading"))
         findings = verify_plan(plan, sequences)
     for finding in findings:
         typer.echo(f"virnucpro: {plan}: {finding}", err=True)
     if findings:
         raise typer.Exit(1)
     if not quiet:
-        print_line(f"{plan}: right, {len(sequences.lengths):,} sequences")
+        print_line(f"{plan}: OK ({len(sequences.lengths):,} sequences)")
 
 
 @app.command()
 def report(
     plan: Plan,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="HTML", help="The page to write.")
+        Path, typer.Option("-o", "--output", metavar="HTML", help="HTML file to write.")
     ],
 ) -> None:
-    """Write a page about a plan: its numbers, and plots of lengths and batches."""
+    """Write an HTML report about a plan.
+
+    The page has the summary and plots of sequence lengths, batch fill and sequences per batch.
+    """
     from virnucpro.files.output import check_output
     from virnucpro.jobs.report import write_report
 
-    with failing_in_one_line():
+    with exit_on_error():
         check_output(output, [str(plan)])
         write_report(plan, output)
     print_line(f"Report written to {output}")
 
 
 @contextmanager
-def failing_in_one_line() -> Iterator[None]:
-    """Turn errors in the input into one line and exit status 1."""
+def exit_on_error() -> Iterator[None]:
+    """Print an expected error as one line and exit with status 1."""
     try:
         yield
     except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
@@ -329,8 +346,11 @@ def failing_in_one_line() -> Iterator[None]:
 
 
 @contextmanager
-def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
-    """Give what begins a stage of work, and returns what shows its progress on a terminal."""
+def progress_display(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
+    """Yield a function that begins a stage and returns a function that shows its progress.
+
+    Nothing is shown if stderr is not a terminal.
+    """
     if quiet or not stderr().is_terminal:
         yield lambda _: lambda _: None
         return
@@ -352,8 +372,8 @@ def showing_progress(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
 
 
 @contextmanager
-def showing_log(quiet: bool) -> Iterator[None]:
-    """Show on stderr what modules whose work takes long log: on a terminal, how far it is too."""
+def log_to_stderr(quiet: bool) -> Iterator[None]:
+    """Show warnings of some modules on stderr; on a terminal, also their progress."""
     is_terminal = not quiet and stderr().is_terminal
     handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))
@@ -371,80 +391,36 @@ def showing_log(quiet: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for logger, before in zip(loggers, levels, strict=True):
+        for logger, previous in zip(loggers, levels, strict=True):
             logger.removeHandler(handler)
-            logger.setLevel(before)
+            logger.setLevel(previous)
 
 
 @functools.cache
 def stderr() -> Console:
-    """Return the terminal's standard error."""
+    """Return a console on stderr."""
     from rich.console import Console
 
     return Console(stderr=True)
 
 
 def print_line(text: str) -> None:
-    """Print a line on stderr as it is."""
+    """Print a line on stderr, without markup or wrapping."""
     stderr().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
-def text_of(value: object) -> str:
-    """Return a value as scripts read it."""
+def format_value(value: object) -> str:
+    """Return a value as text for scripts: empty for None, true or false for bools."""
     return "" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
 
 
-def table_of_totals(totals: Totals) -> Table:
-    """Return a table for readers, without what did not occur."""
-    rows = {
-        "Sequences": totals.read,
-        "Packed": totals.packed,
-        "Dropped": totals.dropped,
-        "Empty": totals.empty,
-        "Stops (*) left out": totals.stops,
-        "Lower case made upper": totals.lower_case,
-        "Gaps left out": totals.gaps,
-        "Insertions left out": totals.insertions,
-        "Duplicate IDs": totals.duplicate_ids,
-        "Residues": totals.residues,
-        "Residues kept": totals.residues_kept,
-        "Residues dropped": totals.residues_dropped,
-        "Truncated": totals.truncated,
-        "Residues lost": totals.residues_cut,
-        "Batches by FFD": totals.first_fit_batches,
-        "Batches": totals.batches,
-    }
-    rare = {"Dropped", "Empty", "Duplicate IDs", "Residues dropped", "Stops (*) left out"}
-    rare |= {"Lower case made upper", "Gaps left out", "Insertions left out"}
-    occurred = {name: value for name, value in rows.items() if value or name not in rare}
-    if totals.first_fit_batches == totals.batches:
-        del occurred["Batches by FFD"]
-    return as_table(occurred, totals.efficiency, totals.lower_bound)
-
-
-def table_of_layout(layout: Layout) -> Table:
-    """Return a table for readers of what a layout knows."""
-    kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
-    rows = {
-        "Sequences": layout.num_sequences,
-        "Residues": kept + layout.truncated_residues,
-        "Residues kept": kept,
-        "Truncated": layout.num_truncated,
-        "Residues lost": layout.truncated_residues,
-        "Batches": layout.num_batches,
-    }
-    return as_table(rows, layout.efficiency, layout.lower_bound)
-
-
-def as_table(rows: dict[str, int], efficiency: float, lower_bound: int) -> Table:
-    """Return a table of names and numbers."""
+def make_table(rows: dict[str, str]) -> Table:
+    """Return a table of labels and values."""
     from rich.table import Table
 
     table = Table(box=None, show_header=False)
     table.add_column()
     table.add_column(justify="right")
-    for name, value in rows.items():
-        table.add_row(name, f"{value:,}")
-    table.add_row("Efficiency", f"{efficiency:.6f}")
-    table.add_row("Lower bound", f"{lower_bound:,}")
+    for label, value in rows.items():
+        table.add_row(label, value)
     return table

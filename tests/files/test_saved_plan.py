@@ -15,7 +15,7 @@ from hypothesis import given
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, PackingPlan
-from virnucpro.files.output import replacing
+from virnucpro.files.output import atomic_write
 
 
 @given(case=cases())
@@ -60,7 +60,7 @@ def test_saved_batches_that_overlap_are_refused(tmp_path: Path) -> None:
         pa.ipc.new_file(sink, schema) as to,
     ):
         to.write_batch(pa.record_batch([rows, batch.column("tokens")], schema=schema))
-    with pytest.raises(ValueError, match="its rows are not those of its layout"):
+    with pytest.raises(ValueError, match="its rows do not match its layout"):
         PackingPlan.load(tmp_path / "other.arrow")
 
 
@@ -89,7 +89,7 @@ def test_saving_keeps_what_is_there_until_it_is_done(tmp_path: Path) -> None:
     path.write_bytes(b"old")
 
     def fail() -> None:
-        with replacing(path) as unfinished:
+        with atomic_write(path) as unfinished:
             unfinished.write_bytes(b"new")
             raise ZeroDivisionError
 
@@ -107,7 +107,7 @@ def test_where_a_plan_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=f"^{path}: no such directory$"):
         plan.save(path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(OSError, match=f"^{tmp_path}/pipe: is no regular file$"):
+    with pytest.raises(OSError, match=f"^{tmp_path}/pipe: not a regular file$"):
         plan.save(tmp_path / "pipe")
     assert [path.is_fifo() for path in tmp_path.iterdir()] == [True]
 

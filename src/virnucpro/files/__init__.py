@@ -1,1 +1,1 @@
-"""Records of FASTA files, tables of lengths, and plans on disk. Needs pyarrow."""
+"""Read FASTA files and tables of lengths; read and write plan files. Needs pyarrow."""

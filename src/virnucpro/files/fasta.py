@@ -1,4 +1,4 @@
-"""The records of FASTA files."""
+"""Read the records of FASTA files, plain or compressed."""
 
 from __future__ import annotations
 
@@ -14,34 +14,35 @@ from typing import Any, BinaryIO, Protocol
 from virnucpro import kernel
 from virnucpro.extras import needing
 
-# The empty block that ends every complete bgzip file (SAM specification, section 4.1.2).
+# The empty block at the end of a complete bgzip file (SAM specification, section 4.1.2).
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
-# What a frame of Zstandard begins with, and one to skip, of which parallel programs write some
-# (RFC 8878, section 3.1).
-ZSTD_STARTS = (b"\x28\xb5\x2f\xfd", *(bytes([i]) + b"\x2a\x4d\x18" for i in range(0x50, 0x60)))
-# Bytes that are read, and bytes that they are expanded to, at once.
+# The magic numbers of Zstandard frames and skippable frames (RFC 8878, section 3.1).
+ZSTD_MAGIC = (b"\x28\xb5\x2f\xfd", *(bytes([i]) + b"\x2a\x4d\x18" for i in range(0x50, 0x60)))
+# Bytes read at a time, and the most bytes decompressed at a time.
 CHUNK = 2**20
-EXPANDED = 2**22
+MAX_DECOMPRESSED = 2**22
+# Enough bytes at the start of a file to tell its compression, and bgzip from gzip.
+MAGIC_BYTES = 14
 
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """How sequences are read, for files of every kind.
+    """How to read sequences from FASTA files and tables of lengths.
 
-    In FASTA the ID is the first word of the header; blanks, blank lines and line ends are no part
-    of a sequence, and what is neither a letter nor ``*``, ``-`` or ``.`` is an error. What the
-    options change is counted and reported.
+    In FASTA, the ID is the first word of the header. Whitespace within a sequence is ignored; any
+    other character that is not a letter, ``*``, ``-`` or ``.`` is an error. The characters that
+    the options change are counted and reported.
 
     Args:
-        id_column: The column of tables with the IDs, which are taken as text.
-        length_column: The column of tables with the residues of each sequence.
-        strip_stop: Leave out each ``*`` at the end of a sequence: a stop, not a residue.
-        uppercase: Read lower-case letters, such as soft-masked residues, as upper case.
-        drop_gaps: Leave out ``-`` and ``.``. With ``uppercase=False`` lower-case letters are left
-            out too, as the insertions of an A3M alignment.
+        id_column: The table column with the IDs, which are read as text.
+        length_column: The table column with the length of each sequence, in residues.
+        strip_stop: Remove each ``*`` at the end of a sequence: a stop, not a residue.
+        uppercase: Convert lower-case letters, such as soft-masked residues, to upper case.
+        drop_gaps: Remove ``-`` and ``.``. With ``uppercase=False``, also remove lower-case
+            letters, the insertions of an A3M alignment.
 
     Raises:
-        TypeError: A column is not a str, or another option not a bool.
+        TypeError: A column name is not a str, or another option is not a bool.
 
     Example:
         >>> ReadOptions(drop_gaps=True)
@@ -65,21 +66,21 @@ drop_gaps=True)
 
 
 def make_scanner(options: ReadOptions, keep_residues: bool) -> kernel.FastaScanner:
-    """Return a new scanner of FASTA that obeys the options."""
+    """Return a new FASTA scanner that applies the options."""
     return kernel.make_scanner(
         options.strip_stop, options.uppercase, options.drop_gaps, keep_residues
     )
 
 
 @dataclass(frozen=True)
-class Changes:
-    """How many characters of FASTA were changed or left out.
+class ReadChanges:
+    """How many characters were changed or removed when FASTA was read.
 
     Attributes:
-        stops: Each ``*`` left out at the end of a sequence.
-        lower_case: Lower-case letters read as upper case.
-        gaps: Each ``-`` and ``.`` left out.
-        insertions: Lower-case letters left out.
+        stops: Each ``*`` removed at the end of a sequence.
+        lower_case: Lower-case letters converted to upper case.
+        gaps: Each ``-`` and ``.`` removed.
+        insertions: Lower-case letters removed.
     """
 
     stops: int = 0
@@ -87,21 +88,21 @@ class Changes:
     gaps: int = 0
     insertions: int = 0
 
-    def __add__(self, other: Changes) -> Changes:
-        return Changes(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
+    def __add__(self, other: ReadChanges) -> ReadChanges:
+        return ReadChanges(*(a + b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
     def __str__(self) -> str:
         parts = {
-            "stops (*) left out": self.stops,
-            "lower-case residues read as upper case": self.lower_case,
-            "gaps left out": self.gaps,
-            "lower-case insertions left out": self.insertions,
+            "stops (*) removed": self.stops,
+            "lower-case residues converted to upper case": self.lower_case,
+            "gaps removed": self.gaps,
+            "lower-case insertions removed": self.insertions,
         }
-        return ", ".join(f"{number:,} {what}" for what, number in parts.items() if number)
+        return ", ".join(f"{count:,} {change}" for change, count in parts.items() if count)
 
 
 class Digest(Protocol):
-    """A hash of `hashlib`."""
+    """A `hashlib` hash."""
 
     def update(self, data: Any, /) -> None:
         """Add bytes."""
@@ -115,19 +116,20 @@ def read_fasta(
     r"""Yield the ID and the sequence of each record.
 
     Args:
-        path: A FASTA file, plain, gzip, bgzip, bzip2, xz or Zstandard; "-" for standard input.
-        options: How to read it; None for the defaults of `ReadOptions`.
-        digest: A hash of `hashlib` to update with the bytes of the file.
+        path: A FASTA file, plain or compressed (gzip, bgzip, bzip2, xz or Zstandard); "-" for
+            standard input.
+        options: How to read the file; None for the defaults of `ReadOptions`.
+        digest: A `hashlib` hash to update with the bytes of the file.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        IsADirectoryError: It is a directory.
-        ValueError: The file is empty, not FASTA, damaged or cut off; the message names the line and
-            the record. Records before it have been yielded by then.
-        ModuleNotFoundError: A library that decompresses the file is not installed.
+        FileNotFoundError: The file does not exist.
+        IsADirectoryError: The path is a directory.
+        ValueError: The file is empty, not FASTA, damaged or incomplete; the message names the line
+            and the record. The records before it have been yielded.
+        ModuleNotFoundError: The library that decompresses the file is not installed.
         OSError: The file cannot be read.
 
-    Cost: one pass; a few MiB of memory, and the longest record.
+    Cost: one pass; memory for the longest record and a few MiB.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -148,13 +150,14 @@ def scan_fasta(
     digest: Digest | None = None,
     copy: BinaryIO | None = None,
 ) -> Iterator[None]:
-    """Feed a file to a scanner; yield whenever it may have complete records to be taken.
+    """Feed a file to a scanner; yield whenever it may have complete records to take.
 
-    The decompressed text is written to `copy` too. All else is as `read_fasta` has it.
+    If `copy` is not None, the decompressed text is also written to it. The other arguments and
+    the errors are those of `read_fasta`.
     """
     name = "standard input" if os.fspath(path) == "-" else str(path)
     with open_file(path) as file:
-        for text in plain_text(read_chunks(file, name, digest), name):
+        for text in decompress(read_chunks(file, name, digest), name):
             scanner.feed(text)
             if copy is not None:
                 copy.write(text)
@@ -166,7 +169,7 @@ def scan_fasta(
 
 
 def check_fault(scanner: kernel.FastaScanner, name: str) -> None:
-    """Raise if a scanner found that its text is not FASTA."""
+    """Raise ValueError if a scanner found that its text is not FASTA."""
     if scanner.fault is None:
         return
     line, record, identifier, reason = scanner.fault
@@ -175,9 +178,9 @@ def check_fault(scanner: kernel.FastaScanner, name: str) -> None:
         shown = identifier.decode("utf-8", "backslashreplace")[:80]
         where = f"line {line:,}, record {record:,} ({shown!r}): "
     elif reason.endswith("not with '>'"):
-        reason += " (`virnucpro pack` knows tables of lengths by .tsv, .parquet, .arrow and .fai)"
-    kind = "" if record > 0 else "not FASTA: "
-    raise ValueError(f"{name}: {kind}{where}{reason}")
+        reason += " (tables of lengths need the suffix .tsv, .parquet, .arrow or .fai)"
+    prefix = "" if record > 0 else "not FASTA: "
+    raise ValueError(f"{name}: {prefix}{where}{reason}")
 
 
 def open_file(path: str | PathLike[str]) -> io.FileIO:
@@ -188,11 +191,14 @@ def open_file(path: str | PathLike[str]) -> io.FileIO:
         except OSError as error:
             raise OSError(f"standard input: cannot be read ({error.strerror})") from error
     check_exists(Path(path))
-    return io.FileIO(path)
+    try:
+        return io.FileIO(path)
+    except OSError as error:
+        raise type(error)(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def check_exists(path: Path) -> None:
-    """Raise where there is no file."""
+    """Raise OSError if a path does not exist or is a directory."""
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file")
     if path.is_dir():
@@ -200,7 +206,7 @@ def check_exists(path: Path) -> None:
 
 
 def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Iterator[bytes]:
-    """Yield the bytes of a file; each chunk is hashed while the caller works on it."""
+    """Yield the bytes of a file in chunks, each hashed while the caller works on it."""
 
     def read() -> bytes:
         try:
@@ -208,7 +214,7 @@ def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Ite
         except OSError as error:
             raise OSError(f"{name}: cannot be read ({error.strerror})") from error
         if chunk is None:
-            raise BlockingIOError(f"{name}: input that does not wait cannot be read")
+            raise BlockingIOError(f"{name}: cannot be read (non-blocking input)")
         return chunk
 
     if digest is None:
@@ -226,39 +232,39 @@ def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Ite
 
 
 class Decompressor(Protocol):
-    """What the libraries of all formats have."""
+    """The interface that the decompressors of all formats share."""
 
     @property
     def eof(self) -> bool:
-        """Whether a member has ended."""
+        """Whether the end of a member has been reached."""
 
     @property
     def needs_input(self) -> bool:
-        """Whether there is no more text without more bytes."""
+        """Whether more input is needed for more output."""
 
     @property
     def unused_data(self) -> bytes:
-        """The bytes behind the member that has ended."""
+        """The bytes after the end of the member."""
 
     def decompress(self, data: bytes, max_length: int = -1, /) -> bytes:
-        """Return decompressed bytes, at most so many."""
+        """Return at most `max_length` decompressed bytes."""
 
 
-def plain_text(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
-    """Yield text from the bytes of a file that may be compressed, which they tell themselves."""
+def decompress(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
+    """Yield the text of a file, decompressed if its first bytes are those of a known format."""
     chunks = iter(chunks)
     start = b""
     for chunk in chunks:
         start += chunk
-        if len(start) >= 14:
+        if len(start) >= MAGIC_BYTES:
             break
     make = find_decompressor(start, name)
     chunks = chain([start], chunks)
-    return chunks if make is None else decompress(chunks, make, name)
+    return chunks if make is None else decompress_members(chunks, make, name)
 
 
 def find_decompressor(start: bytes, name: str) -> Callable[[], Decompressor] | None:
-    """Return what makes a decompressor for a file that begins with these bytes, None for plain."""
+    """Return the factory of decompressors for the first bytes of a file; None for plain text."""
     with needing(f"{name}: reading this compression", "fasta"):
         if start.startswith(b"\x1f\x8b"):
             from isal import igzip_lib
@@ -272,7 +278,7 @@ def find_decompressor(start: bytes, name: str) -> Callable[[], Decompressor] | N
             import lzma
 
             return lzma.LZMADecompressor
-        if start.startswith(ZSTD_STARTS):
+        if start.startswith(ZSTD_MAGIC):
             try:
                 from compression import zstd
             except ModuleNotFoundError:
@@ -283,27 +289,27 @@ def find_decompressor(start: bytes, name: str) -> Callable[[], Decompressor] | N
     return None
 
 
-def decompress(
+def decompress_members(
     chunks: Iterable[bytes], make: Callable[[], Decompressor], name: str
 ) -> Iterator[bytes]:
-    """Yield the text of all members of a compressed file, each of which has to be complete.
+    """Yield the text of all members of a compressed file.
 
-    Files opened by `bz2` and `lzma` take a damaged member for the end; here it is an error.
+    `bz2.open` and `lzma.open` ignore damaged data after the first member; here it is an error.
     """
     member: Decompressor | None = None
     start = end = b""
     for data in chunks:
-        start = start or data[:14]
+        start = start or data[:MAGIC_BYTES]
         end = (end + data)[-len(BGZIP_END) :]
         while data or (member is not None and not member.needs_input):
             if member is None:
-                # Zeros between members are padding.
+                # Members may be padded with zeros.
                 data = data.lstrip(b"\0")
                 if not data:
                     break
                 member = make()
             try:
-                text = member.decompress(data, EXPANDED)
+                text = member.decompress(data, MAX_DECOMPRESSED)
             except MemoryError:
                 raise
             except Exception as error:
@@ -314,12 +320,12 @@ def decompress(
             if text:
                 yield text
     if member is not None:
-        raise ValueError(f"{name}: cut off in the middle of its compressed data")
-    if is_cut_bgzip(start, end):
-        raise ValueError(f"{name}: cut off: the bgzip end-of-file block is missing")
+        raise ValueError(f"{name}: incomplete: the compressed data ends early")
+    check_bgzip_end(start, end, name)
 
 
-def is_cut_bgzip(start: bytes, end: bytes) -> bool:
-    """Whether bytes at the start of a file are of bgzip, and those at its end are not."""
+def check_bgzip_end(start: bytes, end: bytes, name: str) -> None:
+    """Raise ValueError if a file starts as bgzip and does not end with its end-of-file block."""
     is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
-    return is_bgzip and end[-len(BGZIP_END) :] != BGZIP_END
+    if is_bgzip and end[-len(BGZIP_END) :] != BGZIP_END:
+        raise ValueError(f"{name}: incomplete: the bgzip end-of-file block is missing")

@@ -1,4 +1,4 @@
-"""Files that appear when they are complete."""
+"""Write files that appear only once they are complete."""
 
 from __future__ import annotations
 
@@ -11,34 +11,34 @@ from pathlib import Path
 
 
 def check_output(output: Path, inputs: list[str]) -> None:
-    """Refuse, before any work, a path that cannot be written to, or that is an input too."""
-    check_place(output)
+    """Raise, before any work, if a path cannot be written to or is also an input."""
+    check_output_path(output)
     paths = [Path(name) for name in inputs if name != "-"]
     if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
-        raise ValueError(f"{output}: is an input too")
+        raise ValueError(f"{output}: is also an input")
 
 
-def check_place(path: Path) -> None:
-    """Refuse a path that no file can be written to."""
+def check_output_path(path: Path) -> None:
+    """Raise OSError if no regular file can be written at a path."""
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory")
     if path.exists() and not path.is_file():
-        raise OSError(f"{path}: is no regular file")
+        raise OSError(f"{path}: not a regular file")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: no such directory")
 
 
 @contextmanager
-def replacing(path: str | PathLike[str]) -> Iterator[Path]:
-    """Give a path to write to; what is there takes the place of `path` when all went well."""
-    # What a link points to is replaced, not the link.
+def atomic_write(path: str | PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces `path` if no error is raised."""
+    # Replace the target of a link, not the link.
     path = Path(path).resolve()
-    check_place(path)
+    check_output_path(path)
     unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield unfinished
         with unfinished.open("rb+") as file:
-            # Else the name could be on disk before what it names.
+            # Otherwise, a crash could leave the new name with incomplete content.
             os.fsync(file)
         unfinished.replace(path)
     finally:

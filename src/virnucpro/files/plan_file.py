@@ -1,4 +1,4 @@
-"""Packing plans on disk: written, read, and checked against their input."""
+"""Write and read plans as Parquet files, with a summary in the metadata."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,18 +15,18 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from virnucpro import kernel
-from virnucpro.data.plan import Layout, PackingPlan
-from virnucpro.files.fasta import ReadOptions
-from virnucpro.files.output import replacing
-from virnucpro.files.sequences import Sequences, Source
-from virnucpro.files.tables import as_arrow, texts_as_arrow
+from virnucpro.data.plan import PackingPlan
+from virnucpro.files.fasta import ReadOptions, check_exists
+from virnucpro.files.output import atomic_write
+from virnucpro.files.sequences import InputFile, Sequences
+from virnucpro.files.tables import as_arrow, strings_as_arrow
 from virnucpro.kernel.limits import Limits
 
-# The key of the schema's metadata, and the version of what stands there.
+# The key of the summary in the schema's metadata, and the version of its format.
 KEY = b"virnucpro"
 VERSION = 4
-# Rows of a row group: batches are not split between groups.
-GROUP = 2**17
+# The most rows of a row group, unless a single batch has more.
+ROW_GROUP_SIZE = 2**17
 COLUMNS = {
     "batch": pa.int64(),
     "row": pa.int64(),
@@ -39,10 +40,26 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Totals:
-    """What was read and what became of it.
+    """The totals of a plan and its input.
 
-    Sequences, residues and batches, but for `tokens`; `stops`, `lower_case`, `gaps` and
-    `insertions` are the characters that reading changed (see `Changes`).
+    Attributes:
+        read: Sequences read: those packed and those dropped.
+        packed: Sequences in batches.
+        dropped: Sequences without a batch, because they were too long.
+        truncated: Sequences of which only the first residues were packed.
+        empty: Sequences without residues.
+        stops: Characters removed on reading, as `lower_case`, `gaps` and `insertions` are
+            characters removed or changed; see `ReadChanges`.
+        duplicate_ids: Sequences with the ID of an earlier one.
+        residues: Residues read: those kept, truncated and dropped.
+        residues_kept: Residues in batches.
+        residues_truncated: Residues removed from truncated sequences.
+        residues_dropped: Residues of dropped sequences.
+        tokens: Tokens in batches, special tokens included.
+        batches: Number of batches.
+        first_fit_batches: Number of batches that First-Fit Decreasing makes of the same sequences.
+        efficiency: `tokens` divided by the total budget of all batches.
+        lower_bound: A number of batches that no packing can go below.
     """
 
     read: int
@@ -57,7 +74,7 @@ class Totals:
     duplicate_ids: int
     residues: int
     residues_kept: int
-    residues_cut: int
+    residues_truncated: int
     residues_dropped: int
     tokens: int
     batches: int
@@ -68,15 +85,15 @@ class Totals:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a plan file says of itself.
+    """The summary of a plan, which its file stores in the metadata.
 
     Attributes:
-        limits: The limits of its batches and sequences.
-        method: "ffd" or "tight", as for `GreedyPacker`.
-        overlong: How longer sequences were handled: "truncate", "error" or "drop".
+        limits: The limits on batches and sequences.
+        method: The packing method, "ffd" or "tight".
+        overlong: How sequences above the limit were handled: "truncate", "error" or "drop".
         options: How the input was read.
-        totals: What was read and what became of it.
-        inputs: The files that were read.
+        totals: The totals of the plan and its input.
+        inputs: The input files, in order.
     """
 
     limits: Limits
@@ -84,11 +101,11 @@ class Summary:
     overlong: str
     options: ReadOptions
     totals: Totals
-    inputs: list[Source]
+    inputs: list[InputFile]
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """All parameters by name, in plain values."""
+        """The parameters that the plan was made with, by name, as plain values."""
         return {
             **self.limits.to_dict(),
             "method": self.method,
@@ -96,8 +113,8 @@ class Summary:
             **asdict(self.options),
         }
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it in plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values, with a version."""
         return {"version": VERSION, **asdict(self)}
 
 
@@ -109,36 +126,37 @@ def write_plan(
     rows: NDArray[np.int64] | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write a plan as Parquet, one row a sequence in order of batches and places.
+    """Write a plan as a Parquet file with one row per sequence, in order of batches and slots.
 
-    The columns are `batch` (int64; null for sequences that were dropped, which come last), `row`
-    (int64, the place among all sequences read), `id` (string), `length` (int64, residues in the
-    input), `tokens` (int64, as packed; null where dropped), `truncated` (bool) and `file` (string).
-    Row groups hold whole batches, and their statistics tell which. The summary stands in the
-    schema's metadata under ``virnucpro``, as JSON. The same arguments give the same bytes.
+    The columns are `batch` (int64; null for dropped sequences, which come last), `row` (int64,
+    position among all sequences read), `id` (string), `length` (int64, residues in the input),
+    `tokens` (int64, as packed; null for dropped sequences), `truncated` (bool) and `file` (string).
+    Row groups hold whole batches, and their statistics give the range of batches. The summary is
+    stored as JSON in the schema's metadata, under ``virnucpro``. The same arguments give the same
+    bytes.
 
     Args:
-        path: The file to write. It appears when it is complete; one that is there already stays
-            as it is until then.
+        path: The file to write, which appears once it is complete. Until then, an existing file
+            stays as it is.
         plan: The plan.
         sequences: All sequences that were read.
-        summary: What to say of them.
-        rows: Which of the sequences the plan's rows are; None for all.
-        progress: Called with the number of rows written so far, now and then.
+        summary: The summary to store.
+        rows: The rows of `sequences` that were packed; None for all.
+        progress: Called from time to time with the number of rows written so far.
 
     Raises:
         OSError: The file cannot be written.
     """
-    schema = pa.schema(COLUMNS.items(), metadata={KEY: json.dumps(summary.as_dict())})
-    names = texts_as_arrow([source.name for source in sequences.sources])
+    schema = pa.schema(COLUMNS.items(), metadata={KEY: json.dumps(summary.to_dict())})
+    names = strings_as_arrow([file.name for file in sequences.inputs])
 
-    def table(batches: Any, of_rows: NDArray[np.int64], tokens: Any, truncated: Any) -> Any:
-        files = as_arrow(sequences.file_of(of_rows).astype(np.int32))
+    def table(batches: Any, chosen: NDArray[np.int64], tokens: Any, truncated: Any) -> Any:
+        files = as_arrow(sequences.file_of(chosen).astype(np.int32))
         columns = [
             batches,
-            as_arrow(of_rows),
-            sequences.ids.take(as_arrow(of_rows)).cast(pa.string()),
-            as_arrow(sequences.lengths[of_rows]),
+            as_arrow(chosen),
+            sequences.ids.take(as_arrow(chosen)).cast(pa.string()),
+            as_arrow(sequences.lengths[chosen]),
             tokens,
             as_arrow(truncated),
             pa.DictionaryArray.from_arrays(files, names),
@@ -146,123 +164,145 @@ def write_plan(
         return pa.table(columns, schema=schema)
 
     with (
-        replacing(path) as unfinished,
+        atomic_write(path) as unfinished,
         pq.ParquetWriter(
             unfinished, schema, use_dictionary=["batch", "length", "tokens", "file"]
         ) as writer,
     ):
-        written = 0
-        for first, last in group_batches(plan.offsets):
-            slots = plan.indices[plan.offsets[first] : plan.offsets[last]]
-            of_rows = slots.astype(np.int64) if rows is None else rows[slots]
-            lengths = sequences.lengths[of_rows]
-            batches = np.repeat(np.arange(first, last), np.diff(plan.offsets[first : last + 1]))
+        num_written = 0
+        for begin, end in split_batches(plan.offsets):
+            slots = plan.indices[plan.offsets[begin] : plan.offsets[end]]
+            chosen = slots.astype(np.int64) if rows is None else rows[slots]
+            lengths = sequences.lengths[chosen]
+            batches = np.repeat(np.arange(begin, end), np.diff(plan.offsets[begin : end + 1]))
             tokens = plan.limits.tokens(lengths)
             truncated = lengths > plan.limits.max_residues
-            group = table(as_arrow(batches), of_rows, as_arrow(tokens), truncated)
+            group = table(as_arrow(batches), chosen, as_arrow(tokens), truncated)
             writer.write_table(group, row_group_size=len(group))
-            written += len(slots)
-            progress(written)
+            num_written += len(slots)
+            progress(num_written)
         if rows is not None:
             is_dropped = np.ones(len(sequences.lengths), np.bool_)
             is_dropped[rows] = False
             dropped = np.flatnonzero(is_dropped)
-            for first in range(0, len(dropped), GROUP):
-                of_rows = dropped[first : first + GROUP]
-                nulls = pa.nulls(len(of_rows), pa.int64())
-                none = np.zeros(len(of_rows), np.bool_)
-                writer.write_table(table(nulls, of_rows, nulls, none))
+            for begin in range(0, len(dropped), ROW_GROUP_SIZE):
+                chosen = dropped[begin : begin + ROW_GROUP_SIZE]
+                nulls = pa.nulls(len(chosen), pa.int64())
+                writer.write_table(table(nulls, chosen, nulls, np.zeros(len(chosen), np.bool_)))
 
 
-def group_batches(offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
-    """Yield first and last batch of groups of about `GROUP` rows."""
-    first = 0
-    while first < len(offsets) - 1:
-        last = int(np.searchsorted(offsets, offsets[first] + GROUP, side="right")) - 1
-        last = max(last, first + 1)
-        yield first, last
-        first = last
+def split_batches(offsets: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+    """Yield the range of batches, begin and end, of each row group."""
+    begin = 0
+    while begin < len(offsets) - 1:
+        end = int(np.searchsorted(offsets, offsets[begin] + ROW_GROUP_SIZE, side="right")) - 1
+        end = max(end, begin + 1)
+        yield begin, end
+        begin = end
 
 
 def read_summary(path: str | PathLike[str]) -> Summary:
-    """Return what a plan file says of itself.
+    """Return the summary of a plan file.
 
     Raises:
-        ValueError: The file is no plan, or one of a version that is not known here.
-        OSError: It cannot be read.
+        ValueError: The file is not a plan file, or of another version.
+        OSError: The file cannot be read.
     """
+    check_exists(Path(path))
     try:
-        metadata = pq.read_schema(path).metadata or {}
-        found = json.loads(metadata[KEY])
-        version = found["version"]
-        if version != VERSION:
-            raise ValueError(f"a plan of version {version!r}, which is not known here")
-        names = {field.name for field in fields(Totals)}
+        metadata = pq.read_schema(path).metadata
+    except pa.ArrowException as error:
+        raise not_a_plan(path, "not Parquet, or damaged") from error
+    except OSError as error:
+        raise OSError(f"{path}: cannot be read ({error.strerror or error})") from error
+    state = parse_metadata(path, metadata)
+    try:
         summary = Summary(
-            limits=Limits.from_dict(found["limits"]),
-            method=found["method"],
-            overlong=found["overlong"],
-            options=ReadOptions(**found["options"]),
-            totals=Totals(**{name: found["totals"][name] for name in names}),
-            inputs=[Source(**source) for source in found["inputs"]],
+            limits=Limits.from_dict(state["limits"]),
+            method=state["method"],
+            overlong=state["overlong"],
+            options=ReadOptions(**state["options"]),
+            totals=Totals(**{field.name: state["totals"][field.name] for field in fields(Totals)}),
+            inputs=[InputFile(**file) for file in state["inputs"]],
         )
-        check_types(summary)
-        return summary
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: not a plan that virnucpro wrote") from error
-    except (ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+        check_values(summary)
+    except KeyError as error:
+        raise not_a_plan(path, f"no {error} in its summary") from error
+    except (TypeError, ValueError) as error:
+        raise not_a_plan(path, str(error)) from error
+    return summary
 
 
-def check_types(summary: Summary) -> None:
-    """Raise TypeError unless the values of a summary that was read are of their types."""
-    kinds = {field.name: (int,) for field in fields(Totals)} | {"efficiency": (float, int)}
-    for name, value in asdict(summary.totals).items():
-        if type(value) not in kinds[name]:
-            raise TypeError(f"{name} is {value!r}")
+def parse_metadata(path: str | PathLike[str], metadata: Any) -> dict[str, Any]:
+    """Return the JSON object in the metadata of a plan file, which has to be of this version."""
+    try:
+        state: dict[str, Any] = json.loads((metadata or {})[KEY])
+        version = state["version"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise not_a_plan(path, "no summary in its metadata") from error
+    if version != VERSION:
+        raise ValueError(
+            f"{path}: plan file of version {version!r} (this release reads version {VERSION})"
+        )
+    return state
+
+
+def not_a_plan(path: str | PathLike[str], reason: str) -> ValueError:
+    """Return the error for a file that is not a plan file."""
+    return ValueError(f"{path}: not a plan file ({reason})")
+
+
+# The types of the fields of `Totals` and `InputFile`; JSON may turn a float into an int.
+FIELD_TYPES = {"int": (int,), "float": (float, int), "str": (str,)}
+
+
+def check_values(summary: Summary) -> None:
+    """Raise if a value of a summary that was read from a file is not valid."""
+    parts: list[Totals | InputFile] = [summary.totals, *summary.inputs]
+    for part in parts:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if type(value) not in FIELD_TYPES[str(field.type)]:
+                raise TypeError(f"{field.name} is {value!r}")
     if summary.method not in ("ffd", "tight"):
-        raise TypeError(f"method is {summary.method!r}")
-    if not isinstance(summary.overlong, str):
-        raise TypeError(f"overlong is {summary.overlong!r}")
-    for source in summary.inputs:
-        if (type(source.name), type(source.sha256)) != (str, str):
-            raise TypeError("an input has no name")
-        if (type(source.bytes), type(source.sequences)) != (int, int):
-            raise TypeError("an input has no size")
+        raise ValueError(f"method is {summary.method!r}")
+    if summary.overlong not in ("truncate", "error", "drop"):
+        raise ValueError(f"overlong is {summary.overlong!r}")
     if not summary.inputs:
-        raise TypeError("there are no inputs")
+        raise ValueError("no inputs")
 
 
-def read_table(path: str | PathLike[str]) -> Any:
-    """Return the rows of a plan file.
+def read_rows(path: str | PathLike[str]) -> Any:
+    """Return the rows of a plan file, an Arrow table with the columns of `write_plan`.
 
     Raises:
-        ValueError: A column is missing or of another type, or the file is damaged.
+        ValueError: A column is missing, of another type, or contains nulls; or the file is damaged.
+        OSError: The file cannot be read.
     """
     try:
         table = pq.read_table(path)
-        for name, kind in COLUMNS.items():
-            if table.schema.names.count(name) != 1:
-                raise ValueError(f"no column {name!r}, or more than one")
-            if table.schema.field(name).type != kind:
-                raise ValueError(f"column {name!r} is of type {table.schema.field(name).type}")
-        for name in ("row", "id", "length", "truncated", "file"):
-            if table[name].null_count:
-                raise ValueError(f"column {name!r} has nulls")
-        place = table.schema.get_field_index("id")
-        # All IDs together may have more bytes than 32-bit offsets can tell.
-        table = table.set_column(place, "id", table["id"].cast(pa.large_string()))
-        return table.combine_chunks()
-    except (ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
+    except pa.ArrowException as error:
+        raise ValueError(f"{path}: damaged ({str(error).splitlines()[0]})") from error
     except OSError as error:
-        raise OSError(f"{path}: {error}") from error
+        raise OSError(f"{path}: cannot be read ({error.strerror or error})") from error
+    for name, kind in COLUMNS.items():
+        if table.schema.names.count(name) != 1:
+            found = "more than one" if name in table.schema.names else "no"
+            raise not_a_plan(path, f"{found} column {name!r}")
+        if table.schema.field(name).type != kind:
+            raise not_a_plan(path, f"column {name!r} has type {table.schema.field(name).type}")
+        if name not in ("batch", "tokens") and table[name].null_count:
+            raise not_a_plan(path, f"column {name!r} contains nulls")
+    # 32-bit offsets cannot address the bytes of all IDs together.
+    place = table.schema.get_field_index("id")
+    table = table.set_column(place, "id", table["id"].cast(pa.large_string()))
+    return table.combine_chunks()
 
 
-def sum_up(
+def compute_totals(
     plan: PackingPlan, sequences: Sequences, rows: NDArray[np.int64] | None, duplicate_ids: int
 ) -> Totals:
-    """Return what became of sequences of which these rows were packed (None for all)."""
+    """Return the totals of a plan for these rows of the sequences; None for all rows."""
     lengths = sequences.lengths
     residues = int(lengths.sum())
     packed = residues if rows is None else int(lengths[rows].sum())
@@ -276,16 +316,11 @@ def sum_up(
         duplicate_ids=duplicate_ids,
         residues=residues,
         residues_kept=packed - plan.truncated_residues,
-        residues_cut=plan.truncated_residues,
+        residues_truncated=plan.truncated_residues,
         residues_dropped=residues - packed,
         tokens=plan.total_tokens,
         batches=len(plan),
-        first_fit_batches=first_fit_batches(plan),
+        first_fit_batches=kernel.first_fit_decreasing(plan.core.counts).num_batches,
         efficiency=plan.efficiency,
         lower_bound=plan.lower_bound,
     )
-
-
-def first_fit_batches(layout: Layout) -> int:
-    """Return how many batches First-Fit Decreasing makes of the same sequences."""
-    return kernel.first_fit_decreasing(layout.core.counts).num_batches

@@ -18,36 +18,37 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.files.fasta import (
-    Changes,
+    MAGIC_BYTES,
+    ReadChanges,
     ReadOptions,
+    decompress,
     find_decompressor,
     make_scanner,
     open_file,
-    plain_text,
     read_chunks,
     scan_fasta,
 )
 
 
 class RecordFile:
-    """The records of a FASTA file by their numbers, the same as `read_fasta` gives them.
+    """Random access to the records of a FASTA file, equal to those of `read_fasta`.
 
-    The file is scanned once, which tells where each record lies. A compressed file is expanded into
-    a temporary copy, which goes when the object that made it does. Picklable; where the copy is not
-    found, another one is made.
+    One scan of the file finds where each record begins. A compressed file is decompressed into a
+    temporary copy, which is deleted with the object that made it. Picklable; if the copy is not
+    found after unpickling, another is made.
 
     Args:
-        path: A FASTA file, plain or compressed, that is a regular file.
-        options: How to read it.
+        path: A regular file in FASTA format, plain or compressed.
+        options: How to read the file.
 
     Attributes:
-        path: The file.
+        path: The path of the file.
         lengths: Residues of each record, int64.
         changes: What the options changed.
 
     Raises:
-        ValueError: The file is empty, not FASTA, damaged or cut off.
-        OSError: It cannot be read, or there is no room for the copy.
+        ValueError: The file is empty, not FASTA, damaged or incomplete.
+        OSError: The file cannot be read, or the copy cannot be written.
     """
 
     def __init__(self, path: str, options: ReadOptions) -> None:
@@ -64,23 +65,23 @@ class RecordFile:
                 begins.append(some_begins)
 
         self._lock = threading.Lock()
-        self._text: Text | None = self._find_text(scan)
+        self._text: PlainText | None = self._find_text(scan)
         self._sha256 = self._text.sha256
         self.lengths = np.concatenate(lengths)
-        self.changes = Changes(*scanner.changes)
+        self.changes = ReadChanges(*scanner.changes)
         self._begins = np.append(np.concatenate(begins), self._text.identity[2])
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def read(self, records: Sequence[int]) -> list[tuple[str, str]]:
-        """Return the IDs and sequences of records by their numbers, from 0.
+        """Return the IDs and sequences of records, given their numbers, from 0.
 
         Raises:
-            ValueError: The file is no longer the one that was scanned.
-            OSError: It cannot be read.
+            ValueError: The file has changed since it was scanned.
+            OSError: The file cannot be read.
 
-        Cost: the file is opened once, and each record read whole.
+        Cost: one open, and one seek and read per record.
         """
         chosen = np.asarray(records, np.int64)
         begins = self._begins[chosen]
@@ -91,7 +92,7 @@ class RecordFile:
                 file.seek(begin)
                 texts.append(read_all(file, size))
         scanner = make_scanner(self.options, keep_residues=True)
-        # The last line of a file may have no end.
+        # The last line of a file may lack a line end.
         scanner.feed(b"\n".join(texts))
         scanner.finish()
         found = scanner.take_records()
@@ -100,68 +101,68 @@ class RecordFile:
             if len(sequence) != length:
                 raise ValueError(
                     f"{self.path}: record {record + 1:,} ({identifier!r}) has {len(sequence):,} "
-                    f"residues, it had {length:,}: the file has changed"
+                    f"residues (it had {length:,}): the file has changed since it was scanned"
                 )
         if scanner.fault is not None or len(found) != len(records):
-            raise ValueError(f"{self.path}: the file has changed since its records were found")
+            raise ValueError(f"{self.path}: the file has changed since it was scanned")
         return found
 
     def _open(self) -> io.FileIO:
-        """Open the text, if it is still the one that was scanned."""
+        """Open the text, or raise ValueError if the file has changed since it was scanned."""
         file = self._open_known()
         if file is None:
             with self._lock:
-                # Another thread may have looked meanwhile.
+                # Another thread may have found it in the meantime.
                 file = self._open_known()
                 if file is None:
-                    # A copy of the file, or another machine: what it holds decides.
-                    self._look_again()
+                    # The file may have been copied, or this may be another machine: compare hashes.
+                    self._find_again()
                     file = self._open_known()
         if file is None:
-            raise ValueError(f"{self.path}: the file has changed since its records were found")
+            raise ValueError(f"{self.path}: the file has changed since it was scanned")
         return file
 
     def _open_known(self) -> io.FileIO | None:
-        """Open the text if it is the file that was looked at, and None if it is not."""
+        """Open the text if it is still the same file; otherwise return None."""
         text = self._text
-        # Others could make their reader wait.
+        # Opening a pipe could block.
         if text is None or not Path(text.path).is_file():
             return None
         try:
             file = io.FileIO(text.path)
         except FileNotFoundError:
             return None
-        if identify(file) == text.identity:
+        if file_identity(file) == text.identity:
             return file
         file.close()
         return None
 
-    def _look_again(self) -> None:
-        """Find the text once more, if the file holds the same bytes."""
+    def _find_again(self) -> None:
+        """Find the text again if the bytes of the file are the same."""
         if not Path(self.path).is_file():
-            raise FileNotFoundError(f"{self.path}: no such file, or no longer a regular one")
+            raise FileNotFoundError(f"{self.path}: no such file, or not a regular file")
 
         def read(digest: Any, copy: BinaryIO | None) -> None:
             with open_file(self.path) as file:
-                for text in plain_text(read_chunks(file, self.path, digest), self.path):
+                for text in decompress(read_chunks(file, self.path, digest), self.path):
                     if copy is not None:
                         copy.write(text)
 
         found = self._find_text(read)
         self._text = found if found.sha256 == self._sha256 else None
 
-    def _find_text(self, read: Callable[[Any, BinaryIO | None], None]) -> Text:
-        """Have the file read, into a copy if it is compressed, and return where its text is."""
+    def _find_text(self, read: Callable[[Any, BinaryIO | None], None]) -> PlainText:
+        """Call `read`, with a file for a copy if the input is compressed; return the text."""
         digest = hashlib.sha256()
         with open_file(self.path) as file:
-            is_compressed = find_decompressor(read_all(file, 14), self.path) is not None
-            identity = identify(file)
+            is_compressed = find_decompressor(read_all(file, MAGIC_BYTES), self.path) is not None
+            identity = file_identity(file)
         if not is_compressed:
             read(digest, None)
-            return Text(self.path, identity, digest.hexdigest())
+            return PlainText(self.path, identity, digest.hexdigest())
         with NamedTemporaryFile(prefix="virnucpro.", suffix=".fasta", delete=False) as copy:
-            # Of this process alone, and also where a worker ends, which runs no other hooks.
-            text = Text(copy.name, (), "")
+            # Runs in this process alone, and also at the end of workers, which skip atexit hooks.
+            text = PlainText(copy.name, (), "")
             remove = Finalize(
                 text, partial(Path(copy.name).unlink, missing_ok=True), exitpriority=0
             )
@@ -171,7 +172,7 @@ class RecordFile:
                 remove()
                 raise
             copy.flush()
-            text.identity, text.sha256 = identify(copy), digest.hexdigest()
+            text.identity, text.sha256 = file_identity(copy), digest.hexdigest()
         return text
 
     def __getstate__(self) -> dict[str, Any]:
@@ -183,13 +184,13 @@ class RecordFile:
 
 
 @dataclass
-class Text:
-    """A file with the text of a FASTA file: the file itself, or a copy that goes with this object.
+class PlainText:
+    """The decompressed text of a FASTA file: the file itself, or a copy deleted with this object.
 
     Attributes:
-        path: The file.
-        identity: What `identify` says of it.
-        sha256: The hash of the FASTA file as it is, compressed or not.
+        path: The path of the text.
+        identity: The `file_identity` of the text.
+        sha256: The hash of the FASTA file, compressed or not.
     """
 
     path: str
@@ -197,14 +198,14 @@ class Text:
     sha256: str
 
 
-def identify(file: Any) -> tuple[int, ...]:
-    """Return what changes with an open file: device, inode, size and times."""
+def file_identity(file: Any) -> tuple[int, ...]:
+    """Return device, inode, size and times of an open file, to tell whether it has changed."""
     found = os.fstat(file.fileno())
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def read_all(file: io.FileIO, size: int) -> bytes:
-    """Return so many bytes, fewer only at the end of the file."""
+    """Return `size` bytes, or fewer at the end of the file."""
     data = file.read(size)
     while len(data) < size and (more := file.read(size - len(data))):
         data += more

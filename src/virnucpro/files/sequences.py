@@ -1,4 +1,4 @@
-"""IDs and lengths of sequences, from FASTA files and from tables of lengths."""
+"""Read IDs and lengths of sequences, from FASTA files and from tables of lengths."""
 
 from __future__ import annotations
 
@@ -16,19 +16,22 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import (
-    Changes,
+    BGZIP_END,
+    MAGIC_BYTES,
+    ReadChanges,
     ReadOptions,
-    check_exists,
-    is_cut_bgzip,
+    check_bgzip_end,
     make_scanner,
+    open_file,
     read_chunks,
     scan_fasta,
 )
 from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table
 
-# IDs that are compared at once.
+# IDs compared at a time.
 CHUNK = 2**16
-SUFFIXES = {
+# The kinds of tables by suffix.
+TABLE_KINDS = {
     ".fai": "fai",
     ".parquet": "parquet",
     ".pq": "parquet",
@@ -40,14 +43,14 @@ SUFFIXES = {
 
 
 @dataclass(frozen=True)
-class Source:
-    """A file that was read.
+class InputFile:
+    """An input file that was read.
 
     Attributes:
-        name: Its path as it was given.
-        bytes: Its size.
-        sha256: The SHA-256 of its bytes.
-        sequences: How many sequences it has.
+        name: The path as given; "-" for standard input.
+        bytes: Size in bytes.
+        sha256: SHA-256 of the bytes.
+        sequences: Number of sequences.
     """
 
     name: str
@@ -58,39 +61,40 @@ class Source:
 
 @dataclass(frozen=True)
 class Sequences:
-    """What packing needs of the sequences of some files.
+    """The IDs and lengths of the sequences of one or more files.
 
     Attributes:
-        ids: The ID of each sequence, an Arrow array of strings.
+        ids: The ID of each sequence, an Arrow array of large strings.
         lengths: Residues of each sequence, int64.
-        sources: The files, whose sequences follow each other.
+        inputs: The files, in the order of their sequences.
         changes: What the options changed.
     """
 
     ids: Any
     lengths: NDArray[np.int64]
-    sources: list[Source]
-    changes: Changes
+    inputs: list[InputFile]
+    changes: ReadChanges
 
     def file_of(self, rows: NDArray[Any]) -> NDArray[np.int64]:
-        """Return which of the files each row is from."""
-        ends = np.cumsum([source.sequences for source in self.sources])
+        """Return the index of the file of each row, int64."""
+        ends = np.cumsum([file.sequences for file in self.inputs])
         return np.searchsorted(ends, rows, side="right")
 
-    def find_duplicates(self, most: int = 3) -> tuple[int, list[str]]:
-        """Return how many sequences have the ID of one before them, and some of these IDs."""
-        # One batch of sequences without tokens holds them in order of their IDs.
-        none = np.zeros(len(self.ids), np.int8)
-        order = GreedyPacker(1, special_tokens=0).pack_lengths(none, self.ids).indices
-        number = 0
-        some: list[str] = []
+    def find_duplicates(self, max_examples: int = 3) -> tuple[int, list[str]]:
+        """Return the number of sequences that repeat an earlier ID, and a few of these IDs."""
+        # A plan for sequences without tokens has a single batch, in order of IDs.
+        lengths = np.zeros(len(self.ids), np.int8)
+        order = GreedyPacker(1, special_tokens=0).pack_lengths(lengths, self.ids).indices
+        num_duplicates = 0
+        examples: list[str] = []
         for begin in range(0, len(order), CHUNK):
             ids = self.ids.take(as_arrow(order[begin : begin + CHUNK + 1]))
             repeated = ids.slice(1).filter(pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)))
-            number += len(repeated)
-            if len(some) < most:
-                some += [name for name in pc.unique(repeated).to_pylist() if name not in some]
-        return number, some[:most]
+            num_duplicates += len(repeated)
+            if len(examples) < max_examples:
+                names = pc.unique(repeated).to_pylist()
+                examples += [name for name in names if name not in examples]
+        return num_duplicates, examples[:max_examples]
 
 
 def read_files(
@@ -98,64 +102,68 @@ def read_files(
     options: ReadOptions | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Sequences:
-    """Return the sequences of files: FASTA, or tables by their suffix.
+    """Return the IDs and lengths of the sequences of files, in order.
 
-    Tables are `.fai`, `.parquet`, `.arrow` (also `.feather`, `.ipc`) and `.tsv`, the last also
-    with `.gz`. All else is FASTA, compressed or not; "-" is FASTA from standard input.
+    Files with the suffix `.fai`, `.parquet` (or `.pq`), `.arrow` (or `.feather`, `.ipc`), `.tsv` or
+    `.tsv.gz` are tables of lengths. All others are FASTA, plain or compressed; "-" is FASTA from
+    standard input.
 
     Args:
         paths: The files.
         options: How to read them; None for the defaults of `ReadOptions`.
-        progress: Called with the number of sequences read so far, now and then.
+        progress: Called from time to time with the number of sequences read so far.
 
     Raises:
-        ValueError: A file is empty, damaged or not of its kind, a table lacks a column, or a
-            length is null, negative or no integer.
-        OverflowError: All residues together need more than 64 bits.
+        ValueError: A file is empty, damaged or not in its format, a table lacks a column, or a
+            length is null, negative or not an integer.
+        OverflowError: The total number of residues needs more than 64 bits.
         OSError: A file cannot be read.
 
-    Cost: one pass, two of tables, which are hashed first; about 40 bytes of memory a sequence
-    with IDs of 12 letters.
+    Cost: one pass over FASTA, two over tables, which are hashed first; about 40 bytes of memory
+    per sequence if IDs have 12 letters.
     """
     options = options or ReadOptions()
     ids: list[Any] = []
     lengths: list[NDArray[np.int64]] = []
-    sources = []
-    changes = Changes()
+    inputs = []
+    changes = ReadChanges()
     num_sequences = 0
     for path in paths:
         before = num_sequences
-        digest = Counted()
-        kind = kind_of_table(path)
+        digest = CountingHash()
+        kind = table_kind(path)
         scanner = make_scanner(options, keep_residues=False)
         if kind is None:
-            chunks = scan_lengths(path, scanner, digest)
+            chunks = read_fasta_lengths(path, scanner, digest)
         else:
-            chunks = read_table(path, kind, options, digest)
-        for some_ids, some_lengths in chunks:
-            ids.append(some_ids)
-            lengths.append(some_lengths)
-            num_sequences += len(some_lengths)
+            chunks = read_length_table(path, kind, options, digest)
+        for chunk_ids, chunk_lengths in chunks:
+            ids.append(chunk_ids)
+            lengths.append(chunk_lengths)
+            num_sequences += len(chunk_lengths)
             progress(num_sequences)
-        changes += Changes(*scanner.changes)
+        changes += ReadChanges(*scanner.changes)
         if num_sequences == before:
-            raise ValueError(f"{path}: no sequence")
-        sources.append(Source(str(path), digest.bytes, digest.hexdigest(), num_sequences - before))
-    # One after the other, as each is held twice meanwhile.
-    every = np.concatenate(lengths)
+            raise ValueError(f"{path}: contains no sequences")
+        num_read = num_sequences - before
+        inputs.append(InputFile(str(path), digest.num_bytes, digest.hexdigest(), num_read))
+    # Free the chunks of lengths before the IDs are copied.
+    all_lengths = np.concatenate(lengths)
     lengths.clear()
-    if every.sum(dtype=np.float64) > 2.0**62:
-        raise OverflowError("the residues of all sequences together need more than 64 bits")
+    if all_lengths.sum(dtype=np.float64) > 2.0**62:
+        raise OverflowError("the total number of residues needs more than 64 bits")
     all_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
     ids.clear()
-    return Sequences(all_ids, every, sources, changes)
+    return Sequences(all_ids, all_lengths, inputs, changes)
 
 
 # IDs and lengths.
 Chunk = tuple[Any, NDArray[np.int64]]
 
 
-def scan_lengths(path: str, scanner: kernel.FastaScanner, digest: Counted) -> Iterator[Chunk]:
+def read_fasta_lengths(
+    path: str, scanner: kernel.FastaScanner, digest: CountingHash
+) -> Iterator[Chunk]:
     """Yield IDs and lengths of a FASTA file."""
     for _ in scan_fasta(path, scanner, digest):
         offsets, ids, lengths, _ = scanner.take_lengths()
@@ -164,27 +172,27 @@ def scan_lengths(path: str, scanner: kernel.FastaScanner, digest: Counted) -> It
             yield pa.Array.from_buffers(pa.large_string(), len(lengths), buffers), lengths
 
 
-def kind_of_table(path: str) -> str | None:
-    """Return the kind of a table of lengths, None for FASTA."""
+def table_kind(path: str) -> str | None:
+    """Return the kind of a table of lengths; None for FASTA."""
     name = str(path).lower()
-    kind = SUFFIXES.get(Path(name.removesuffix(".gz")).suffix)
+    kind = TABLE_KINDS.get(Path(name.removesuffix(".gz")).suffix)
     return None if name.endswith(".gz") and kind != "tsv" else kind
 
 
-def read_table(path: str, kind: str, options: ReadOptions, digest: Counted) -> Iterator[Chunk]:
+def read_length_table(
+    path: str, kind: str, options: ReadOptions, digest: CountingHash
+) -> Iterator[Chunk]:
     """Yield IDs and lengths of a table."""
-    check_exists(Path(path))
     columns = ["id", "length"] if kind == "fai" else [options.id_column, options.length_column]
+    with open_file(path) as file:
+        start = file.read(MAGIC_BYTES)
+        file.seek(0)
+        for _ in read_chunks(file, path, digest):
+            pass
+        file.seek(max(0, digest.num_bytes - len(BGZIP_END)))
+        check_bgzip_end(start, file.read(), path)
     num_rows = 0
     try:
-        with Path(path).open("rb", buffering=0) as file:
-            start = file.read(14)
-            file.seek(0)
-            for _ in read_chunks(file, path, digest):
-                pass
-            file.seek(max(0, digest.bytes - 28))
-            if is_cut_bgzip(start, file.read()):
-                raise ValueError("cut off: the bgzip end-of-file block is missing")
         for batch in open_table(path, kind, columns):
             ids = ids_of(batch, columns[0], num_rows).cast(pa.large_string())
             yield ids, lengths_of(batch, columns[1], num_rows)
@@ -193,18 +201,18 @@ def read_table(path: str, kind: str, options: ReadOptions, digest: Counted) -> I
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
-class Counted:
-    """SHA-256 that knows how many bytes it had."""
+class CountingHash:
+    """SHA-256 and the number of bytes hashed."""
 
     def __init__(self) -> None:
-        self.bytes = 0
+        self.num_bytes = 0
         self._hash = hashlib.sha256()
 
     def update(self, data: Any, /) -> None:
         """Add bytes."""
-        self.bytes += len(data)
+        self.num_bytes += len(data)
         self._hash.update(data)
 
     def hexdigest(self) -> str:
-        """The hash so far."""
+        """Return the SHA-256 of the bytes so far."""
         return self._hash.hexdigest()

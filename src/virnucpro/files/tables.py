@@ -1,4 +1,4 @@
-"""Tables of IDs and lengths of sequences."""
+"""Read tables with the IDs and lengths of sequences."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-# Rows that are read at once.
+# Rows read at a time.
 CHUNK = 2**17
-# What an Arrow stream ends with (Arrow columnar format, IPC streaming format).
+# The last bytes of an Arrow stream (Arrow columnar format, IPC streaming format).
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
 def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
-    """Yield the record batches of a table, with these columns where it has them."""
+    """Yield the record batches of a table, which may have other columns too.
+
+    `kind` is "parquet", "arrow", "tsv" or "fai".
+    """
     if kind == "parquet":
         with pq.ParquetFile(path) as file:
             known = [name for name in columns if name in file.schema_arrow.names]
@@ -34,10 +37,10 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
                 source.seek(0)
                 yield from pa.ipc.open_stream(source)
                 if source.read(1) or source.size() < 8:
-                    raise ValueError("more than one stream") from None
+                    raise ValueError("more than one Arrow stream") from None
                 source.seek(source.size() - 8)
                 if source.read(8) != END_OF_STREAM:
-                    raise ValueError("cut off: the end-of-stream mark is missing") from None
+                    raise ValueError("incomplete: the end-of-stream mark is missing") from None
             else:
                 for number in range(file.num_record_batches):
                     yield file.get_batch(number)
@@ -48,21 +51,21 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
             pa.input_stream(path, compression=compression),
             pyarrow.csv.ReadOptions(column_names=names, block_size=2**24),
             pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
-            # Numbers with leading zeros, say, are IDs as they stand.
+            # Otherwise, IDs such as 007 and NA would become numbers and nulls.
             pyarrow.csv.ConvertOptions(column_types={columns[0]: pa.string()}, null_values=[]),
         )
 
 
 def lengths_of(table: Any, column: str, num_before: int = 0) -> NDArray[np.int64]:
-    """Return the lengths in a column of an Arrow table or record batch.
+    """Return the lengths in a column of an Arrow table or record batch, int64.
 
     Raises:
-        ValueError: The column is missing, no integers, or has nulls or negative numbers; rows in
-            messages count from `num_before`.
+        ValueError: The column is missing or not of integers, or contains nulls or negative
+            numbers. The message counts rows from `num_before`.
     """
     values = column_of(table, column, num_before)
     if not pa.types.is_integer(values.type):
-        raise ValueError(f"column {column!r} must be integers (it is {values.type})")
+        raise ValueError(f"column {column!r} must be integers (got {values.type})")
     try:
         lengths: NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
@@ -76,21 +79,22 @@ def lengths_of(table: Any, column: str, num_before: int = 0) -> NDArray[np.int64
 
 
 def ids_of(table: Any, column: str, num_before: int = 0) -> Any:
-    """Return the IDs in a column of an Arrow table or record batch, not as a dictionary.
+    """Return the IDs in a column of an Arrow table or record batch, without dictionary encoding.
 
     Raises:
-        ValueError: The column is missing or has nulls; rows in messages count from `num_before`.
+        ValueError: The column is missing or contains nulls. The message counts rows from
+            `num_before`.
     """
     ids = column_of(table, column, num_before)
     return ids.cast(ids.type.value_type) if pa.types.is_dictionary(ids.type) else ids
 
 
 def column_of(table: Any, column: str, num_before: int) -> Any:
-    """Return a column without nulls."""
+    """Return a column; raise ValueError if it is missing or contains nulls."""
     names = table.schema.names
     if names.count(column) != 1:
-        number = "more than one" if column in names else "no"
-        raise ValueError(f"{number} column {column!r} (it has {', '.join(names)})")
+        found = "more than one" if column in names else "no"
+        raise ValueError(f"{found} column {column!r} (it has {', '.join(names)})")
     values = table.column(column)
     if values.null_count:
         row = num_before + int(pc.index(pc.is_null(values), True).as_py())
@@ -99,19 +103,19 @@ def column_of(table: Any, column: str, num_before: int) -> Any:
 
 
 def as_arrow(values: NDArray[Any]) -> Any:
-    """Return an Arrow array of numbers or bools; contiguous numbers are not copied.
+    """Return an Arrow array of numbers or bools, without copying contiguous numbers.
 
-    `pyarrow.array` does the same, but imports pandas first, which takes longer than many a job.
+    Used instead of `pyarrow.array`, which imports pandas: that takes longer than a small job.
     """
     kind = pa.from_numpy_dtype(values.dtype)
-    held = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
-    buffer = pa.py_buffer(np.ascontiguousarray(held))
+    packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values
+    buffer = pa.py_buffer(np.ascontiguousarray(packed))
     return pa.Array.from_buffers(kind, len(values), [None, buffer])
 
 
-def texts_as_arrow(texts: Sequence[str]) -> Any:
-    """Return an Arrow array of strings, as `as_arrow` does."""
-    encoded = [text.encode() for text in texts]
+def strings_as_arrow(strings: Sequence[str]) -> Any:
+    """Return an Arrow array of strings; see `as_arrow`."""
+    encoded = [string.encode() for string in strings]
     offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
     return pa.Array.from_buffers(pa.string(), len(encoded), buffers)

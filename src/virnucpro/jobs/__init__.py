@@ -1,1 +1,1 @@
-"""Whole jobs: from files to a plan, and from a plan to a report."""
+"""Complete jobs: files to a plan, and a plan to a report."""

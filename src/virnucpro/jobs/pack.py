@@ -1,9 +1,10 @@
-"""The job from files of sequences to a plan on disk."""
+"""Pack the sequences of files and write the plan."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from os import PathLike, fspath
 from pathlib import Path
 
 import numpy as np
@@ -12,62 +13,77 @@ from numpy.typing import NDArray
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.output import check_output
-from virnucpro.files.plan_file import Summary, sum_up, write_plan
+from virnucpro.files.plan_file import Summary, compute_totals, write_plan
 from virnucpro.files.sequences import Sequences, read_files
 
 logger = logging.getLogger(__name__)
 
-# Called with the name of a stage, gives what is called with the number of sequences done.
+# Takes the name of a stage; returns a function that takes the number of sequences done.
 Progress = Callable[[str], Callable[[int], None]]
 
 
-def no_progress(_stage: str) -> Callable[[int], None]:
-    """Show nothing."""
-    return lambda _done: None
-
-
 def pack_files(
-    inputs: list[str],
-    output: Path,
+    inputs: Sequence[str | PathLike[str]],
+    output: str | PathLike[str],
     packer: GreedyPacker,
     *,
     overlong: str = "truncate",
     options: ReadOptions | None = None,
     duplicates: str = "report",
-    progress: Progress = no_progress,
+    progress: Progress | None = None,
 ) -> Summary:
-    """Pack the sequences of files and write the plan.
+    r"""Pack the sequences of files and write the plan.
 
     Args:
-        inputs: FASTA files or tables of lengths, as `read_files` takes them.
-        output: The Parquet file to write. It appears when it is complete.
-        packer: What to pack with.
-        overlong: How to handle sequences with more residues than are kept: "truncate", "error" or
-            "drop".
+        inputs: FASTA files, plain or compressed, or tables of lengths; "-" for FASTA from standard
+            input.
+        output: The Parquet file to write, which appears once it is complete.
+        packer: The packer.
+        overlong: How to handle sequences with more than `packer.limits.max_residues` residues:
+            "truncate", "error" or "drop". Dropped sequences are in the plan without a batch.
         options: How to read the files; None for the defaults of `ReadOptions`.
-        duplicates: How to handle IDs that occur more than once: "report" logs a WARNING, "error"
-            refuses them.
-        progress: Called with the name of each stage; what it returns is called with the number of
-            sequences done so far.
+        duplicates: How to handle IDs that occur more than once: "report" (one WARNING) or "error".
+        progress: Called with the name of each stage: "Reading", "Packing", "Writing". Returns a
+            function that is called from time to time with the number of sequences done.
 
     Returns:
-        The summary that the plan file holds.
+        The summary that the plan file stores.
 
     Raises:
-        ValueError: An input is not valid, a sequence is too long under overlong="error", or an ID
-            occurs more than once under duplicates="error".
+        ValueError: An argument or an input is not valid; a sequence is too long under
+            overlong="error", or an ID occurs more than once under duplicates="error".
         OSError: A file cannot be read or written.
+
+    Cost: that of reading the files, O(n) for packing n sequences, and sorting of their IDs.
+
+    Example:
+        >>> from tempfile import TemporaryDirectory
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "proteins.fasta")
+        ...     _ = path.write_text(">a\nMKTAY\n>b\nMKTAYIAK\n>c\nMK\n")
+        ...     summary = pack_files([path], Path(folder, "plan.parquet"), GreedyPacker(12))
+        >>> summary.totals.batches, summary.totals.tokens
+        (2, 21)
     """
+    if overlong not in ("truncate", "error", "drop"):
+        raise ValueError(f"overlong must be 'truncate', 'error' or 'drop' (got {overlong!r})")
+    if duplicates not in ("report", "error"):
+        raise ValueError(f"duplicates must be 'report' or 'error' (got {duplicates!r})")
     options = options or ReadOptions()
-    check_output(output, inputs)
-    sequences = read_files(inputs, options, progress("Reading"))
-    repeated, some = sequences.find_duplicates()
-    if repeated and duplicates == "error":
-        raise ValueError(f"{repeated:,} duplicate IDs, such as {', '.join(some)}")
-    rows = choose(sequences, packer.limits.max_residues, overlong)
+    progress = progress or no_progress
+    paths = [fspath(path) for path in inputs]
+    check_output(Path(output), paths)
+
+    sequences = read_files(paths, options, progress("Reading"))
+    num_duplicates, examples = sequences.find_duplicates()
+    warning = f"{num_duplicates:,} duplicate IDs, such as {', '.join(examples)}"
+    if num_duplicates and duplicates == "error":
+        raise ValueError(warning)
+    rows = rows_to_pack(sequences, packer.limits.max_residues, overlong)
     lengths, ids = sequences.lengths, sequences.ids
     if rows is not None:
         lengths, ids = lengths[rows], ids.take(rows)
+
     progress("Packing")(0)
     plan = packer.pack_lengths(lengths, ids)
     summary = Summary(
@@ -75,23 +91,30 @@ def pack_files(
         method=packer.method,
         overlong=overlong,
         options=options,
-        totals=sum_up(plan, sequences, rows, repeated),
-        inputs=sequences.sources,
+        totals=compute_totals(plan, sequences, rows, num_duplicates),
+        inputs=sequences.inputs,
     )
     write_plan(output, plan, sequences, summary, rows, progress("Writing"))
-    if repeated:
-        logger.warning("%s duplicate IDs, such as %s", f"{repeated:,}", ", ".join(some))
+    if num_duplicates:
+        logger.warning("%s", warning)
     return summary
 
 
-def choose(sequences: Sequences, max_residues: int, overlong: str) -> NDArray[np.int64] | None:
-    """Return the rows to pack, None for all."""
+def no_progress(_stage: str) -> Callable[[int], None]:
+    """Ignore progress."""
+    return lambda _done: None
+
+
+def rows_to_pack(
+    sequences: Sequences, max_residues: int, overlong: str
+) -> NDArray[np.int64] | None:
+    """Return the rows to pack; None for all. Raise ValueError under overlong="error"."""
     is_overlong = sequences.lengths > max_residues
     if overlong == "error" and is_overlong.any():
         row = int(np.argmax(is_overlong))
-        name = sequences.sources[int(sequences.file_of(np.array([row]))[0])].name
+        name = sequences.inputs[int(sequences.file_of(np.array([row]))[0])].name
         raise ValueError(
-            f"{name}: sequence {sequences.ids[row].as_py()} has {sequences.lengths[row]:,} "
+            f"{name}: sequence {sequences.ids[row].as_py()!r} has {sequences.lengths[row]:,} "
             f"residues, more than {max_residues:,} ({is_overlong.sum():,} such sequences)"
         )
     return np.flatnonzero(~is_overlong) if overlong == "drop" else None

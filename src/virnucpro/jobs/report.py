@@ -1,10 +1,10 @@
-"""A page about a plan: one HTML file that needs nothing else."""
+"""Write a report about a plan: one self-contained HTML page."""
 
 from __future__ import annotations
 
 import html
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from virnucpro.files.output import replacing
-from virnucpro.files.plan_file import Summary, read_summary, read_table
+from virnucpro.files.output import atomic_write
+from virnucpro.files.plan_file import Summary, read_rows, read_summary
+from virnucpro.jobs.labels import label_totals
+from virnucpro.kernel.limits import Limits
 
-INK, BAR, CUT = "#334155", "#3b82b6", "#d9480f"
+INK, BLUE, ORANGE = "#334155", "#3b82b6", "#d9480f"
 
 STYLE = f"""
 body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 60rem;
@@ -37,76 +39,53 @@ svg {{ width: 100%; height: auto; }}
 
 
 def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None:
-    """Write a page about a plan.
+    """Write a report about a plan.
 
     Args:
-        plan: The plan's file.
-        output: The HTML file to write. It appears when it is complete.
+        plan: The plan file.
+        output: The HTML file to write, which appears once it is complete.
 
     Raises:
-        ValueError: The file is no plan.
+        ValueError: The file is not a plan file, or damaged.
         OSError: A file cannot be read or written.
     """
-    summary = read_summary(plan)
-    table = read_table(plan)
-    page = make_page(Path(plan).name, summary, table)
-    with replacing(output) as unfinished:
+    page = make_page(Path(plan).name, read_summary(plan), read_rows(plan))
+    with atomic_write(output) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 
 
 def make_page(name: str, summary: Summary, table: Any) -> str:
-    """Return the page."""
+    """Return the HTML of a report."""
     packed = table.filter(pc.is_valid(table["batch"]))
-    batch = packed["batch"].to_numpy()
-    tokens = packed["tokens"].to_numpy()
+    batch, tokens = packed["batch"].to_numpy(), packed["tokens"].to_numpy()
     lengths = table["length"].to_numpy()
-    budget = summary.limits.max_tokens_per_batch
-    most = summary.limits.max_sequences_per_batch
-    limit = summary.limits.max_residues
-    totals = summary.totals
-    next_fit = count_next_fit_decreasing(*np.unique(tokens, return_counts=True), budget, most)
-    numbers = {
-        "Sequences read": f"{totals.read:,}",
-        "Packed": f"{totals.packed:,}",
-        "Dropped": f"{totals.dropped:,}",
-        "Batches": f"{totals.batches:,}",
-        "Efficiency": f"{totals.efficiency:.4%}",
-        "Lower bound": f"{totals.lower_bound:,}",
-        "First-fit decreasing": f"{totals.first_fit_batches:,}",
-        "Next-fit decreasing": f"{next_fit:,}",
-        "Truncated": f"{totals.truncated:,}",
-        "Residues": f"{totals.residues:,}",
-        "Residues cut": f"{totals.residues_cut:,}",
-        "Residues dropped": f"{totals.residues_dropped:,}",
-        "Empty": f"{totals.empty:,}",
-        "Duplicate IDs": f"{totals.duplicate_ids:,}",
-        "Stops (*) left out": f"{totals.stops:,}",
-        "Lower case made upper": f"{totals.lower_case:,}",
-        "Gaps left out": f"{totals.gaps:,}",
-        "Insertions left out": f"{totals.insertions:,}",
-    }
+    limits, totals = summary.limits, summary.totals
+    next_fit = count_next_fit_decreasing(*np.unique(tokens, return_counts=True), limits)
+    cells = {**label_totals(totals), "Batches by NFD": f"{next_fit:,}"}
     saved = next_fit - totals.batches
     share = f" ({saved / next_fit:.1%})" if next_fit else ""
-    fill = np.bincount(batch, weights=tokens) / budget if len(batch) else np.empty(0)
-    sizes = np.bincount(batch) if len(batch) else np.empty(0, np.int64)
+    fill = np.bincount(batch, tokens, totals.batches) / limits.max_tokens_per_batch
+    sizes = np.bincount(batch, minlength=totals.batches)
     sections = [
         f"<h1>{html.escape(name)}</h1>",
         "<dl>",
-        *(f"<div><dt>{key}</dt><dd>{value}</dd></div>" for key, value in numbers.items()),
+        *(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in cells.items()),
         "</dl>",
-        f"<p>Next-fit decreasing, which keeps one batch open, would need {next_fit:,} batches: "
-        f"this plan saves {saved:,}{share} of them. No packing needs fewer than "
+        f"<p>Next-Fit Decreasing (NFD), which keeps a single batch open, needs {next_fit:,} "
+        f"batches: this plan saves {saved:,}{share}. No packing needs fewer than "
         f"{totals.lower_bound:,}.</p>",
-        "<h2>Lengths of sequences</h2>",
-        draw(lambda axes: draw_lengths(axes, lengths, limit)),
-        "<h2>Fill of batches</h2>",
+        "<h2>Sequence lengths</h2>",
+        draw(lambda axes: draw_lengths(axes, lengths, limits.max_residues)),
+        "<h2>Batch fill</h2>",
         draw(lambda axes: draw_fill(axes, fill)),
         "<h2>Sequences per batch</h2>",
         draw(lambda axes: draw_sizes(axes, sizes)),
-        "<h2>Most truncated sequences</h2>",
-        most_truncated(table, limit),
-        "<h2>Made with</h2>",
-        parameters(summary),
+        "<h2>Longest truncated sequences</h2>",
+        list_truncated(table, limits.max_residues),
+        "<h2>Parameters</h2>",
+        list_parameters(summary),
+        "<h2>Inputs</h2>",
+        list_inputs(summary),
     ]
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -116,26 +95,32 @@ def make_page(name: str, summary: Summary, table: Any) -> str:
     )
 
 
-def count_next_fit_decreasing(
-    sizes: NDArray[Any], counts: NDArray[Any], budget: int, most: int | None
-) -> int:
-    """Return how many batches next-fit decreasing needs for so many sequences of each size."""
-    batches = free = room = 0
-    most = most or int(counts.sum())
+def count_next_fit_decreasing(sizes: NDArray[Any], counts: NDArray[Any], limits: Limits) -> int:
+    """Return the number of batches that Next-Fit Decreasing makes.
+
+    Args:
+        sizes: The distinct numbers of tokens per sequence, in increasing order.
+        counts: Number of sequences with each of them.
+        limits: The limits on batches.
+    """
+    budget = limits.max_tokens_per_batch
+    max_sequences = limits.max_sequences_per_batch or int(counts.sum())
+    num_batches = free_tokens = free_places = 0
     for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        fits = min(free // size if size else count, room, count)
-        free, room, left = free - fits * size, room - fits, count - fits
-        if left:
-            per_batch = min(budget // size if size else left, most)
-            batches += -(-left // per_batch)
-            in_last = (left - 1) % per_batch + 1
-            free, room = budget - in_last * size, most - in_last
-    return batches
+        fitting = min(free_tokens // size if size else count, free_places, count)
+        free_tokens, free_places = free_tokens - fitting * size, free_places - fitting
+        rest = count - fitting
+        if rest:
+            per_batch = min(budget // size if size else rest, max_sequences)
+            num_batches += -(-rest // per_batch)
+            in_last = (rest - 1) % per_batch + 1
+            free_tokens, free_places = budget - in_last * size, max_sequences - in_last
+    return num_batches
 
 
 def draw(plot: Callable[[Axes], None]) -> str:
-    """Return a plot as SVG."""
-    # The same plan gives the same page.
+    """Return a plot as an SVG element."""
+    # A fixed salt for element IDs, so that the same plan gives the same page.
     style: Any = {"svg.hashsalt": "virnucpro", "svg.fonttype": "none", "font.family": "sans-serif"}
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -151,81 +136,85 @@ def draw(plot: Callable[[Axes], None]) -> str:
     return text[text.index("<svg") :]
 
 
-def draw_lengths(axes: Axes, lengths: NDArray[Any], limit: int) -> None:
-    """Draw how long sequences are, and where they are cut."""
+def draw_lengths(axes: Axes, lengths: NDArray[Any], max_residues: int) -> None:
+    """Draw a histogram of sequence lengths and the maximum length."""
     longest = int(lengths.max(initial=0))
-    # Beyond this lie a few that would make the rest too small to see.
-    end = max(limit * 1.05, float(np.quantile(lengths, 0.995)) if len(lengths) else 1.0)
-    bins = np.linspace(0, min(end, max(longest, 1)), 81)
-    axes.hist(lengths[lengths <= bins[-1]], bins=bins.tolist(), color=BAR)
-    if longest > limit:
-        beyond = int((lengths > limit).sum())
-        label = f"cut at {limit:,}: {beyond:,} sequences are longer, up to {longest:,}"
-        axes.axvline(limit, color=CUT, label=label)
+    # A few very long sequences would make the rest too small to see.
+    quantile = float(np.quantile(lengths, 0.995)) if len(lengths) else 1.0
+    end = min(max(max_residues * 1.05, quantile), max(longest, 1))
+    axes.hist(lengths[lengths <= end], bins=np.linspace(0, end, 81).tolist(), color=BLUE)
+    if longest > max_residues:
+        number = int((lengths > max_residues).sum())
+        label = f"maximum {max_residues:,}: {number:,} sequences are longer, up to {longest:,}"
+        axes.axvline(max_residues, color=ORANGE, label=label)
         axes.legend(loc="upper right", framealpha=1, edgecolor="none")
-    axes.set_xlabel("residues")
+    axes.set_xlabel("length (residues)")
     axes.set_ylabel("sequences")
 
 
 def draw_fill(axes: Axes, fill: NDArray[Any]) -> None:
-    """Draw how full batches are, in their order."""
-    # Means of neighbours, where there are more batches than a line can show.
+    """Draw the fill of batches in order of their numbers."""
+    # A line cannot show more points than this, so neighbouring batches are summarized.
     parts = np.array_split(fill, min(len(fill), 400)) if len(fill) else []
     means = [float(part.mean()) for part in parts]
-    least = [float(part.min()) for part in parts]
-    at = np.cumsum([len(part) for part in parts])
-    axes.plot(at, means, color=BAR, label="mean of neighbours")
-    axes.plot(at, least, color=CUT, linewidth=0.8, label="least of neighbours")
+    minima = [float(part.min()) for part in parts]
+    ends = np.cumsum([len(part) for part in parts])
+    axes.plot(ends, means, color=BLUE, label="mean of neighbouring batches")
+    axes.plot(ends, minima, color=ORANGE, linewidth=0.8, label="minimum of neighbouring batches")
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_xlabel("batch")
-    axes.set_ylabel("fill")
+    axes.set_ylabel("fill (share of the budget)")
     axes.legend(loc="lower left", frameon=False)
 
 
 def draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
-    """Draw how many sequences batches have."""
+    """Draw a histogram of the number of sequences per batch."""
     if len(sizes):
         width = max(1, int(np.ptp(sizes)) // 80)
         bins = np.arange(sizes.min() - 0.5, sizes.max() + width + 0.5, width)
-        axes.hist(sizes, bins=bins.tolist(), color=BAR)
+        axes.hist(sizes, bins=bins.tolist(), color=BLUE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("sequences")
+    axes.set_xlabel("sequences per batch")
     axes.set_ylabel("batches")
 
 
-def most_truncated(table: Any, limit: int) -> str:
-    """Return a table of the sequences that lost the most residues."""
-    cut = table.filter(table["truncated"])
-    if len(cut) == 0:
+def list_truncated(table: Any, max_residues: int) -> str:
+    """Return a table of the 20 longest sequences that were truncated."""
+    truncated = table.filter(table["truncated"])
+    if len(truncated) == 0:
         return "<p>No sequence was truncated.</p>"
-    order = pc.sort_indices(cut, sort_keys=[("length", "descending"), ("id", "ascending")])
-    rows = cut.take(order[:20]).to_pylist()
-    lines = [
-        f'<tr><td>{html.escape(row["id"])}</td><td class="number">{row["length"]:,}</td>'
-        f'<td class="number">{row["length"] - limit:,}</td></tr>'
-        for row in rows
+    order = pc.sort_indices(truncated, sort_keys=[("length", "descending"), ("id", "ascending")])
+    rows = [
+        (row["id"], row["length"], row["length"] - max_residues)
+        for row in truncated.take(order[:20]).to_pylist()
     ]
-    return (
-        '<table><tr><th>ID</th><th class="number">residues</th><th class="number">cut</th></tr>'
-        + "\n".join(lines)
-        + "</table>"
-    )
+    return html_table(["ID", "residues", "truncated"], rows)
 
 
-def parameters(summary: Summary) -> str:
-    """Return a table of parameters, and one of inputs."""
-    made_with = "\n".join(
-        f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
-        for name, value in summary.parameters.items()
-    )
-    inputs = "\n".join(
-        f'<tr><td>{html.escape(source.name)}</td><td class="number">{source.sequences:,}</td>'
-        f'<td class="number">{source.bytes:,}</td><td>{html.escape(source.sha256)}</td></tr>'
-        for source in summary.inputs
-    )
-    return (
-        f"<table>{made_with}</table><h2>Inputs</h2><table><tr><th>file</th>"
-        '<th class="number">sequences</th><th class="number">bytes</th><th>SHA-256</th></tr>'
-        f"{inputs}</table>"
-    )
+def list_parameters(summary: Summary) -> str:
+    """Return a table of the parameters of a plan."""
+    return html_table([], [(name, str(value)) for name, value in summary.parameters.items()])
+
+
+def list_inputs(summary: Summary) -> str:
+    """Return a table of the input files of a plan."""
+    rows = [(file.name, file.sequences, file.bytes, file.sha256) for file in summary.inputs]
+    return html_table(["file", "sequences", "bytes", "SHA-256"], rows)
+
+
+def html_table(header: list[str], rows: Sequence[tuple[str | int, ...]]) -> str:
+    """Return an HTML table, with numbers aligned to the right."""
+    is_number = [isinstance(value, int) for value in rows[0]]
+
+    def line(tag: str, values: Sequence[str | int]) -> str:
+        cells = [
+            f'<{tag} class="number">{value if isinstance(value, str) else f"{value:,}"}</{tag}>'
+            if right
+            else f"<{tag}>{html.escape(str(value))}</{tag}>"
+            for value, right in zip(values, is_number, strict=True)
+        ]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    lines = [line("td", row) for row in rows]
+    return "\n".join(["<table>", *([line("th", header)] if header else []), *lines, "</table>"])

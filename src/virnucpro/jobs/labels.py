@@ -1,0 +1,76 @@
+"""Labels of the totals in tables and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from virnucpro.data.layout import Layout
+from virnucpro.files.plan_file import Totals
+
+# The totals in display order. Tokens are left to `stats --json` and `--tsv`.
+LABELS = {
+    "read": "Sequences",
+    "packed": "Packed",
+    "dropped": "Dropped",
+    "empty": "Empty",
+    "truncated": "Truncated",
+    "duplicate_ids": "Duplicate IDs",
+    "stops": "Stops (*) removed",
+    "lower_case": "Lower case converted",
+    "gaps": "Gaps removed",
+    "insertions": "Insertions removed",
+    "residues": "Residues",
+    "residues_kept": "Residues kept",
+    "residues_truncated": "Residues truncated",
+    "residues_dropped": "Residues dropped",
+    "first_fit_batches": "Batches by FFD",
+    "batches": "Batches",
+    "efficiency": "Efficiency",
+    "lower_bound": "Lower bound",
+}
+# Hidden if 0.
+RARE = {
+    "dropped",
+    "empty",
+    "duplicate_ids",
+    "stops",
+    "lower_case",
+    "gaps",
+    "insertions",
+    "residues_dropped",
+}
+
+
+def label_totals(totals: Totals) -> dict[str, str]:
+    """Return the totals as text by label, without those that are 0 and rare."""
+    values = asdict(totals)
+    if totals.first_fit_batches == totals.batches:
+        del values["first_fit_batches"]
+    return label_values(values)
+
+
+def label_layout(layout: Layout) -> dict[str, str]:
+    """Return the totals that a layout has as text by label."""
+    kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
+    values = {
+        "read": layout.num_sequences,
+        "truncated": layout.num_truncated,
+        "residues": kept + layout.truncated_residues,
+        "residues_kept": kept,
+        "residues_truncated": layout.truncated_residues,
+        "batches": layout.num_batches,
+        "efficiency": layout.efficiency,
+        "lower_bound": layout.lower_bound,
+    }
+    return label_values(values)
+
+
+def label_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return values as text by label, in the order of `LABELS`."""
+    return {
+        label: f"{values[name]:.6f}" if name == "efficiency" else f"{values[name]:,}"
+        for name, label in LABELS.items()
+        if name in values and (values[name] or name not in RARE)
+    }

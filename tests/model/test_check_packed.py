@@ -120,6 +120,7 @@ def test_attention_that_crosses_sequences_is_found() -> None:
 
 def test_masks_that_change_neighbours_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EsmEmbeddings, "forward", inspect.unwrap(EsmEmbeddings.forward))
+    monkeypatch.setattr("virnucpro.model.esm.patch_esm_embeddings", lambda: None)
     with pytest.raises(ValueError, match="for 7 of 7 sequences, compared with"):
         check_packed(packing(tiny_esm2()), fair_esm_converter())
     check_packed(packing(tiny_model("esm", mask_token_id=32, token_dropout=False)))

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.data import TokenCounts
+
 Record = dict[str, Any]
 
 
@@ -33,3 +35,11 @@ def short_records(num: int, seed: int = 0) -> list[Record]:
         {"id": f"seq{name:06d}", "sequence": "M" * length}
         for name, length in zip(names, short_lengths(num, seed).tolist(), strict=True)
     ]
+
+
+def times(counts: TokenCounts, number: int) -> TokenCounts:
+    """Counts of the same sequences many times over."""
+    if number == 1:
+        return counts
+    half = times(counts, number // 2)
+    return half + half + counts if number % 2 else half + half

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from instances import triplets
+from proteins import times
 
 from virnucpro import kernel
 from virnucpro.data import GreedyPacker, PackingPlan
@@ -44,3 +45,12 @@ def test_without_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_unknown_method() -> None:
     with pytest.raises(ValueError, match="method must be 'ffd' or 'tight' \\(got 'best'\\)"):
         GreedyPacker(10, method="best")
+
+
+def test_totals_beyond_63_bits_are_refused_by_either_method() -> None:
+    packer = GreedyPacker(10, special_tokens=0)
+    beyond = times(packer.count([9]), (2**63 - 1) // 9) + packer.count([8])
+    for method in "ffd", "tight":
+        packer.method = method
+        with pytest.raises(OverflowError, match="the number of tokens does not fit in 64 bits"):
+            packer.lay_out(beyond)

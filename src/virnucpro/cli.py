@@ -29,7 +29,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    # Importing Rich would double the time of --help.
+    # Rich takes longer to import than everything else that --help needs.
     rich_markup_mode=None,
 )
 
@@ -373,7 +373,7 @@ def progress_display(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
 
 @contextmanager
 def log_to_stderr(quiet: bool) -> Iterator[None]:
-    """Show warnings of some modules on stderr; on a terminal, also their progress."""
+    """Show the warnings of long-running modules on stderr; on a terminal, also their progress."""
     is_terminal = not quiet and stderr().is_terminal
     handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))

@@ -218,7 +218,7 @@ def test_a_changed_input_is_named(packed: tuple[Path, Path]) -> None:
     assert f"input {path} has changed: 400 sequences in {len(content):,} bytes" in line
     result = run("verify", plan, path, path)
     assert result.returncode == 1
-    assert "2 inputs were given, but the plan has 1" in result.stderr
+    assert "number of inputs is 2, expected 1" in result.stderr
 
 
 def test_next_fit_is_not_first_fit() -> None:

@@ -234,7 +234,7 @@ def read_summary(path: str | PathLike[str]) -> Summary:
 
 
 def parse_metadata(path: str | PathLike[str], metadata: Any) -> dict[str, Any]:
-    """Return the JSON object in the metadata of a plan file, which has to be of this version."""
+    """Return the JSON object in the metadata of a plan file of this version."""
     try:
         state: dict[str, Any] = json.loads((metadata or {})[KEY])
         version = state["version"]

@@ -116,7 +116,7 @@ def read_files(
     Raises:
         ValueError: A file is empty, damaged or not in its format, a table lacks a column, or a
             length is null, negative or not an integer.
-        OverflowError: The total number of residues needs more than 64 bits.
+        OverflowError: The residues of all sequences need more than 64 bits.
         OSError: A file cannot be read.
 
     Cost: one pass over FASTA, two over tables, which are hashed first; about 40 bytes of memory
@@ -151,7 +151,7 @@ def read_files(
     all_lengths = np.concatenate(lengths)
     lengths.clear()
     if all_lengths.sum(dtype=np.float64) > 2.0**62:
-        raise OverflowError("the total number of residues needs more than 64 bits")
+        raise OverflowError("the residues of all sequences need more than 64 bits")
     all_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
     ids.clear()
     return Sequences(all_ids, all_lengths, inputs, changes)

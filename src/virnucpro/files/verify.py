@@ -21,14 +21,17 @@ from virnucpro.files.tables import as_arrow, strings_as_arrow
 def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
     """Return what is wrong with a plan file, one sentence per finding; empty if it is correct.
 
-    The plan is compared with `sequences`, its input: the hashes of the files; each sequence once,
+    The hashes of the input files must be those in the plan. The plan must have each sequence once,
     as in the input, and truncated or dropped if it is too long. Batches must be numbered without
     gaps, keep their limits, and have their longest sequence first; sequences with equally many
     tokens must be in order of their IDs; and the totals of the summary must be right. A plan of
-    method "ffd" must be First-Fit Decreasing: no sequence is in a batch if an earlier one had room
-    for it at its turn. A plan of method "tight" must not have more batches. All of this follows
-    from the rows alone, except the lower bound of method "tight", which is only checked against
-    the number of batches.
+    method "ffd" must be First-Fit Decreasing: each sequence is in the first batch that had room for
+    it at its turn. A plan of method "tight" must not have more batches than that; its lower bound
+    is not proven again.
+
+    Args:
+        path: The plan file.
+        sequences: The sequences of the input, read with the options of the plan.
 
     Raises:
         ValueError: The file is not a plan file, or damaged.
@@ -49,7 +52,7 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
 def compare_inputs(recorded: list[InputFile], found: list[InputFile]) -> Iterator[str]:
     """Yield how the input differs from that recorded in the plan."""
     if len(recorded) != len(found):
-        yield f"{len(found):,} inputs were given, but the plan has {len(recorded):,}"
+        yield f"number of inputs is {len(found):,}, expected {len(recorded):,}"
     for old, new in zip(recorded, found, strict=False):
         if replace(old, name=new.name) != new:
             yield (
@@ -114,8 +117,8 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
     if summary.overlong == "error" and is_overlong.any():
         row = rows[int(np.argmax(is_overlong))]
         yield (
-            f"row {row:,} has more than {summary.limits.max_residues:,} residues, an error under "
-            f"--overlong error ({is_overlong.sum():,} such rows)"
+            f"row {row:,} has more than {summary.limits.max_residues:,} residues, which "
+            f"--overlong error does not allow ({is_overlong.sum():,} such rows)"
         )
     has_batch = column(table, "batch") >= 0
     for fault, is_wrong in (

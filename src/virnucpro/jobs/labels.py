@@ -9,7 +9,7 @@ from typing import Any
 from virnucpro.data.layout import Layout
 from virnucpro.files.plan_file import Totals
 
-# The totals in display order. Tokens are left to `stats --json` and `--tsv`.
+# In display order. `tokens` has no label: only `stats --json` and `--tsv` show it.
 LABELS = {
     "read": "Sequences",
     "packed": "Packed",

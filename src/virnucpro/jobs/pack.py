@@ -54,7 +54,7 @@ def pack_files(
             overlong="error", or an ID occurs more than once under duplicates="error".
         OSError: A file cannot be read or written.
 
-    Cost: that of reading the files, O(n) for packing n sequences, and sorting of their IDs.
+    Cost: reading the files, sorting the IDs, and O(n) for packing n sequences.
 
     Example:
         >>> from tempfile import TemporaryDirectory

@@ -64,15 +64,15 @@ def make_page(name: str, summary: Summary, table: Any) -> str:
     cells = {**label_totals(totals), "Batches by NFD": f"{next_fit:,}"}
     saved = next_fit - totals.batches
     share = f" ({saved / next_fit:.1%})" if next_fit else ""
-    fill = np.bincount(batch, tokens, totals.batches) / limits.max_tokens_per_batch
-    sizes = np.bincount(batch, minlength=totals.batches)
+    fill = np.bincount(batch, tokens) / limits.max_tokens_per_batch
+    sizes = np.bincount(batch)
     sections = [
         f"<h1>{html.escape(name)}</h1>",
         "<dl>",
         *(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in cells.items()),
         "</dl>",
         f"<p>Next-Fit Decreasing (NFD), which keeps a single batch open, needs {next_fit:,} "
-        f"batches: this plan saves {saved:,}{share}. No packing needs fewer than "
+        f"batches; this plan saves {saved:,}{share}. No packing needs fewer than "
         f"{totals.lower_bound:,}.</p>",
         "<h2>Sequence lengths</h2>",
         draw(lambda axes: draw_lengths(axes, lengths, limits.max_residues)),
@@ -164,7 +164,7 @@ def draw_fill(axes: Axes, fill: NDArray[Any]) -> None:
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_xlabel("batch")
-    axes.set_ylabel("fill (share of the budget)")
+    axes.set_ylabel("fill (share of budget)")
     axes.legend(loc="lower left", frameon=False)
 
 

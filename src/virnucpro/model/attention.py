@@ -138,7 +138,7 @@ def packed_sdpa(
         ValueError: The boundaries are missing or do not match the tokens, or the arguments or the
             layer's configuration request something that is not supported.
 
-    Cost: that of attention within each sequence, O(sum of squared lengths).
+    Cost: O(sum of squared lengths), as only tokens of the same sequence interact.
 
     Example:
         >>> import torch

@@ -57,7 +57,7 @@ def read_plainly(text: bytes, strip_stop: bool, uppercase: bool, drop_gaps: bool
         if not text or not ids:
             found.fault = (0, 0, "no record" if text else "empty file")
         elif lines[-1] == b">":
-            found.fault = (len(lines), len(ids), "cut off")
+            found.fault = (len(lines), len(ids), "incomplete")
     if found.fault is not None:
         ids, sequences = ids[:-1], sequences[:-1]
         found.begins = found.begins[: len(ids)]

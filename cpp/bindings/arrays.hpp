@@ -9,8 +9,8 @@
 #include <string>
 #include <vector>
 
-// NumPy arrays as spans, and back. A span needs an array of one dimension without gaps, aligned and
-// in native byte order; all else raises TypeError.
+// Conversions between NumPy arrays and spans. Arrays must be one-dimensional, contiguous, aligned
+// and in native byte order; others raise TypeError.
 
 using Int64Array = pybind11::array_t<std::int64_t, pybind11::array::c_style>;
 
@@ -20,7 +20,9 @@ inline void require_plain(const pybind11::array& array, const char* name) {
     if (array.ndim() != 1 || (array.flags() & pybind11::array::c_style) == 0 ||
         address % static_cast<std::size_t>(array.dtype().alignment()) != 0 || order == '<' ||
         order == '>') {
-        throw pybind11::type_error(std::string(name) + " must be a plain one-dimensional array");
+        throw pybind11::type_error(
+            std::string(name) +
+            " must be a one-dimensional, contiguous and aligned array in native byte order");
     }
 }
 
@@ -34,7 +36,7 @@ std::span<Number> mutable_view(pybind11::array& array) {
     return {static_cast<Number*>(array.mutable_data()), static_cast<std::size_t>(array.size())};
 }
 
-// Calls use(lengths) with a span of the array's own integer type.
+// Calls use(lengths) with a span of the array's integer type.
 template <class Use>
 auto with_lengths(const pybind11::array& lengths, const Use& use) {
     require_plain(lengths, "lengths");
@@ -58,7 +60,7 @@ auto with_lengths(const pybind11::array& lengths, const Use& use) {
     throw pybind11::type_error("lengths must be integers");
 }
 
-// Calls use(number) with a number of the type that the array holds.
+// Calls use(number) with a number of the array's type.
 template <class Use>
 auto with_number(const pybind11::array& array, const char* name, const Use& use) {
     require_plain(array, name);

@@ -29,7 +29,7 @@ constexpr Name run_names[] = {{"first_sequence", &Run::first_sequence},
                               {"per_batch", &Run::per_batch},
                               {"first_slot", &Run::first_slot}};
 
-// One array per field of runs.
+// Returns runs as one array per field.
 py::dict to_dict(std::span<const Run> runs) {
     py::dict columns;
     for (const auto& [name, member] : run_names) {
@@ -48,14 +48,14 @@ std::vector<Run> to_runs(const py::dict& columns) {
     for (const auto& [name, member] : run_names) {
         const py::object column = columns[name];
         if (!py::isinstance<Int64Array>(column)) {
-            throw py::type_error("runs must be int64 arrays");
+            throw py::type_error("runs must be a dict of int64 arrays");
         }
         const std::vector<std::int64_t> values = to_vector(column, "runs");
         if (member == run_names[0].member) {
             runs.resize(values.size());
         }
         if (values.size() != runs.size()) {
-            throw py::value_error("not a layout: runs are not equally long");
+            throw py::value_error("inconsistent layout: fields of runs differ in length");
         }
         for (std::size_t run = 0; run < runs.size(); ++run) {
             runs[run].*member = values[run];
@@ -74,7 +74,7 @@ std::vector<std::size_t> to_places(const Int64Array& array) {
     return places;
 }
 
-py::array_t<std::int64_t> first_run_of(const Layout& layout) {
+py::array_t<std::int64_t> to_first_run(const Layout& layout) {
     py::array_t<std::int64_t> first_run(static_cast<py::ssize_t>(layout.first_run.size()));
     std::ranges::copy(layout.first_run, first_run.mutable_data());
     return first_run;
@@ -87,7 +87,7 @@ void add_layouts(py::module_& module) {
                           .def_readonly("counts", &Layout::counts)
                           .def_readonly("num_batches", &Layout::num_batches)
                           .def_readonly("proven_bound", &Layout::proven_bound)
-                          .def_property_readonly("first_run", &first_run_of)
+                          .def_property_readonly("first_run", &to_first_run)
                           .def_property_readonly(
                               "runs", [](const Layout& layout) { return to_dict(layout.runs); })
                           .def(py::self == py::self);

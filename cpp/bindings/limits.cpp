@@ -26,7 +26,7 @@ std::int64_t to_limit(py::handle value) {
     if (number == -1 && PyErr_Occurred() != nullptr) {
         throw py::error_already_set();
     }
-    // What is beyond 64 bits limits nothing.
+    // Larger values never limit anything.
     return overflow > 0 ? packing::unlimited : number;
 }
 

@@ -4,8 +4,8 @@
 
 #include "packing/limits.hpp"
 
-// Limits as Python keeps them: any object with the attributes named like the fields of
-// `packing::Limits`, None for no limit.
+// Converts an object with attributes named like the members of `packing::Limits`; None means
+// unlimited.
 packing::Limits to_limits(pybind11::handle object);
 
 namespace pybind11::detail {

@@ -9,15 +9,15 @@
 
 #include "bindings/arrays.hpp"
 #include "bindings/families.hpp"
-#include "packing/knapsack.hpp"
 #include "packing/layout.hpp"
+#include "packing/pricing.hpp"
 
 namespace py = pybind11;
 using namespace packing;
 
 namespace {
 
-// Patterns end to end: where each begins, and the end; the sizes, and the sequences of each.
+// Returns concatenated patterns: the offsets, the sizes, and the number of sequences of each size.
 py::tuple to_arrays(std::span<const Pattern> patterns) {
     std::vector<std::int64_t> offsets{0};
     std::vector<std::int64_t> sizes;
@@ -39,7 +39,7 @@ std::vector<Pattern> to_patterns(const Int64Array& offsets, const Int64Array& si
     const std::vector<std::int64_t> number = to_vector(sequences, "sequences");
     if (ends.empty() || ends.front() != 0 || !std::ranges::is_sorted(ends) ||
         ends.back() != static_cast<std::int64_t>(size.size()) || size.size() != number.size()) {
-        throw py::value_error("patterns must be offsets, sizes and sequences");
+        throw py::value_error("invalid patterns: offsets, sizes and sequences do not match");
     }
     std::vector<Pattern> patterns(ends.size() - 1);
     for (std::size_t i = 0; i < patterns.size(); ++i) {
@@ -61,7 +61,7 @@ void add_patterns(py::module_& module) {
             const std::vector<Pattern> patterns = to_patterns(offsets, sizes, sequences);
             const std::vector<std::int64_t> numbers = to_vector(num_batches, "num_batches");
             const py::gil_scoped_release release;
-            return layout_of(counts, patterns, numbers);
+            return layout_from_patterns(counts, patterns, numbers);
         },
         py::arg("counts"), py::arg("offsets").noconvert(), py::arg("sizes").noconvert(),
         py::arg("sequences").noconvert(), py::arg("num_batches").noconvert());
@@ -74,19 +74,19 @@ void add_patterns(py::module_& module) {
         },
         py::arg("layout"));
 
-    module.def("pricing_steps", &knapsack_steps, py::arg("counts"));
+    module.def("pricing_steps", &pricing_steps, py::arg("counts"));
 
     module.def(
         "price_patterns",
-        [](const TokenCounts& counts, const Int64Array& values, std::size_t first_size,
-           std::size_t most) {
-            const std::vector<std::int64_t> value_of = to_vector(values, "values");
-            Priced priced;
+        [](const TokenCounts& counts, const Int64Array& duals, std::size_t first_size,
+           std::size_t max_patterns) {
+            const std::vector<std::int64_t> dual_of = to_vector(duals, "duals");
+            Pricing pricing;
             {
                 const py::gil_scoped_release release;
-                priced = most_valuable(counts, value_of, first_size, most);
+                pricing = price_patterns(counts, dual_of, first_size, max_patterns);
             }
-            return py::make_tuple(priced.best, to_arrays(priced.patterns));
+            return py::make_tuple(pricing.best_value, to_arrays(pricing.patterns));
         },
         py::arg("counts"), py::arg("duals").noconvert(), py::arg("first_size"),
         py::arg("max_patterns"));

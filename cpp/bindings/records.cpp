@@ -15,7 +15,7 @@ namespace py = pybind11;
 
 namespace {
 
-// Holds the garbage collector back: it would walk the new lists again and again as they fill.
+// Pauses the garbage collector, which would traverse the new lists repeatedly as they grow.
 class NoCollection {
   public:
     NoCollection() : was_enabled_(PyGC_Disable() != 0) {}
@@ -31,7 +31,7 @@ class NoCollection {
     bool was_enabled_;
 };
 
-// Owns a new object, or throws the error that kept it from being made.
+// Takes ownership of a new object, or throws the Python error if it is null.
 template <class Object>
 Object owned(PyObject* object) {
     if (object == nullptr) {
@@ -40,8 +40,8 @@ Object owned(PyObject* object) {
     return py::reinterpret_steal<Object>(object);
 }
 
-// The value of a key of a plain dict if it is a plain str, else nothing. Comparing keys may run
-// code of theirs, so the record and the value are owned.
+// Returns the value of a key if the record is exactly a dict and the value exactly a str, otherwise
+// null. Comparing keys may run user code, so the record and the value are owned.
 py::object get_text(const py::object& record, const py::str& key) {
     if (!PyDict_CheckExact(record.ptr())) {
         return {};
@@ -58,12 +58,12 @@ py::object get_text(const py::object& record, const py::str& key) {
 
 py::object get_record(const py::list& records, py::ssize_t row) {
     if (row >= PyList_GET_SIZE(records.ptr())) {
-        throw py::index_error("records changed while they were read");
+        throw py::index_error("records changed while they were being read");
     }
     return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(records.ptr(), row));
 }
 
-// The residues of a record, nothing where it is no plain dict with a plain str.
+// Returns the number of residues of a record, or nothing unless it is a dict with a str.
 std::optional<std::int64_t> length_of(const py::object& record, const py::str& sequence_key) {
     const py::object sequence = get_text(record, sequence_key);
     if (!sequence) {
@@ -72,7 +72,7 @@ std::optional<std::int64_t> length_of(const py::object& record, const py::str& s
     return PyUnicode_GET_LENGTH(sequence.ptr());
 }
 
-// IDs and lengths of records; None where one of them is no plain dict with plain str.
+// Returns IDs and lengths of records, or None unless all are dicts with str.
 py::object read_records(const py::list& records) {
     const auto id_key = owned<py::str>(PyUnicode_InternFromString("id"));
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
@@ -92,7 +92,7 @@ py::object read_records(const py::list& records) {
     return owned<py::tuple>(PyTuple_Pack(2, ids.ptr(), lengths.ptr()));
 }
 
-// Tokens of records; None where one of them is no plain dict with a plain str.
+// Returns the tokens of records, or None unless all are dicts with str.
 std::optional<std::int64_t> count_record_tokens(const py::list& records,
                                                 const packing::Limits& limits) {
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
@@ -112,7 +112,7 @@ std::optional<std::int64_t> count_record_tokens(const py::list& records,
     return tokens;
 }
 
-// Lists of records: batch i holds the records whose rows are indices[offsets[i]:offsets[i + 1]].
+// Returns lists of records: batch i has the rows indices[offsets[i]:offsets[i + 1]].
 template <class Row>
 py::list gather_rows(const py::list& records, std::span<const Row> indices,
                      std::span<const std::int64_t> offsets) {
@@ -141,7 +141,7 @@ py::list gather_rows(const py::list& records, std::span<const Row> indices,
 py::list gather(const py::list& records, const py::array& indices, const Int64Array& offsets) {
     require_plain(offsets, "offsets");
     if (offsets.size() == 0) {
-        throw py::type_error("offsets must have the end of the last batch");
+        throw py::type_error("offsets must not be empty");
     }
     return with_number(indices, "indices", [&]<class Row>(Row) {
         return gather_rows(records, view<Row>(indices), view<std::int64_t>(offsets));

@@ -20,7 +20,7 @@ using namespace packing;
 
 namespace {
 
-// The texts of a tuple of str; they live as long as the tuple.
+// Returns the texts of a tuple of str, valid as long as the tuple.
 std::vector<Text> texts_of(const py::tuple& ids) {
     std::vector<Text> texts;
     texts.reserve(ids.size());
@@ -40,7 +40,7 @@ std::vector<Text> texts_of(const py::tuple& ids) {
     return texts;
 }
 
-// The texts of a fixed-width array, without the NULs that fill them up.
+// Returns the texts of a fixed-width array, without trailing NULs.
 std::vector<Text> texts_of(const py::array& ids) {
     const auto width = static_cast<std::size_t>(ids.itemsize()) / sizeof(Py_UCS4);
     const auto* text = static_cast<const Py_UCS4*>(ids.data());
@@ -56,11 +56,11 @@ std::vector<Text> texts_of(const py::array& ids) {
     return texts;
 }
 
-// The texts that lie end to end in UTF-8, whose order by bytes is that by code points; text i
-// is between offsets[i] and offsets[i + 1].
+// Returns the texts bytes[offsets[i]:offsets[i + 1]] in UTF-8, which sorts by bytes as by code
+// points.
 std::vector<Text> texts_of(const py::array& offsets, const py::array& bytes) {
-    require_plain(offsets, "offsets of ids");
-    require_plain(bytes, "bytes of ids");
+    require_plain(offsets, "the offsets of ids");
+    require_plain(bytes, "the bytes of ids");
     if (offsets.dtype().kind() != 'i' || offsets.itemsize() != 8 || offsets.size() == 0 ||
         bytes.itemsize() != 1) {
         throw py::type_error("ids must be int64 offsets and bytes");
@@ -73,15 +73,15 @@ std::vector<Text> texts_of(const py::array& offsets, const py::array& bytes) {
         const std::int64_t begin = ends[i];
         const std::int64_t end = ends[i + 1];
         if (begin < 0 || begin > end || end > bytes.size()) {
-            throw py::value_error("an offset of ids is out of range");
+            throw py::value_error("the offsets of ids are out of range");
         }
         texts.emplace_back(first + begin, static_cast<std::uint64_t>(end - begin), 1U);
     }
     return texts;
 }
 
-// Calls use(ids) with None, a tuple of str, a pair of offsets and UTF-8, or an array of int64 or
-// fixed-width strings.
+// Calls use(ids) with IDs from None, a tuple of str, a pair of offsets and bytes in UTF-8, or an
+// array of int64 or fixed-width strings.
 template <class Use>
 void with_ids(const py::object& ids, const Use& use) {
     if (ids.is_none()) {
@@ -115,7 +115,7 @@ void with_ids(const py::object& ids, const Use& use) {
 }
 
 template <class Row, class Length>
-py::tuple list_rows_of(const Layout& layout, std::span<const Length> lengths, const py::object& ids,
+py::tuple list_rows_as(const Layout& layout, std::span<const Length> lengths, const py::object& ids,
                        int num_threads) {
     py::array_t<Row> rows(static_cast<py::ssize_t>(lengths.size()));
     py::array_t<Row> scratch(ids.is_none() ? rows.size() : 0);
@@ -131,7 +131,7 @@ py::tuple list_rows_of(const Layout& layout, std::span<const Length> lengths, co
 }
 
 template <class Row>
-py::array shuffle_rows_of(const Layout& layout, const py::array& rows, std::uint64_t seed,
+py::array shuffle_rows_as(const Layout& layout, const py::array& rows, std::uint64_t seed,
                           int num_threads) {
     py::array_t<Row> shuffled(rows.size());
     py::array_t<Row> scratch(rows.size());
@@ -173,8 +173,8 @@ void add_rows(py::module_& module) {
             return with_lengths(lengths, [&](auto span) -> py::tuple {
                 const bool is_narrow =
                     span.size() <= std::size_t{std::numeric_limits<std::int32_t>::max()};
-                return is_narrow ? list_rows_of<std::int32_t>(layout, span, ids, num_threads)
-                                 : list_rows_of<std::int64_t>(layout, span, ids, num_threads);
+                return is_narrow ? list_rows_as<std::int32_t>(layout, span, ids, num_threads)
+                                 : list_rows_as<std::int64_t>(layout, span, ids, num_threads);
             });
         },
         py::arg("layout"), py::arg("lengths"), py::arg("ids"), py::arg("num_threads"));
@@ -183,7 +183,7 @@ void add_rows(py::module_& module) {
         "shuffle_rows",
         [](const Layout& layout, const py::array& rows, std::uint64_t seed, int num_threads) {
             return with_number(rows, "rows", [&]<class Row>(Row) {
-                return shuffle_rows_of<Row>(layout, rows, seed, num_threads);
+                return shuffle_rows_as<Row>(layout, rows, seed, num_threads);
             });
         },
         py::arg("layout"), py::arg("rows"), py::arg("seed"), py::arg("num_threads"));

@@ -17,7 +17,7 @@ namespace py = pybind11;
 
 namespace {
 
-// A scanner that only one thread uses at a time, since scanning goes on without the GIL.
+// A scanner that refuses concurrent use, since scanning releases the GIL.
 class Guarded {
   public:
     Guarded(const fasta::Options& options, bool keep_residues) : scanner_(options, keep_residues) {}
@@ -38,7 +38,7 @@ class Guarded {
     std::atomic<bool> in_use_ = false;
 };
 
-// The bytes of an object that has them in one piece; they stay where they are meanwhile.
+// The contiguous bytes of an object, which cannot be resized during the lifetime of this view.
 class Bytes {
   public:
     explicit Bytes(py::handle object) {
@@ -58,7 +58,7 @@ class Bytes {
     Py_buffer view_{};
 };
 
-// An array of a container's values, which it keeps, without room for more.
+// Returns an array that owns a container and shares its memory, shrunk to fit.
 template <class Value, class Container>
 py::array_t<Value> to_array(Container&& values) {
     values.shrink_to_fit();
@@ -85,7 +85,7 @@ py::object new_text(PyObject* text) {
     return py::reinterpret_steal<py::object>(text);
 }
 
-// A str of ASCII letters, without looking at them again.
+// Returns a str from ASCII characters, without validating them.
 py::object to_ascii(std::string_view letters) {
     py::object text = new_text(PyUnicode_New(static_cast<py::ssize_t>(letters.size()), 127));
     std::ranges::copy(letters, static_cast<char*>(PyUnicode_DATA(text.ptr())));

@@ -47,15 +47,15 @@ struct Letters {
     bool any_lower;
 };
 
-// Whether a text is nothing but ASCII letters. Eight bytes are looked at together: none has its
-// high bit set, and in lower case each reaches 'a' and none passes 'z'. A carry between bytes comes
-// from one that is wrong itself.
+// Checks whether a text consists of ASCII letters, eight bytes at a time: no byte has its high bit
+// set, and in lower case each is at least 'a' and at most 'z'. A carry between bytes only occurs if
+// the lower one is not a letter.
 Letters find_letters(std::string_view text) {
     constexpr std::uint64_t ones = 0x0101010101010101;
     constexpr std::uint64_t case_bits = ones << 5;
     std::uint64_t wrong = 0;
     std::uint64_t lower = 0;
-    const auto look_at = [&](const char* first, std::size_t size) {
+    const auto check = [&](const char* first, std::size_t size) {
         std::uint64_t bytes = ones * 'A';
         std::memcpy(&bytes, first, size);
         const std::uint64_t folded = bytes | case_bits;
@@ -64,12 +64,12 @@ Letters find_letters(std::string_view text) {
     };
     std::size_t at = 0;
     for (; text.size() - at >= 8; at += 8) {
-        look_at(text.data() + at, 8);
+        check(text.data() + at, 8);
     }
     if (text.size() >= 8) {
-        look_at(text.data() + text.size() - 8, 8);
+        check(text.data() + text.size() - 8, 8);
     } else {
-        look_at(text.data(), text.size());
+        check(text.data(), text.size());
     }
     return {(wrong & (ones << 7)) == 0, lower != 0};
 }
@@ -124,7 +124,7 @@ void Scanner::finish() {
         line_ = 0;
         refuse(position_ == 0 ? "an empty file" : "no record");
     } else if (place_ == Place::mark && at_line_start_ && !after_cr_) {
-        refuse("cut off: it ends with '>'");
+        refuse("incomplete: it ends with '>'");
     } else {
         end_id();
         if (!fault_) {
@@ -139,7 +139,7 @@ Records Scanner::take() {
     }
     Records taken = std::exchange(records_, {});
     if (taken.begins.size() > taken.lengths.size()) {
-        // The record at hand stays.
+        // Keep the current record.
         const auto id = static_cast<std::size_t>(taken.id_offsets.back());
         records_.ids = taken.ids.substr(id);
         taken.ids.erase(id);
@@ -154,14 +154,14 @@ Records Scanner::take() {
     return taken;
 }
 
-// Scans a line, or a part of one, without the LF at its end.
+// Scans a line, or part of a line, without the LF at its end.
 void Scanner::scan_part(std::string_view part, std::int64_t begin) {
     if (after_cr_) {
         refuse(cr_alone);
         return;
     }
     if (part.back() == '\r') {
-        // Right before LF or at the end of the text; otherwise the next part is refused.
+        // Valid before LF or at the end of the text; otherwise the next part is refused.
         after_cr_ = true;
         part.remove_suffix(1);
     }
@@ -186,7 +186,7 @@ void Scanner::scan_part(std::string_view part, std::int64_t begin) {
     at_line_start_ = false;
 }
 
-// Before the first record there may be blanks.
+// Only blanks may precede the first record.
 void Scanner::scan_start(std::string_view part) {
     for (const char c : part) {
         if (!is_blank(c)) {
@@ -312,7 +312,7 @@ void Scanner::begin_record(std::int64_t begin) {
     place_ = Place::mark;
 }
 
-// Looks at the ID, if the place is in one.
+// Checks the ID, if the place is in one.
 void Scanner::end_id() {
     if (place_ != Place::id) {
         return;
@@ -370,7 +370,7 @@ void Scanner::refuse_residue(char c, bool is_first) {
     } else if (is_first && (c == '@' || c == '+')) {
         refuse("a line that begins with " + describe(c) + ": FASTQ?");
     } else {
-        refuse("a character that no sequence has (" + describe(c) + ")");
+        refuse("an invalid character (" + describe(c) + ")");
     }
 }
 
@@ -388,7 +388,8 @@ bool is_utf8(std::string_view text) {
         if (lead < 0xc2 || lead > 0xf4 || text.size() - at < more) {
             return false;
         }
-        // The second byte rules out what is overlong, surrogates and numbers that are too large.
+        // The range of the second byte excludes overlong forms, surrogates and values above
+        // U+10FFFF.
         unsigned char least = 0x80;
         unsigned char most = 0xbf;
         if (lead == 0xe0) {

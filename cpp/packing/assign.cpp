@@ -18,15 +18,15 @@ namespace {
 
 constexpr const char* changed = "lengths changed while they were being assigned";
 
-// The next place of a size. Small, since all of them should stay in the nearest cache.
+// The next place of a size. Kept small, so that the cursors of all sizes stay in the L1 cache.
 struct Cursor {
     std::int64_t batch = 0;
-    std::int64_t end_batch = 0;      // where the run ends
-    std::int64_t left_in_batch = 0;  // at least one before the end of the run
+    std::int64_t end_batch = 0;      // end of the run
+    std::int64_t left_in_batch = 0;  // at least 1 before the end of the run
     std::int64_t per_batch = 0;
 };
 
-// Hands out the places of all sizes, one after the other for each size.
+// Assigns the places of each size in order.
 class Cursors {
   public:
     Cursors() = default;
@@ -38,7 +38,7 @@ class Cursors {
         }
     }
 
-    // Gives the next place of a size; false where all are taken.
+    // Returns the next place of a size in `number`, or false if all are taken.
     template <Place place>
     bool next(std::size_t bin, std::int64_t& number) {
         Cursor& cursor = cursors_[bin];
@@ -51,7 +51,7 @@ class Cursors {
             const Run& run = *(runs_[bin].next - 1);
             number = run.first_slot + run.per_batch - cursor.left_in_batch;
         }
-        // Without a branch: where a batch is full is hard to predict.
+        // Branch-free, since the end of a batch is hard to predict.
         const std::int64_t left = cursor.left_in_batch - 1;
         const std::int64_t is_full = left == 0 ? 1 : 0;
         cursor.batch += is_full;
@@ -65,7 +65,7 @@ class Cursors {
         const Run* end = nullptr;
     };
 
-    // Starts at the place of the sequence-th sequence of a size.
+    // Starts at the place of sequence number `sequence` of a size.
     void start(std::size_t bin, std::span<const Run> runs, std::int64_t sequence) {
         const auto after = std::ranges::upper_bound(runs, sequence, {}, &Run::first_sequence);
         const Run* const run = runs.data() + (after - runs.begin()) - 1;
@@ -91,11 +91,11 @@ class Cursors {
     std::vector<Runs> runs_;
 };
 
-// How many sequences of each of the layout's sizes are in `before`.
+// Returns the number of sequences in `before` of each size of the layout.
 std::vector<std::int64_t> counted_before(const Layout& layout, const TokenCounts& before) {
     const TokenCounts& counts = layout.counts;
     if (!before.limits.same_tokens(counts.limits)) {
-        throw std::invalid_argument("`before` was counted with limits other than the layout's");
+        throw std::invalid_argument("`before` and the layout were made with different limits");
     }
     std::vector<std::int64_t> result(counts.tokens.size());
     std::size_t size = 0;
@@ -114,8 +114,8 @@ std::vector<std::int64_t> counted_before(const Layout& layout, const TokenCounts
     return result;
 }
 
-// Turns the counts of each part into the number of sequences of each size that come before the
-// part, given those before the first; leaves the totals in `before`.
+// Replaces the counts of each part by the number of sequences of each size before the part, given
+// those before the first part. Leaves the totals in `before`.
 void accumulate(Histogram& histogram, const Bins& bins, std::span<std::int64_t> before) {
     std::int64_t num_counted = 0;
     for (int part = 0; part < histogram.num_parts(); ++part) {
@@ -127,15 +127,15 @@ void accumulate(Histogram& histogram, const Bins& bins, std::span<std::int64_t> 
         }
     }
     if (std::cmp_not_equal(num_counted, histogram.num_lengths())) {
-        throw std::invalid_argument("lengths has a sequence of a size that the layout lacks");
+        throw std::invalid_argument("lengths have a size that the layout does not have");
     }
 }
 
 [[noreturn]] void throw_mismatch(const Layout& layout, std::size_t size, std::int64_t found) {
-    throw std::invalid_argument("lengths and the rows before them have " + std::to_string(found) +
+    throw std::invalid_argument("`lengths` and `before` together have " + std::to_string(found) +
                                 " sequences of " + std::to_string(layout.counts.tokens[size]) +
-                                " tokens, the layout has " +
-                                std::to_string(layout.counts.sequences[size]));
+                                " tokens (the layout has " +
+                                std::to_string(layout.counts.sequences[size]) + ")");
 }
 
 }  // namespace
@@ -148,7 +148,7 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
         throw std::invalid_argument("a buffer has the wrong size");
     }
     if (layout.counts.num_sequences() > std::numeric_limits<Number>::max()) {
-        throw std::overflow_error("out is too narrow for the numbers of the layout");
+        throw std::overflow_error("the type of `out` is too narrow for the layout");
     }
     const Bins bins(layout.counts, lengths.size());
     Histogram histogram(lengths.size(), bins.size(), threads);
@@ -195,9 +195,8 @@ void assign(const Layout& layout, std::span<const Length> lengths, const TokenCo
 
 namespace {
 
-// The rows of each size together, the largest size first, each part's between those of the parts
-// before and after it. `begins` tells where each part's rows of a size begin, `starts` where those
-// of a size do.
+// Groups rows by size, largest first, and in row order within a size. `begins` has the start of
+// each part's rows of a size, `starts` the start of each size.
 template <class Length, class Item, class MakeItem>
 void group_by_size(std::span<const Length> lengths, const Bins& bins, const Histogram& begins,
                    std::span<const std::int64_t> starts, std::span<Item> grouped,
@@ -219,7 +218,7 @@ void group_by_size(std::span<const Length> lengths, const Bins& bins, const Hist
             }
         });
     });
-    // All rows are there, each once, where each part's end where the next part's begin.
+    // Each row was written once if each part ends where the next one begins.
     for (int part = 0; part < positions.num_parts(); ++part) {
         for (std::size_t size = 0; size + 1 < starts.size(); ++size) {
             const std::size_t bin = bins.of_size(size);
@@ -232,16 +231,15 @@ void group_by_size(std::span<const Length> lengths, const Bins& bins, const Hist
     }
 }
 
-// Where the rows of each size start when all rows stand in order of size, and the end.
+// Returns the start of each size when rows are grouped by size, and the end.
 std::vector<std::int64_t> starts_of_sizes(const TokenCounts& counts) {
     std::vector<std::int64_t> starts(counts.tokens.size() + 1);
     std::inclusive_scan(counts.sequences.begin(), counts.sequences.end(), starts.begin() + 1);
     return starts;
 }
 
-// Calls move(grouped, slot, n) for every n neighbouring slots of one size in a batch, where the
-// slots of all batches are numbered through, and `grouped` is the first one's place when slots
-// stand in order of size.
+// Calls move(grouped, slot, n) for each range of n slots of one size in a batch. `slot` is its
+// start in order of batches, and `grouped` its start when rows are grouped by size.
 template <class Move>
 void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
                std::span<const std::int64_t> offsets, Threads threads, const Move& move) {
@@ -253,7 +251,7 @@ void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
         room.reserve(layout.counts.tokens.size());
     }
     parallel_for(parts, [&](int part) noexcept {
-        // Batches whose first row is in this part.
+        // The batches whose first row is in this part.
         const auto [begin, end] = part_of(num_rows, parts, part);
         const auto batch_at = [&](std::size_t row) {
             return std::ranges::lower_bound(offsets, static_cast<std::int64_t>(row)) -
@@ -277,7 +275,7 @@ void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
     });
 }
 
-// Writes rows that are grouped by size to the slots of the layout.
+// Writes rows grouped by size to the slots of the layout.
 template <class Item, class Row, class RowOf>
 void fill_batches(const Layout& layout, std::span<const std::int64_t> starts,
                   std::span<const Item> grouped, const RowOf& row_of,
@@ -289,8 +287,8 @@ void fill_batches(const Layout& layout, std::span<const std::int64_t> starts,
               });
 }
 
-// The generator SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom Number Generators,
-// 2014).
+// The random number generator SplitMix64 (Steele, Lea and Flood, Fast Splittable Pseudorandom
+// Number Generators, 2014).
 class SplitMix64 {
   public:
     explicit SplitMix64(std::uint64_t seed) : state_(seed) {}
@@ -302,8 +300,8 @@ class SplitMix64 {
         return z ^ (z >> 31);
     }
 
-    // A number below `end`: the upper half of the product of the two. Of 2^64 draws, each number
-    // gets as many as any other, or one more.
+    // Returns a number below `end`: the upper half of the product of a draw and `end`. The counts
+    // of any two results over all 2^64 draws differ by at most 1.
     std::uint64_t below(std::uint64_t end) {
         const std::uint64_t x = (*this)();
         const std::uint64_t low = (x & 0xffffffff) * (end & 0xffffffff);
@@ -330,7 +328,7 @@ void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids&
         throw std::invalid_argument("a buffer has the wrong size");
     }
     if (num_rows > static_cast<std::uint64_t>(std::numeric_limits<Row>::max())) {
-        throw std::overflow_error("out is too narrow for the numbers of the rows");
+        throw std::overflow_error("the type of `out` is too narrow for the number of rows");
     }
     const Bins bins(layout.counts, num_rows);
     Histogram begins(num_rows, bins.size(), threads);
@@ -385,7 +383,7 @@ void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t
               [&](std::int64_t to, std::int64_t slot, std::int64_t n) noexcept {
                   std::copy_n(rows.data() + slot, n, scratch.data() + to);
               });
-    // Each size has numbers of its own, whichever thread draws them.
+    // Each size has its own generator, so the result does not depend on the thread.
     std::atomic<std::size_t> next_size = 0;
     parallel_for(num_parts(num_rows, threads), [&](int) noexcept {
         for (std::size_t size = next_size++; size + 1 < starts.size(); size = next_size++) {

@@ -9,30 +9,30 @@
 
 namespace packing {
 
-// The functions below hand out the slots of a layout to rows, given the lengths that were counted
-// for it. The result is the same for any number of threads. All throw std::invalid_argument if the
-// lengths do not match the layout, before anything is written unless the lengths are changed
-// meanwhile.
+// These functions assign rows to the slots of a layout, given the lengths counted for it. The
+// result does not depend on the number of threads. They throw std::invalid_argument if the lengths
+// do not match the layout; nothing is written before that, unless the lengths change during the
+// call.
 
 enum class Place { batch, slot };
 
-// Writes the number of each row's batch, or its slot within the batch. The rows are those that
-// come after the rows counted in `before`; rows of equal size are in row order.
+// Writes the batch number of each row, or its slot in the batch. The rows follow those counted in
+// `before`; rows of equal size are assigned in row order.
 template <class Length, class Number>
 void assign(const Layout& layout, std::span<const Length> lengths, const TokenCounts& before,
             Place place, std::span<Number> out, Threads threads);
 
-// Writes the rows in order of batches and slots, and where each batch begins (one offset more than
-// batches). Rows of equal size are in order of their IDs, or in row order without IDs; there
-// `scratch` has room for a number per row.
+// Writes the rows in order of batches and slots, and the offset of each batch and of the end. Rows
+// of equal size are in order of ID, or in row order without IDs. Without IDs, `scratch` must have
+// the size of `out`.
 template <class Length, class Row>
 void list_rows(const Layout& layout, std::span<const Length> lengths, const Ids& ids,
                std::span<Row> scratch, std::span<Row> out, std::span<std::int64_t> offsets,
                Threads threads);
 
-// Draws anew which of the rows of equal size stands in which of their slots, every way equally
-// likely; `rows` are those of list_rows, `scratch` has room for as many. The same seed draws the
-// same on any platform.
+// Permutes the rows of each size at random, every permutation equally likely. `rows` is the result
+// of list_rows; `scratch` and `out` must have its size. A seed gives the same result on any
+// platform.
 template <class Row>
 void shuffle_rows(const Layout& layout, std::span<const Row> rows, std::uint64_t seed,
                   std::span<Row> scratch, std::span<Row> out, Threads threads);

@@ -7,7 +7,7 @@
 
 namespace packing {
 
-// Arithmetic on numbers that are never negative. `what` names the sum in the error.
+// Arithmetic on non-negative numbers that throws std::overflow_error; `what` names the result.
 
 inline std::int64_t checked_add(std::int64_t a, std::int64_t b, const char* what) {
     if (a > std::numeric_limits<std::int64_t>::max() - b) {

@@ -14,13 +14,13 @@ namespace packing {
 
 namespace {
 
-// What one look at the lengths tells, besides how many there are of each.
-struct Survey {
+// Statistics of lengths from one pass, other than their counts.
+struct LengthStatistics {
     bool has_negative = false;
-    std::uint64_t truncated = 0;  // residues that are not kept, modulo 2^64
+    std::uint64_t truncated = 0;  // residues removed, modulo 2^64
     std::uint64_t carries = 0;    // multiples of 2^64
 
-    // Adds a block: few enough that sums of integers of at most 32 bits stay far below 64 bits.
+    // Adds a block that is small enough for the sum of its 32-bit lengths to fit in 64 bits.
     template <class Length>
     void add(std::span<const Length> block, std::uint64_t max_residues) {
         using Unsigned = std::make_unsigned_t<Length>;
@@ -29,19 +29,19 @@ struct Survey {
         Length bits = 0;
         std::uint64_t excess = 0;
         for (const Length length : block) {
-            const auto cut =
+            const auto removed =
                 static_cast<Unsigned>(std::max(static_cast<Unsigned>(length), limit) - limit);
             bits = static_cast<Length>(bits | length);
-            excess += cut;
+            excess += removed;
             if constexpr (sizeof(Length) == 8) {
-                carries += excess < cut ? 1 : 0;
+                carries += excess < removed ? 1 : 0;
             }
         }
         has_negative = has_negative || bits < 0;
         add_truncated(excess);
     }
 
-    void add(const Survey& other) {
+    void add(const LengthStatistics& other) {
         has_negative = has_negative || other.has_negative;
         add_truncated(other.truncated);
         carries += other.carries;
@@ -54,24 +54,24 @@ struct Survey {
     }
 };
 
-// Looks at the lengths part by part, and hands each block of them to use(part, block) as well.
+// Computes statistics of lengths in one pass, which also calls use(part, block) for each block.
 template <class Length, class Use>
-Survey survey(std::span<const Length> lengths, std::uint64_t max_residues, int num_parts,
-              const Use& use) {
-    constexpr std::size_t block = 4096;
-    std::vector<Survey> surveys(static_cast<std::size_t>(num_parts));
+LengthStatistics scan(std::span<const Length> lengths, std::uint64_t max_residues, int num_parts,
+                      const Use& use) {
+    constexpr std::size_t block_size = 4096;
+    std::vector<LengthStatistics> statistics(static_cast<std::size_t>(num_parts));
     parallel_for(num_parts, [&](int part) noexcept {
         const auto [begin, end] = part_of(lengths.size(), num_parts, part);
-        Survey mine;
-        for (std::size_t row = begin; row < end; row += block) {
-            const auto some = lengths.subspan(row, std::min(block, end - row));
-            mine.add(some, max_residues);
-            use(part, some);
+        LengthStatistics mine;
+        for (std::size_t row = begin; row < end; row += block_size) {
+            const auto block = lengths.subspan(row, std::min(block_size, end - row));
+            mine.add(block, max_residues);
+            use(part, block);
         }
-        surveys[static_cast<std::size_t>(part)] = mine;
+        statistics[static_cast<std::size_t>(part)] = mine;
     });
-    Survey all;
-    for (const Survey& mine : surveys) {
+    LengthStatistics all;
+    for (const LengthStatistics& mine : statistics) {
         all.add(mine);
     }
     return all;
@@ -81,26 +81,26 @@ template <class Length>
 [[noreturn]] void throw_negative(std::span<const Length> lengths) {
     const auto found = std::ranges::find_if(lengths, [](Length length) { return length < 0; });
     if (found == lengths.end()) {
-        throw std::invalid_argument("lengths changed while they were counted");
+        throw std::invalid_argument("lengths changed while they were being counted");
     }
     throw std::invalid_argument("lengths[" + std::to_string(found - lengths.begin()) +
                                 "] is negative (got " + std::to_string(*found) + ")");
 }
 
-// Adds sequences of a length. The longest come first; those above the limit all have the length
-// after it.
-void add_length(TokenCounts& counts, std::uint64_t length, std::int64_t how_many) {
+// Adds sequences of one length. Lengths must be added in decreasing order, with all lengths above
+// the limit represented by limit + 1.
+void add_length(TokenCounts& counts, std::uint64_t length, std::int64_t num_sequences) {
     const auto limit = static_cast<std::uint64_t>(counts.limits.max_residues());
     const std::int64_t tokens =
         static_cast<std::int64_t>(std::min(length, limit)) + counts.limits.special_tokens;
     if (length > limit) {
-        counts.num_truncated = how_many;
+        counts.num_truncated = num_sequences;
     }
     if (!counts.tokens.empty() && counts.tokens.back() == tokens) {
-        counts.sequences.back() += how_many;
+        counts.sequences.back() += num_sequences;
     } else {
         counts.tokens.push_back(tokens);
-        counts.sequences.push_back(how_many);
+        counts.sequences.push_back(num_sequences);
     }
 }
 
@@ -133,11 +133,11 @@ void add_by_sorting(TokenCounts& counts, std::span<const Length> lengths, std::u
 void require_same_tokens(const Limits& a, const Limits& b) {
     if (!a.same_tokens(b)) {
         const auto describe = [](const Limits& limits) {
-            return std::to_string(limits.max_residues()) + " residues and " +
-                   std::to_string(limits.special_tokens) + " special tokens";
+            return "at most " + std::to_string(limits.max_residues()) + " residues and " +
+                   std::to_string(limits.special_tokens) + " special tokens per sequence";
         };
-        throw std::invalid_argument("counts were made with different limits: at most " +
-                                    describe(a) + ", and at most " + describe(b));
+        throw std::invalid_argument("counts were made with different limits: " + describe(a) +
+                                    ", and " + describe(b));
     }
 }
 
@@ -155,19 +155,20 @@ template <class Length>
 TokenCounts count(std::span<const Length> lengths, const Limits& limits, Threads threads) {
     limits.validate();
     const auto limit = static_cast<std::uint64_t>(limits.max_residues());
-    // Where a table of all lengths is small, the first look fills it.
+    // A small table of all lengths is filled in the same pass.
     const bool is_small = limit < 4096;
     Histogram small(lengths.size(), is_small ? static_cast<std::size_t>(limit + 2) : 0, threads);
-    const Survey found = survey(lengths, limit, small.num_parts(), [&](int part, auto block) {
-        if (is_small) {
-            small.add(part, block, DenseBins{limit + 1});
-        }
-    });
+    const LengthStatistics found =
+        scan(lengths, limit, small.num_parts(), [&](int part, auto block) {
+            if (is_small) {
+                small.add(part, block, DenseBins{limit + 1});
+            }
+        });
     if (found.has_negative) {
         throw_negative(lengths);
     }
-    constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
-    if (found.carries > 0 || found.truncated > most) {
+    constexpr auto largest = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
+    if (found.carries > 0 || found.truncated > largest) {
         throw std::overflow_error("the number of truncated residues does not fit in 64 bits");
     }
     TokenCounts counts;
@@ -180,7 +181,7 @@ TokenCounts count(std::span<const Length> lengths, const Limits& limits, Threads
     }
     const std::uint64_t longest =
         lengths.empty() ? 0 : std::min(as_unsigned(std::ranges::max(lengths)), limit + 1);
-    if (dense_pays(longest + 1, lengths.size())) {
+    if (use_dense_table(longest + 1, lengths.size())) {
         Histogram histogram(lengths.size(), static_cast<std::size_t>(longest + 1), threads);
         histogram.add_all(lengths, DenseBins{longest});
         add_table(counts, histogram);
@@ -215,24 +216,24 @@ std::int64_t TokenCounts::total_tokens() const {
 void TokenCounts::validate() const {
     const auto require = [](bool holds, const char* what) {
         if (!holds) {
-            throw std::invalid_argument(std::string("not token counts: ") + what);
+            throw std::invalid_argument(std::string("inconsistent token counts: ") + what);
         }
     };
     limits.validate();
     const std::int64_t longest = limits.tokens(unlimited);
-    require(tokens.size() == sequences.size(), "sizes do not match counts");
+    require(tokens.size() == sequences.size(), "`tokens` and `sequences` differ in length");
     require(std::ranges::adjacent_find(tokens, std::less_equal{}) == tokens.end(),
-            "sizes are out of order");
+            "sizes are not in decreasing order");
     require(tokens.empty() || (tokens.front() <= longest && tokens.back() >= limits.special_tokens),
             "a size is out of range");
     require(std::ranges::all_of(sequences, [](std::int64_t n) { return n >= 1; }),
             "a count is not positive");
     require(num_truncated >= 0 && truncated_residues >= num_truncated &&
                 (truncated_residues == 0 || num_truncated > 0),
-            "truncation does not add up");
+            "the numbers of truncated sequences and residues are inconsistent");
     const bool has_longest = !tokens.empty() && tokens.front() == longest;
     require(num_truncated <= (has_longest ? sequences.front() : 0),
-            "more sequences are truncated than are long");
+            "more sequences are truncated than have the largest size");
     num_sequences();
     total_tokens();
 }
@@ -272,18 +273,18 @@ TokenCounts subset(const TokenCounts& counts, std::span<const std::int64_t> sequ
     if (sequences.size() != counts.tokens.size()) {
         throw std::invalid_argument("there must be one number of sequences per size");
     }
-    TokenCounts some;
-    some.limits = counts.limits;
+    TokenCounts result;
+    result.limits = counts.limits;
     for (std::size_t size = 0; size < sequences.size(); ++size) {
         if (sequences[size] < 0 || sequences[size] > counts.sequences[size]) {
-            throw std::invalid_argument("there are not so many sequences of a size");
+            throw std::invalid_argument("there are fewer sequences of a size than requested");
         }
         if (sequences[size] > 0) {
-            some.tokens.push_back(counts.tokens[size]);
-            some.sequences.push_back(sequences[size]);
+            result.tokens.push_back(counts.tokens[size]);
+            result.sequences.push_back(sequences[size]);
         }
     }
-    return some;
+    return result;
 }
 
 }  // namespace packing

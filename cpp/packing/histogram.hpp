@@ -13,20 +13,20 @@
 
 namespace packing {
 
-// A length as an unsigned number; a negative one becomes very large.
+// Returns a length as an unsigned number; negative lengths become very large.
 template <class Length>
 constexpr std::uint64_t as_unsigned(Length length) {
     return static_cast<std::make_unsigned_t<Length>>(length);
 }
 
-// Reads a number that its owner may change meanwhile: once, so that what was checked is what is
-// used.
+// Reads a number exactly once, so that the value checked is the value used even if the owner
+// changes it concurrently.
 template <class Length>
 Length read_once(const Length& length) {
     return *static_cast<const volatile Length*>(&length);
 }
 
-// One bin for each length up to the last, which takes all that are longer.
+// One bin per length up to `last`, which also takes all longer lengths.
 struct DenseBins {
     std::uint64_t last;
 
@@ -36,7 +36,7 @@ struct DenseBins {
     }
 };
 
-// One bin for each size that was counted, and one for all other lengths.
+// One bin per counted size, and one for all other lengths.
 struct SparseBins {
     std::span<const std::int64_t> tokens;  // largest first
     std::uint64_t max_residues;
@@ -53,35 +53,35 @@ struct SparseBins {
     }
 };
 
-// A table of this many bins is worth its memory for this many lengths.
-constexpr bool dense_pays(std::uint64_t num_bins, std::size_t num_lengths) {
+// Whether a table of this many bins is small relative to the lengths.
+constexpr bool use_dense_table(std::uint64_t num_bins, std::size_t num_lengths) {
     return num_bins <= 4096 || num_bins <= num_lengths;
 }
 
-// Finds the bin of a length among counted sizes.
+// Maps lengths to the bins of counted sizes.
 class Bins {
   public:
     Bins(const TokenCounts& counts, std::size_t num_lengths) : counts_(counts) {
         if (counts.tokens.empty()) {
             return;
         }
-        // A length above the largest one counted falls in the bin after it.
+        // Lengths above the largest counted one share the bin after it.
         const std::int64_t largest = counts.tokens.front() - counts.limits.special_tokens;
         last_ = static_cast<std::uint64_t>(std::min(largest + 1, counts.limits.max_residues()));
-        dense_ = dense_pays(last_ + 1, num_lengths);
+        dense_ = use_dense_table(last_ + 1, num_lengths);
     }
 
     std::size_t size() const {
         return dense_ ? static_cast<std::size_t>(last_ + 1) : counts_.tokens.size() + 1;
     }
 
-    // The bin of counts.tokens[size].
+    // Returns the bin of counts.tokens[size].
     std::size_t of_size(std::size_t size) const {
         const std::int64_t residues = counts_.tokens[size] - counts_.limits.special_tokens;
         return dense_ ? static_cast<std::size_t>(residues) : size;
     }
 
-    // Calls loop(bin_of) with the function from a length to its bin.
+    // Calls loop(bin_of) with the function that maps a length to its bin.
     template <class Loop>
     void visit(const Loop& loop) const {
         if (dense_) {
@@ -99,21 +99,21 @@ class Bins {
     bool dense_ = false;
 };
 
-// How many lengths fall in each bin, for each of several parts of the lengths.
+// The number of lengths in each bin, for each of several parts of the lengths.
 class Histogram {
   public:
     Histogram(std::size_t num_lengths, std::size_t num_bins, Threads threads)
         : num_lengths_(num_lengths),
           num_bins_(num_bins),
-          // A large table is worth a thread only for as many lengths.
-          num_parts_(packing::num_parts(
-              num_lengths, {threads.most, threads.least_part * (num_bins / 65536 + 1)})),
-          // Neighbouring lengths are counted in different tables, so that a count need not wait
-          // for the one before it. Large tables rarely see the same bin twice in a row.
+          // A larger table needs more lengths to justify a thread.
+          num_parts_(packing::num_parts(num_lengths,
+                                        {threads.max, threads.min_part * (num_bins / 65536 + 1)})),
+          // Adjacent lengths are counted in different tables, so that an increment need not wait
+          // for the previous one. In a large table, adjacent lengths rarely share a bin.
           num_tables_(num_bins <= 4096 ? 4 : 1),
           counts_(static_cast<std::size_t>(num_parts_) * num_tables_ * num_bins) {}
 
-    // Counts lengths that belong to a part.
+    // Counts lengths of a part.
     template <class Length, class BinOf>
     void add(int part, std::span<const Length> lengths, BinOf bin_of) {
         std::int64_t* const table = tables(part).data();
@@ -130,7 +130,7 @@ class Histogram {
         }
     }
 
-    // Adds up what was counted in each part; goes before counts(part).
+    // Sums the tables of each part. Must be called before counts(part).
     void finish() {
         for (int part = 0; part < num_parts_; ++part) {
             const std::span<std::int64_t> all = tables(part);
@@ -141,7 +141,7 @@ class Histogram {
         }
     }
 
-    // Counts all lengths, each part on a thread of its own.
+    // Counts all lengths, each part on its own thread.
     template <class Length, class BinOf>
     void add_all(std::span<const Length> lengths, BinOf bin_of) {
         parallel_for(num_parts_, [&](int part) noexcept {
@@ -158,7 +158,7 @@ class Histogram {
         return part_of(num_lengths_, num_parts_, part);
     }
 
-    // Lengths of a part by bin.
+    // Returns the number of lengths of a part in each bin.
     std::span<std::int64_t> counts(int part) { return tables(part).first(num_bins_); }
     std::span<const std::int64_t> counts(int part) const {
         return std::span(counts_).subspan(static_cast<std::size_t>(part) * num_tables_ * num_bins_,

@@ -25,9 +25,10 @@ auto with_points(const Text& text, const Use& use) {
     }
 }
 
-// What all texts have in common.
+// The prefix and the range of code points of all texts.
 struct Alphabet {
-    std::size_t prefix = std::numeric_limits<std::size_t>::max();  // shared with the first text
+    std::size_t prefix =
+        std::numeric_limits<std::size_t>::max();  // length shared with the first text
     std::uint32_t smallest = std::numeric_limits<std::uint32_t>::max();
     std::uint32_t largest = 0;
 
@@ -83,7 +84,7 @@ IdOrder::IdOrder(const Ids& ids, std::size_t num_rows, Threads threads) {
     }
     prefix_ = all.prefix;
     smallest_ = all.smallest;
-    // One value more than there are code points, for the end of the text.
+    // One value more than there are code points, for the end of a text.
     const std::uint64_t values =
         all.largest < all.smallest ? 1 : std::uint64_t{all.largest} - all.smallest + 1;
     bits_ = static_cast<unsigned>(std::bit_width(values));
@@ -93,7 +94,7 @@ IdOrder::IdOrder(const Ids& ids, std::size_t num_rows, Threads threads) {
 KeyedRow IdOrder::keyed(std::size_t row) const {
     const auto number = static_cast<std::int64_t>(row);
     if (!numbers_.empty()) {
-        // Negative numbers come before positive ones.
+        // Flip the sign bit, so that negative numbers sort first.
         return {static_cast<std::uint64_t>(numbers_[row]) ^ (std::uint64_t{1} << 63), number};
     }
     return with_points(texts_[row], [&](auto points) {
@@ -134,9 +135,9 @@ void IdOrder::sort(std::span<KeyedRow> rows) const {
         const std::uint64_t key = first->key;
         const auto last =
             std::find_if(first, rows.end(), [&](const KeyedRow& row) { return row.key != key; });
-        // Texts that end within the key are equal, and in row order already.
+        // Texts of equal key that end within it are equal, and already in row order.
         if (last - first > 1 && (key & last_point) != 0) {
-            // Unlike others, these stay within bounds should the texts change meanwhile.
+            // Unlike std::sort, these stay within bounds if the texts change during the sort.
             const auto before = [this](const KeyedRow& a, const KeyedRow& b) { return less(a, b); };
             std::make_heap(first, last, before);
             std::sort_heap(first, last, before);

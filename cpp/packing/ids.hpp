@@ -11,7 +11,7 @@
 
 namespace packing {
 
-// A string as its code points, each of `width` bytes (1, 2 or 4).
+// A string of code points, each of `width` bytes (1, 2 or 4).
 class Text {
   public:
     Text() = default;
@@ -27,10 +27,10 @@ class Text {
     std::uint64_t length_and_width_ = 1;
 };
 
-// The ID of each row, by which sequences of equal size are put in order; none for row order.
+// The ID of each row, which breaks ties between equal sizes; std::monostate to break ties by row.
 using Ids = std::variant<std::monostate, std::span<const std::int64_t>, std::span<const Text>>;
 
-// A row with what decides its place among rows of equal size.
+// A row with its sort key among rows of equal size.
 struct KeyedRow {
     std::uint64_t key;
     std::int64_t row;
@@ -38,15 +38,15 @@ struct KeyedRow {
     auto operator<=>(const KeyedRow&) const = default;
 };
 
-// Orders rows by ID, equal IDs by row, as Python orders int and str.
+// Orders rows by ID as Python compares int and str, and rows of equal ID by number.
 class IdOrder {
   public:
     IdOrder(const Ids& ids, std::size_t num_rows, Threads threads);
 
-    // Rows whose keys differ are in the order of their keys.
+    // Rows with different keys are in the order of their keys.
     KeyedRow keyed(std::size_t row) const;
 
-    // Puts keyed rows in order.
+    // Sorts keyed rows.
     void sort(std::span<KeyedRow> rows) const;
 
   private:
@@ -54,8 +54,8 @@ class IdOrder {
 
     std::span<const std::int64_t> numbers_;
     std::span<const Text> texts_;
-    // The key of a text is made of its first code points after the prefix that all texts share,
-    // each above the smallest one by so much, in as few bits as the largest one needs.
+    // The key of a text encodes its first `points_` code points after the prefix shared by all
+    // texts, as differences from the smallest code point in `bits_` bits each.
     std::size_t prefix_ = 0;
     std::uint32_t smallest_ = 0;
     unsigned bits_ = 64;

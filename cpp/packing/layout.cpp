@@ -12,7 +12,7 @@ namespace packing {
 
 namespace {
 
-// Neighbouring batches that hold equally many sequences and have equally many tokens free.
+// Consecutive batches with equally many sequences and equally many free tokens.
 struct Group {
     std::int64_t first_batch;
     std::int64_t num_batches;
@@ -20,14 +20,14 @@ struct Group {
     std::int64_t num_sequences;
 };
 
-// The groups that have room for another sequence. Sizes come largest first, so a group waits
-// until the first size that fits it, and is open from then on.
+// The groups with room for another sequence. Sizes come in decreasing order, so a group waits for
+// the first size that fits, and is open from then on.
 class Groups {
   public:
     Groups(std::span<const std::int64_t> tokens, std::int64_t max_sequences)
         : tokens_(tokens), max_sequences_(max_sequences), waiting_(tokens.size(), none) {}
 
-    // Opens the groups that waited for this size.
+    // Opens the groups that wait for this size.
     void advance_to(std::size_t size) {
         size_ = size;
         for (std::size_t i = waiting_[size]; i != none; i = nodes_[i].next) {
@@ -37,7 +37,7 @@ class Groups {
 
     bool has_open() const { return !open_.empty(); }
 
-    // Takes out the open group that comes first in order of batches.
+    // Removes and returns the open group with the first batches.
     Group pop() {
         std::ranges::pop_heap(open_, std::greater{}, &Open::first_batch);
         const std::size_t node = open_.back().node;
@@ -94,10 +94,10 @@ class Groups {
     std::span<const std::int64_t> tokens_;
     std::int64_t max_sequences_;
     std::size_t size_ = 0;
-    std::vector<std::size_t> waiting_;  // by size, the first node of a list
+    std::vector<std::size_t> waiting_;  // the head of a linked list per size
     std::vector<Node> nodes_;
     std::vector<std::size_t> free_nodes_;
-    std::vector<Open> open_;  // a heap, the first batch on top
+    std::vector<Open> open_;  // a heap with the first batch on top
 };
 
 // A layout without batches.
@@ -109,11 +109,11 @@ Layout empty_layout(TokenCounts counts) {
     return layout;
 }
 
-// Lets each of so many sequences of each size go to the first batch that has room, longest first;
-// the groups are those there are already.
+// Places a number of sequences of each size, longest first, each in the first batch with enough
+// room. `groups` has the existing batches.
 void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& groups) {
     const std::vector<std::int64_t>& sizes = layout.counts.tokens;
-    const std::int64_t max_tokens = layout.limits().max_tokens_per_batch;
+    const std::int64_t budget = layout.limits().max_tokens_per_batch;
     const std::int64_t max_sequences = layout.limits().max_sequences_per_batch;
     for (std::size_t size = 0; size < sizes.size(); ++size) {
         const std::int64_t tokens = sizes[size];
@@ -130,8 +130,8 @@ void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& 
             if (groups.has_open()) {
                 group = groups.pop();
             } else {
-                const std::int64_t fit = fit_in(max_tokens, 0);
-                group = {layout.num_batches, ceil_divide(left, fit), max_tokens, 0};
+                const std::int64_t fit = fit_in(budget, 0);
+                group = {layout.num_batches, ceil_divide(left, fit), budget, 0};
                 layout.num_batches += group.num_batches;
             }
             const std::int64_t fit = fit_in(group.free_tokens, group.num_sequences);
@@ -161,10 +161,10 @@ void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& 
     }
 }
 
-// Batches filled alike, and how many of them there are.
+// A pattern and its number of batches.
 using Filled = std::pair<Pattern, std::int64_t>;
 
-// The batches of a layout; of runs in any order, which may be several of a size in a batch.
+// Returns the batches of a layout, in which a batch may have several runs of one size.
 std::vector<Filled> filled_batches(const Layout& layout) {
     std::vector<Filled> batches;
     std::vector<Part> room;
@@ -182,7 +182,7 @@ std::vector<Filled> filled_batches(const Layout& layout) {
     return batches;
 }
 
-// The longest sequences come first, and the most of them.
+// Orders patterns by longest sequence, then by decreasing number of those.
 bool comes_before(const Filled& a, const Filled& b) {
     return std::ranges::lexicographical_compare(
         a.first, b.first, [](const PatternPart& one, const PatternPart& other) {
@@ -199,30 +199,32 @@ Layout first_fit_decreasing(TokenCounts counts) {
     return layout;
 }
 
-Layout layout_of(TokenCounts counts, std::span<const Pattern> patterns,
-                 std::span<const std::int64_t> num_batches) {
+Layout layout_from_patterns(TokenCounts counts, std::span<const Pattern> patterns,
+                            std::span<const std::int64_t> num_batches) {
     Layout layout = empty_layout(std::move(counts));
     const Limits limits = layout.limits();
     const std::vector<std::int64_t>& sizes = layout.counts.tokens;
     const auto require = [](bool holds, const char* what) {
         if (!holds) {
-            throw std::invalid_argument(std::string("not patterns: ") + what);
+            throw std::invalid_argument(std::string("invalid patterns: ") + what);
         }
     };
-    require(patterns.size() == num_batches.size(), "each needs its number of batches");
+    require(patterns.size() == num_batches.size(),
+            "there must be one number of batches per pattern");
     std::vector<std::int64_t> left = layout.counts.sequences;
     std::vector<std::vector<Run>> runs(sizes.size());
     Layout rest = layout;
     Groups groups(sizes, limits.max_sequences_per_batch);
     for (std::size_t i = 0; i < patterns.size(); ++i) {
-        require(!patterns[i].empty() && num_batches[i] >= 1, "one is empty");
+        require(!patterns[i].empty() && num_batches[i] >= 1, "a pattern is empty");
         Group group{rest.num_batches, num_batches[i], limits.max_tokens_per_batch, 0};
         std::size_t least_size = 0;
         for (const auto& [size, sequences] : patterns[i]) {
             require(size >= least_size && size < sizes.size() && sequences >= 1,
                     "sizes are out of order");
             least_size = size + 1;
-            require(sequences <= left[size] / num_batches[i], "there are not so many sequences");
+            require(sequences <= left[size] / num_batches[i],
+                    "there are fewer sequences of a size than needed");
             require(sequences <= limits.max_sequences_per_batch - group.num_sequences,
                     "a batch has too many sequences");
             require(sizes[size] == 0 || sequences <= group.free_tokens / sizes[size],
@@ -289,7 +291,7 @@ std::pair<std::vector<Pattern>, std::vector<std::int64_t>> patterns_of(const Lay
 
 Layout with_bound(Layout layout, std::int64_t proven_bound) {
     if (proven_bound < 0 || proven_bound > layout.num_batches) {
-        throw std::invalid_argument("a layout has fewer batches than its bound");
+        throw std::invalid_argument("the bound exceeds the number of batches");
     }
     layout.proven_bound = proven_bound;
     return layout;
@@ -301,8 +303,8 @@ std::int64_t lower_bound(const Layout& layout) {
     const std::int64_t budget = layout.limits().max_tokens_per_batch;
     const std::int64_t total = layout.counts.num_sequences();
 
-    // No two sequences of more than half the budget share a batch. Those of at most
-    // `budget - threshold` tokens leave room that the ones from `threshold` to half may use.
+    // No two sequences above half the budget share a batch. Those of at most `budget - threshold`
+    // tokens leave room for sequences from `threshold` to half the budget.
     std::size_t half = 0;
     std::int64_t num_large = 0;
     for (; half < sizes.size() && sizes[half] > budget / 2; ++half) {
@@ -328,7 +330,7 @@ std::int64_t lower_bound(const Layout& layout) {
 
 namespace {
 
-// Adds up one amount a batch for each run and hands the sums to write(batch, sum) in order.
+// Writes the sum over the runs that cover each batch of amount(size, run).
 template <class Amount>
 void add_over_batches(const Layout& layout, std::span<std::int64_t> out, Amount amount) {
     std::ranges::fill(out, 0);
@@ -378,7 +380,7 @@ Stretches::Stretches(const Layout& layout) {
 void Layout::validate() const {
     const auto require = [](bool holds, const char* what) {
         if (!holds) {
-            throw std::invalid_argument(std::string("not a layout: ") + what);
+            throw std::invalid_argument(std::string("inconsistent layout: ") + what);
         }
     };
     counts.validate();
@@ -387,7 +389,7 @@ void Layout::validate() const {
                 first_run.back() == runs.size() && std::ranges::is_sorted(first_run),
             "runs do not match sizes");
     require(num_batches >= 0 && num_batches <= counts.num_sequences(), "a batch is empty");
-    require(proven_bound >= 0 && proven_bound <= num_batches, "there are fewer than possible");
+    require(proven_bound >= 0 && proven_bound <= num_batches, "the proven bound is out of range");
     for (std::size_t size = 0; size < num_sizes; ++size) {
         std::int64_t sequences = 0;
         std::int64_t batches = 0;

@@ -11,37 +11,34 @@
 
 namespace packing {
 
-// Neighbouring batches that take equally many sequences of one size.
+// Consecutive batches with equally many sequences of one size.
 struct Run {
-    std::int64_t first_sequence;  // its place among the sequences of this size
+    std::int64_t first_sequence;  // its number among the sequences of this size
     std::int64_t first_batch;
     std::int64_t num_batches;
     std::int64_t per_batch;   // sequences of this size in each batch
-    std::int64_t first_slot;  // place of the first of them within its batch
+    std::int64_t first_slot;  // place of the first of them in each batch
 
     bool operator==(const Run&) const = default;
 };
 
-// What a batch holds: how many sequences of which sizes, as indices into counts.tokens, in their
-// order.
+// A pattern is a way to fill a batch: a number of sequences of each size, in order of sizes.
 struct PatternPart {
-    std::size_t size;
+    std::size_t size;  // index into counts.tokens
     std::int64_t sequences;
 
     bool operator==(const PatternPart&) const = default;
 };
 using Pattern = std::vector<PatternPart>;
 
-// Which batches the sequences of each size go to: a plan without rows. It says nothing of how it
-// was made.
+// Batches without rows: the runs of batches of each size.
 struct Layout {
     TokenCounts counts;
     std::int64_t num_batches = 0;
-    // No packing needs fewer batches than this, as whoever made the layout has proven; 0 if nobody
-    // has.
+    // A proven lower bound on the number of batches of any packing; 0 if none is known.
     std::int64_t proven_bound = 0;
-    // The runs of counts.tokens[i] are runs[first_run[i]] up to runs[first_run[i + 1]], in order
-    // of batches; they hold the sequences of that size in the order of the tie-break.
+    // The runs of counts.tokens[i] are runs[first_run[i]] to runs[first_run[i + 1]] (exclusive), in
+    // order of batches. Sequences of equal size are numbered in the order of ties.
     std::vector<std::size_t> first_run;
     std::vector<Run> runs;
 
@@ -51,57 +48,59 @@ struct Layout {
         return std::span(runs).subspan(first_run[size], first_run[size + 1] - first_run[size]);
     }
 
-    // Throws std::invalid_argument unless every sequence has a slot of its own, slots are filled
-    // from 0 with the longest first, no batch is empty and none exceeds its limits.
+    // Throws std::invalid_argument unless every sequence has exactly one slot, the slots of a batch
+    // are filled from 0 in order of decreasing size, and no batch is empty or exceeds the limits.
     void validate() const;
 
     bool operator==(const Layout&) const = default;
 };
 
 // First-Fit Decreasing (Johnson, Near-Optimal Bin Packing Algorithms, 1973): each sequence, longest
-// first, goes to the first batch that has room. Throws std::overflow_error where the tokens of all
-// sequences need more than 64 bits. Cost O(runs * log(runs)), whatever the number of sequences.
+// first, goes to the first batch with enough room. Throws std::overflow_error if the number of
+// tokens does not fit in 64 bits. Cost: O(runs * log(runs)), independent of the number of
+// sequences.
 Layout first_fit_decreasing(TokenCounts counts);
 
-// The layout of batches filled by patterns, so many by each; sequences that are left over go,
-// longest first, to the first batch that has room, or to new ones. Batches come in order of falling
-// longest sequence. Throws std::invalid_argument where a batch exceeds a limit, or there are not so
-// many sequences.
-Layout layout_of(TokenCounts counts, std::span<const Pattern> patterns,
-                 std::span<const std::int64_t> num_batches);
+// Returns the layout with num_batches[i] batches of patterns[i]. The remaining sequences, longest
+// first, go to the first batch with enough room, or to new batches. Batches are in order of
+// decreasing longest sequence. Throws std::invalid_argument if a batch exceeds a limit or the
+// patterns need more sequences than there are.
+Layout layout_from_patterns(TokenCounts counts, std::span<const Pattern> patterns,
+                            std::span<const std::int64_t> num_batches);
 
-// The patterns of a layout, each once, and how many batches each fills.
+// Returns the distinct patterns of a layout, and the number of batches of each.
 std::pair<std::vector<Pattern>, std::vector<std::int64_t>> patterns_of(const Layout& layout);
 
-// The layout with a bound that its maker has proven. Throws std::invalid_argument if it has fewer
-// batches.
+// Returns the layout with a proven bound. Throws std::invalid_argument if the bound exceeds the
+// number of batches.
 Layout with_bound(Layout layout, std::int64_t proven_bound);
 
-// No packing needs fewer batches: that proven, the bound L2 of Martello and Toth (Lower Bounds and
-// Reduction Procedures for the Bin Packing Problem, 1990), and that of the limit on sequences.
+// Returns a lower bound on the number of batches of any packing: the maximum of the proven bound,
+// the bound L2 of Martello and Toth (Lower Bounds and Reduction Procedures for the Bin Packing
+// Problem, 1990), and the bound by the limit on sequences.
 std::int64_t lower_bound(const Layout& layout);
 
-// Tokens of each batch.
+// Writes the tokens of each batch.
 void batch_tokens(const Layout& layout, std::span<std::int64_t> tokens);
 
-// offsets[b] is the number of sequences in the batches before b; one entry more than batches.
+// Writes the number of sequences before each batch, and the total.
 void batch_offsets(const Layout& layout, std::span<std::int64_t> offsets);
 
-// A run among those that fill a batch.
+// A run that covers a batch.
 struct Part {
     std::size_t size;  // index into counts.tokens
     const Run* run;
 };
 
-// Goes through a layout batch by batch. Neighbouring batches filled by the same runs are one
+// Iterates over the batches of a layout. Consecutive batches covered by the same runs form one
 // stretch.
 class Stretches {
   public:
     explicit Stretches(const Layout& layout);
 
-    // Calls visit(first, last, parts) for each stretch of batches [first, last) between
-    // first_batch and last_batch, with its parts in order of slots. Allocates nothing where
-    // `room` has capacity for a part a size.
+    // Calls visit(first, last, parts) for each stretch of batches [first, last) in
+    // [first_batch, last_batch), with its parts in order of slots. Does not allocate if `room` has
+    // capacity for one part per size.
     template <class Visit>
     void walk(std::int64_t first_batch, std::int64_t last_batch, std::vector<Part>& room,
               const Visit& visit) const;

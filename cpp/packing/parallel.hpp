@@ -9,22 +9,23 @@
 
 namespace packing {
 
-// The most threads to use, each for at least so many items: fewer are not worth a thread.
+// The maximum number of threads, and the minimum number of items that justifies a thread.
 struct Threads {
-    Threads(int most_threads, std::size_t least_items = 65536)
-        : most(most_threads), least_part(least_items) {}
+    Threads(int max_threads, std::size_t min_items = 65536)
+        : max(max_threads), min_part(min_items) {}
 
-    int most;
-    std::size_t least_part;
+    int max;
+    std::size_t min_part;
 };
 
-// The number of parts to split `num_items` into: one per thread, none smaller than `least_part`.
+// The number of parts to split `num_items` into: one per thread, none smaller than `min_part`.
 inline int num_parts(std::size_t num_items, Threads threads) {
-    const std::size_t most = std::max<std::size_t>(1, num_items / threads.least_part);
-    return static_cast<int>(std::min(most, static_cast<std::size_t>(std::max(1, threads.most))));
+    const std::size_t max_parts = std::max<std::size_t>(1, num_items / threads.min_part);
+    return static_cast<int>(
+        std::min(max_parts, static_cast<std::size_t>(std::max(1, threads.max))));
 }
 
-// Items [first, second) of `num_items` that belong to a part.
+// Returns the range [first, second) of the items in a part.
 inline std::pair<std::size_t, std::size_t> part_of(std::size_t num_items, int num_parts, int part) {
     const auto parts = static_cast<std::size_t>(num_parts);
     const auto p = static_cast<std::size_t>(part);
@@ -34,7 +35,7 @@ inline std::pair<std::size_t, std::size_t> part_of(std::size_t num_items, int nu
     return {begin(p), begin(p + 1)};
 }
 
-// Calls run(part) for each part, each on a thread of its own. `run` must not throw.
+// Calls run(part) for each part, each on its own thread. `run` must not throw.
 template <class Run>
 void parallel_for(int num_parts, const Run& run) {
     static_assert(noexcept(run(0)));
@@ -46,7 +47,7 @@ void parallel_for(int num_parts, const Run& run) {
             threads.emplace_back(run, part);
         }
     } catch (const std::exception&) {
-        // No further thread can be had: this one does what is left.
+        // No more threads are available: run the remaining parts here.
         for (; part < num_parts; ++part) {
             run(part);
         }

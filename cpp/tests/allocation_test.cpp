@@ -21,8 +21,8 @@
 #include "packing/assign.hpp"
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
-#include "packing/knapsack.hpp"
 #include "packing/layout.hpp"
+#include "packing/pricing.hpp"
 #include "tests/cases.hpp"
 
 namespace {
@@ -177,13 +177,14 @@ void check_stages(int num_threads) {
         const auto [patterns, numbers] = patterns_of(layout);
         const std::vector<Pattern> some(patterns.begin(), patterns.begin() + 4);
         const Rows once(some.size(), 1);
-        fail_each("layout_of", none, [&] { return layout_of(counts, some, once); });
+        fail_each("layout_from_patterns", none,
+                  [&] { return layout_from_patterns(counts, some, once); });
         const Rows values(counts.tokens.rbegin(), counts.tokens.rend());
-        fail_each("most_valuable", none,
-                  [&] { return most_valuable(counts, values, 0, 3).patterns; });
+        fail_each("price_patterns", none,
+                  [&] { return price_patterns(counts, values, 0, 3).patterns; });
         const TokenCounts open = with_limits(counts, {60, 40, 2});
-        fail_each("most_valuable, any number", none,
-                  [&] { return most_valuable(open, values, 0, 3).patterns; });
+        fail_each("price_patterns, any number", none,
+                  [&] { return price_patterns(open, values, 0, 3).patterns; });
     }
 
     Rows out(num_rows, -1);

@@ -19,7 +19,7 @@ void fail(const Case& at, const std::string& what) {
         what.c_str(), static_cast<long long>(at.limits.max_tokens_per_batch),
         static_cast<long long>(at.limits.max_sequence_length),
         static_cast<long long>(at.limits.special_tokens),
-        static_cast<long long>(at.limits.max_sequences_per_batch), at.threads.most,
+        static_cast<long long>(at.limits.max_sequences_per_batch), at.threads.max,
         at.lengths.size());
     for (const std::int64_t length : at.lengths) {
         std::fprintf(stderr, " %lld", static_cast<long long>(length));
@@ -311,9 +311,9 @@ Case random_case(std::mt19937_64& random, std::uint64_t in_parts) {
     at.limits.max_sequence_length = below(2) == 0 ? room + below(2) * below(1000) : 1 + below(1100);
     at.limits.max_sequences_per_batch = below(3) == 0 ? 1 + below(6) : unlimited;
     const int threads[] = {1, 2, 7};
-    at.threads.most = threads[below(3)];
+    at.threads.max = threads[below(3)];
     if (random() % in_parts == 0) {
-        at.threads.least_part = 1;
+        at.threads.min_part = 1;
     }
     at.lengths.resize(static_cast<std::size_t>(below(below(20) == 0 ? 400 : 40)));
     const std::int64_t kind = below(5);

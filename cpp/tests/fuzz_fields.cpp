@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "packing/knapsack.hpp"
+#include "packing/pricing.hpp"
 #include "tests/bytes.hpp"
 #include "tests/cases.hpp"
 
@@ -144,7 +144,7 @@ void spoil_patterns(const Layout& layout, Bytes& bytes) {
         }
     }
     try {
-        use(layout_of(layout.counts, patterns, num_batches));
+        use(layout_from_patterns(layout.counts, patterns, num_batches));
     } catch (const std::invalid_argument&) {
         // Refused.
     }
@@ -162,11 +162,11 @@ void price(const Layout& layout, Bytes& bytes) {
         value = bytes.any();
     }
     try {
-        if (knapsack_steps(counts) > 1 << 20) {
+        if (pricing_steps(counts) > 1 << 20) {
             return;
         }
-        most_valuable(counts, values, static_cast<std::size_t>(bytes.any()),
-                      static_cast<std::size_t>(bytes.below(4)));
+        price_patterns(counts, values, static_cast<std::size_t>(bytes.any()),
+                       static_cast<std::size_t>(bytes.below(4)));
     } catch (const std::invalid_argument&) {
         // Refused.
     } catch (const std::overflow_error&) {

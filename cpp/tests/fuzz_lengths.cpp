@@ -17,7 +17,7 @@ namespace {
 
 Case read_case(Bytes& bytes) {
     Case at;
-    const std::int64_t scales[] = {12, 256, 5000, std::int64_t{1} << 40, most_tokens - 8};
+    const std::int64_t scales[] = {12, 256, 5000, std::int64_t{1} << 40, max_tokens - 8};
     at.limits.special_tokens = bytes.below(8);
     at.limits.max_tokens_per_batch =
         at.limits.special_tokens + 1 + bytes.below(scales[bytes.below(std::size(scales))]);

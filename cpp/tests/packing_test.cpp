@@ -24,8 +24,8 @@
 #include "packing/assign.hpp"
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
-#include "packing/knapsack.hpp"
 #include "packing/layout.hpp"
+#include "packing/pricing.hpp"
 #include "tests/cases.hpp"
 #include "tests/refusals.hpp"
 
@@ -49,7 +49,7 @@ void check_threads() {
     layout.validate();
     const std::vector<Rows> expected = list(at, layout, Ids{});
     for (const int num_threads : {2, 3, 7}) {
-        at.threads.most = num_threads;
+        at.threads.max = num_threads;
         if (lay_out(at) != layout || list(at, layout, Ids{}) != expected) {
             fail(at, "threads change the result");
         }
@@ -154,7 +154,7 @@ void check_changes() {
     trap.front() = -1;
     mprotect(trap.data() + page, page, PROT_NONE);
     const auto before = std::signal(SIGSEGV, spring_trap);
-    expect_error<Invalid>("lengths changed while they were counted",
+    expect_error<Invalid>("lengths changed while they were being counted",
                           [] { count(std::span<const std::int8_t>(trap), Limits{2, 1, 1}, 1); });
     std::signal(SIGSEGV, before);
     munmap(memory, 2 * page);
@@ -191,7 +191,7 @@ void check_overflow() {
         expect_error<std::overflow_error>(
             "number of sequences", [&] { add(counts_of(tokens, most - 5), counts_of(1, 6)); });
     }
-    TokenCounts cut = counts_of(most_tokens, 1);
+    TokenCounts cut = counts_of(max_tokens, 1);
     cut.num_truncated = 1;
     cut.truncated_residues = most;
     expect_error<std::overflow_error>("truncated residues", [&] { add(cut, cut); });
@@ -202,24 +202,24 @@ void check_overflow() {
     };
     const TokenCounts few = limited(counts_of(1, 4), 4, unlimited);
     expect_error<std::overflow_error>(
-        "53 bits", [&] { most_valuable(few, Rows{std::int64_t{1} << 51}, 0, 1); });
+        "53 bits", [&] { price_patterns(few, Rows{std::int64_t{1} << 51}, 0, 1); });
     const std::int64_t value = (std::int64_t{1} << 51) - 1;
-    if (most_valuable(few, Rows{value}, 0, 1).best != 4 * value) {
+    if (price_patterns(few, Rows{value}, 0, 1).best_value != 4 * value) {
         fail({}, "a value that fits in 53 bits is wrong");
     }
     expect_error<std::overflow_error>("number of steps", [&] {
-        most_valuable(limited(counts_of(1, most), most_tokens, 3), Rows{1}, 0, 1);
+        price_patterns(limited(counts_of(1, most), max_tokens, 3), Rows{1}, 0, 1);
     });
     // One piece, repeated, where a batch has no room for all; powers of two where it has.
-    if (knapsack_steps(limited(counts_of(1, most), 9, unlimited)) != 10 ||
-        knapsack_steps(limited(few, 9, unlimited)) != 30) {
+    if (pricing_steps(limited(counts_of(1, most), 9, unlimited)) != 10 ||
+        pricing_steps(limited(few, 9, unlimited)) != 30) {
         fail({}, "the number of steps is wrong");
     }
     // As many sequences as there can be are taken together in powers of two.
-    const TokenCounts endless = counts_of(1, most_tokens);
-    expect_error<std::overflow_error>("number of steps", [&] { knapsack_steps(endless); });
-    expect_error<std::invalid_argument>("one value per size",
-                                        [&] { most_valuable(few, Rows{1, 1}, 0, 1); });
+    const TokenCounts endless = counts_of(1, max_tokens);
+    expect_error<std::overflow_error>("number of steps", [&] { pricing_steps(endless); });
+    expect_error<std::invalid_argument>("one dual value per size",
+                                        [&] { price_patterns(few, Rows{1, 1}, 0, 1); });
 }
 
 // Three rows of one size come in each of their six orders about as often.

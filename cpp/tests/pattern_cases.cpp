@@ -5,7 +5,7 @@
 #include <string>
 #include <utility>
 
-#include "packing/knapsack.hpp"
+#include "packing/pricing.hpp"
 #include "tests/cases.hpp"
 
 namespace packing {
@@ -32,24 +32,24 @@ std::int64_t most_worth(const Case& at, const TokenCounts& counts, const Rows& v
     return best[most].back();
 }
 
-std::vector<Pattern> check_most_valuable(const Case& at, const TokenCounts& counts,
-                                         std::mt19937_64& random) {
+std::vector<Pattern> check_pricing(const Case& at, const TokenCounts& counts,
+                                   std::mt19937_64& random) {
     Rows values(counts.tokens.size());
     for (std::int64_t& value : values) {
         value = static_cast<std::int64_t>(random() % 24) - 3;
     }
     const std::int64_t best = most_worth(at, counts, values);
     const std::size_t most = random() % 4;
-    const Priced priced = most_valuable(counts, values, random() % 50, most);
-    if (priced.best != best) {
+    const Pricing pricing = price_patterns(counts, values, random() % 50, most);
+    if (pricing.best_value != best) {
         fail(at, "the most valuable batch is worth " + std::to_string(best) + ", not " +
-                     std::to_string(priced.best));
+                     std::to_string(pricing.best_value));
     }
-    if (priced.patterns.size() > most || (most > 0 && best > 0 && priced.patterns.empty())) {
+    if (pricing.patterns.size() > most || (most > 0 && best > 0 && pricing.patterns.empty())) {
         fail(at, "the number of valuable batches is wrong");
     }
     std::int64_t before = best + 1;
-    for (const Pattern& pattern : priced.patterns) {
+    for (const Pattern& pattern : pricing.patterns) {
         std::int64_t worth = 0;
         std::int64_t tokens = 0;
         std::int64_t number = 0;
@@ -72,7 +72,7 @@ std::vector<Pattern> check_most_valuable(const Case& at, const TokenCounts& coun
             fail(at, "a valuable batch exceeds a limit");
         }
     }
-    return priced.patterns;
+    return pricing.patterns;
 }
 
 // Batches by sequences of each size, where so many follow patterns and the sequences left over go
@@ -131,7 +131,7 @@ void check_patterns(const Case& at, const Layout& layout, std::mt19937_64& rando
                                          static_cast<std::int64_t>(at.lengths.size()));
     std::vector<Pattern> choice = patterns_of(layout).first;
     if (most_states < 100'000) {
-        const std::vector<Pattern> priced = check_most_valuable(at, counts, random);
+        const std::vector<Pattern> priced = check_pricing(at, counts, random);
         choice.insert(choice.end(), priced.begin(), priced.end());
     }
     std::ranges::shuffle(choice, random);
@@ -155,7 +155,7 @@ void check_patterns(const Case& at, const Layout& layout, std::mt19937_64& rando
             num_batches.push_back(number);
         }
     }
-    const Layout filled = layout_of(counts, patterns, num_batches);
+    const Layout filled = layout_from_patterns(counts, patterns, num_batches);
     std::vector<Rows> batches;
     const auto [found, numbers] = patterns_of(filled);
     for (std::size_t i = 0; i < found.size(); ++i) {

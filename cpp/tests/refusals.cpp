@@ -10,8 +10,8 @@
 #include "packing/assign.hpp"
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
-#include "packing/knapsack.hpp"
 #include "packing/layout.hpp"
+#include "packing/pricing.hpp"
 
 namespace packing {
 
@@ -32,7 +32,7 @@ void check_errors() {
         });
     }
     expect_error<std::overflow_error>("number of tokens", [] {
-        const Rows lengths(3, most_tokens);
+        const Rows lengths(3, max_tokens);
         first_fit_decreasing(count(std::span<const std::int64_t>(lengths), Limits{}, 1));
     });
     expect_error<std::overflow_error>("truncated residues", [&] {
@@ -55,12 +55,14 @@ void check_errors() {
         assign(layout, std::span<const std::int32_t>(lengths), before, Place::batch, std::span(out),
                1);
     };
-    expect_error<Invalid>("3 sequences of 3 tokens, the layout has 2",
+    expect_error<Invalid>("3 sequences of 3 tokens (the layout has 2",
                           [&] { assign_to({1, 1, 1}, count_of({})); });
-    expect_error<Invalid>("that the layout lacks", [&] { assign_to({1, 4}, count_of({})); });
-    expect_error<Invalid>("that the layout lacks", [&] { assign_to({1, 9}, count_of({})); });
+    expect_error<Invalid>("that the layout does not have",
+                          [&] { assign_to({1, 4}, count_of({})); });
+    expect_error<Invalid>("that the layout does not have",
+                          [&] { assign_to({1, 9}, count_of({})); });
     expect_error<Invalid>("`before` has more", [&] { assign_to({1}, count_of({4})); });
-    expect_error<Invalid>("`before` was counted with limits", [&] {
+    expect_error<Invalid>("`before` and the layout were made", [&] {
         assign_to({1}, count(std::span<const std::int32_t>(), Limits{13, 11, 2}, 1));
     });
     const auto list_of = [&](std::vector<std::int32_t> lengths, const Ids& ids) {
@@ -70,7 +72,7 @@ void check_errors() {
         list_rows(layout, std::span<const std::int32_t>(lengths), ids, std::span(scratch),
                   std::span(out), std::span(offsets), 1);
     };
-    expect_error<Invalid>("1 sequences of 3 tokens, the layout has 2",
+    expect_error<Invalid>("1 sequences of 3 tokens (the layout has 2",
                           [&] { list_of({1, 5}, Ids{}); });
     const Rows ids(2);
     expect_error<Invalid>("ids and rows differ",
@@ -102,7 +104,7 @@ void check_more_errors() {
     const Limits limits{12, 10, 2};
     const Limits other{13, 10, 3};
     for (const Limits& bad : {Limits{12, 10, -1}, Limits{2, 10, 2}, Limits{0, 10}, Limits{12, 0, 2},
-                              Limits{most_tokens + 1, 10}, Limits{12, 10, 2, 0}}) {
+                              Limits{max_tokens + 1, 10}, Limits{12, 10, 2, 0}}) {
         expect_error<Invalid>("out of range", [&] { count(all, bad, 1); });
     }
     const TokenCounts counts = count(all, limits, 1);
@@ -112,7 +114,7 @@ void check_more_errors() {
     const auto assign_after = [&](const TokenCounts& before) {
         assign(layout, all.first(0), before, Place::slot, std::span(out).first(0), 1);
     };
-    expect_error<Invalid>("`before` was counted with limits",
+    expect_error<Invalid>("`before` and the layout were made",
                           [&] { assign_after(count(all, other, 1)); });
     expect_error<Invalid>("`before` has more sequences of 7 tokens",
                           [&] { assign_after(add(counts, counts)); });
@@ -151,7 +153,7 @@ void check_more_errors() {
     const Layout sparse =
         first_fit_decreasing(count(std::span<const std::int64_t>(far), Limits{}, 1));
     for (const std::int64_t length : {4, 6}) {
-        expect_error<Invalid>("that the layout lacks", [&] {
+        expect_error<Invalid>("that the layout does not have", [&] {
             assign(sparse, std::span(&length, 1), count(all.first(0), Limits{}, 1), Place::batch,
                    std::span(out).first(1), 1);
         });
@@ -172,20 +174,21 @@ void check_more_errors() {
     }
     TokenCounts bad = counts;
     bad.limits.max_tokens_per_batch = -1;
-    expect_error<Invalid>("out of range", [&] { most_valuable(bad, Rows{1, 1}, 0, 1); });
+    expect_error<Invalid>("out of range", [&] { price_patterns(bad, Rows{1, 1}, 0, 1); });
     expect_error<Invalid>("one number of sequences per size", [&] { subset(counts, Rows{1}); });
     for (const Rows& some : {Rows{2, 1}, Rows{1, -1}}) {
-        expect_error<Invalid>("not so many sequences", [&] { subset(counts, some); });
+        expect_error<Invalid>("fewer sequences of a size than requested",
+                              [&] { subset(counts, some); });
     }
     if (subset(counts, Rows{0, 2}) != count(all.first(2), limits, 1)) {
         fail({}, "counts of some of the sequences are wrong");
     }
     TokenCounts tight = counts;
     tight.limits.max_tokens_per_batch = 6;
-    if (most_valuable(tight, Rows{9, 1}, 0, 1).best != 2) {
+    if (price_patterns(tight, Rows{9, 1}, 0, 1).best_value != 2) {
         fail({}, "a sequence is worth something although there is not any room for it");
     }
-    if (most_valuable(TokenCounts{}, Rows{}, 0, 1).best != 0) {
+    if (price_patterns(TokenCounts{}, Rows{}, 0, 1).best_value != 0) {
         fail({}, "a batch of nothing is worth something");
     }
 }
@@ -203,19 +206,20 @@ void check_forgeries() {
     const std::vector<Forgery> forgeries{
         {"out of range", [](Layout& l) { l.counts.limits.max_sequence_length = 0; }},
         {"out of range", [](Layout& l) { l.counts.limits.special_tokens = -1; }},
-        {"out of range", [](Layout& l) { l.counts.limits.special_tokens = most_tokens; }},
+        {"out of range", [](Layout& l) { l.counts.limits.special_tokens = max_tokens; }},
         {"out of range", [](Layout& l) { l.counts.limits.max_tokens_per_batch = -1; }},
-        {"out of range", [](Layout& l) { l.counts.limits.max_tokens_per_batch = most_tokens + 1; }},
+        {"out of range", [](Layout& l) { l.counts.limits.max_tokens_per_batch = max_tokens + 1; }},
         {"out of range", [](Layout& l) { l.counts.limits.max_sequences_per_batch = 0; }},
         {"a size is out of range", [](Layout& l) { l.counts.limits.max_tokens_per_batch = 9; }},
-        {"sizes do not match counts", [](Layout& l) { l.counts.sequences.push_back(1); }},
-        {"sizes are out of order", [](Layout& l) { l.counts.tokens[1] = l.counts.tokens[0]; }},
+        {"differ in length", [](Layout& l) { l.counts.sequences.push_back(1); }},
+        {"sizes are not in decreasing order",
+         [](Layout& l) { l.counts.tokens[1] = l.counts.tokens[0]; }},
         {"a size is out of range", [](Layout& l) { l.counts.tokens[0] = 11; }},
         {"a size is out of range", [](Layout& l) { l.counts.tokens.back() = -1; }},
         {"a count is not positive", [](Layout& l) { l.counts.sequences[0] = 0; }},
-        {"truncation does not add up", [](Layout& l) { l.counts.num_truncated = -1; }},
-        {"truncation does not add up", [](Layout& l) { l.counts.truncated_residues = 0; }},
-        {"truncation does not add up", [](Layout& l) { l.counts.num_truncated = 0; }},
+        {"residues are inconsistent", [](Layout& l) { l.counts.num_truncated = -1; }},
+        {"residues are inconsistent", [](Layout& l) { l.counts.truncated_residues = 0; }},
+        {"residues are inconsistent", [](Layout& l) { l.counts.num_truncated = 0; }},
         {"more sequences are truncated",
          [](Layout& l) { l.counts.num_truncated = l.counts.truncated_residues = 2; }},
         {"more sequences are truncated",
@@ -227,8 +231,8 @@ void check_forgeries() {
         {"a batch is empty", [](Layout& l) { l.num_batches = -1; }},
         {"a batch is empty", [](Layout& l) { l.num_batches = 9; }},
         {"a batch is empty", [](Layout& l) { ++l.num_batches; }},
-        {"fewer than possible", [](Layout& l) { l.proven_bound = l.num_batches + 1; }},
-        {"fewer than possible", [](Layout& l) { l.proven_bound = -1; }},
+        {"the proven bound is out of range", [](Layout& l) { l.proven_bound = l.num_batches + 1; }},
+        {"the proven bound is out of range", [](Layout& l) { l.proven_bound = -1; }},
         {"a run is empty", [](Layout& l) { l.runs[0].num_batches = 0; }},
         {"a run is empty", [](Layout& l) { l.runs[0].per_batch = 0; }},
         {"a sequence is missing", [](Layout& l) { l.runs[0].first_sequence = 1; }},
@@ -257,26 +261,26 @@ void check_bad_patterns() {
         count(std::span<const std::int32_t>(lengths), Limits{10, 10, 0, 2}, 1);
     const auto expect = [&](const char* reason, const std::vector<Pattern>& patterns,
                             const Rows& num_batches) {
-        expect_error<std::invalid_argument>(reason,
-                                            [&] { layout_of(counts, patterns, num_batches); });
+        expect_error<std::invalid_argument>(
+            reason, [&] { layout_from_patterns(counts, patterns, num_batches); });
     };
-    expect("not patterns: each needs its number", {{{0, 1}}}, {1, 1});
-    expect("not patterns: one is empty", {{}}, {1});
-    expect("not patterns: one is empty", {{{0, 1}}}, {0});
-    expect("not patterns: sizes are out of order", {{{1, 1}, {0, 1}}}, {1});
-    expect("not patterns: sizes are out of order", {{{1, 1}, {1, 1}}}, {1});
-    expect("not patterns: sizes are out of order", {{{2, 1}}}, {1});
-    expect("not patterns: sizes are out of order", {{{0, 0}}}, {1});
-    expect("not patterns: there are not so many", {{{0, 2}}}, {1});
-    expect("not patterns: there are not so many", {{{1, 1}}}, {3});
-    expect("not patterns: a batch has too many sequences", {{{0, 1}, {1, 2}}}, {1});
-    expect_error<std::invalid_argument>("not patterns: a batch has too many tokens", [&] {
-        layout_of(with_limits(counts, Limits{10, 10, 0, 3}), std::vector<Pattern>{{{0, 1}, {1, 2}}},
-                  Rows{1});
+    expect("invalid patterns: there must be one number of batches", {{{0, 1}}}, {1, 1});
+    expect("invalid patterns: a pattern is empty", {{}}, {1});
+    expect("invalid patterns: a pattern is empty", {{{0, 1}}}, {0});
+    expect("invalid patterns: sizes are out of order", {{{1, 1}, {0, 1}}}, {1});
+    expect("invalid patterns: sizes are out of order", {{{1, 1}, {1, 1}}}, {1});
+    expect("invalid patterns: sizes are out of order", {{{2, 1}}}, {1});
+    expect("invalid patterns: sizes are out of order", {{{0, 0}}}, {1});
+    expect("invalid patterns: there are fewer sequences", {{{0, 2}}}, {1});
+    expect("invalid patterns: there are fewer sequences", {{{1, 1}}}, {3});
+    expect("invalid patterns: a batch has too many sequences", {{{0, 1}, {1, 2}}}, {1});
+    expect_error<std::invalid_argument>("invalid patterns: a batch has too many tokens", [&] {
+        layout_from_patterns(with_limits(counts, Limits{10, 10, 0, 3}),
+                             std::vector<Pattern>{{{0, 1}, {1, 2}}}, Rows{1});
     });
     const Layout layout = first_fit_decreasing(counts);
     for (const std::int64_t bound : {layout.num_batches + 1, std::int64_t{-1}}) {
-        expect_error<std::invalid_argument>("fewer batches", [&] { with_bound(layout, bound); });
+        expect_error<std::invalid_argument>("bound exceeds", [&] { with_bound(layout, bound); });
     }
     if (lower_bound(with_bound(layout, layout.num_batches)) != layout.num_batches) {
         fail({}, "a layout does not have the bound that it was given");

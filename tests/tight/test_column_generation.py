@@ -126,25 +126,25 @@ def test_bad_patterns() -> None:
     assert lay_out([0, 1], [1, 1], [1]).num_batches == 2
     for arguments, message in (
         (([0, 1], [1, 2], [1]), "too many sequences"),
-        (([0], [2], [1]), "not so many sequences"),
-        (([1], [1], [3]), "not so many sequences"),
+        (([0], [2], [1]), "fewer sequences of a size than needed"),
+        (([1], [1], [3]), "fewer sequences of a size than needed"),
         (([1, 0], [1, 1], [1]), "out of order"),
         (([2], [1], [1]), "out of order"),
         (([-1], [1], [1]), "out of order"),
         (([0], [0], [1]), "out of order"),
         (([0], [1], [0]), "empty"),
-        (([0], [1], [1, 1]), "its number of batches"),
+        (([0], [1], [1, 1]), "one number of batches per pattern"),
     ):
         with pytest.raises(ValueError, match=message):
             lay_out(*arguments)
     wrong = np.array([1, 2])
-    with pytest.raises(ValueError, match="offsets, sizes and sequences"):
+    with pytest.raises(ValueError, match="offsets, sizes and sequences do not match"):
         kernel.layout_from_patterns(counts, wrong, wrong, wrong, wrong)
-    with pytest.raises(ValueError, match="one value per size"):
+    with pytest.raises(ValueError, match="one dual value per size"):
         kernel.price_patterns(counts, np.array([1]), 0, 1)
     with pytest.raises(OverflowError, match="53 bits"):
         kernel.price_patterns(counts, np.array([2**53, 1]), 0, 1)
-    with pytest.raises(ValueError, match="fewer batches than its bound"):
+    with pytest.raises(ValueError, match="bound exceeds the number of batches"):
         kernel.with_bound(lay_out([0, 1], [1, 1], [1]), 3)
 
 

@@ -3,15 +3,13 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.kernel.arguments import OrderedIds
 from virnucpro.kernel.limits import Limits
 
 __version__: str
 
 Lengths = NDArray[np.integer[Any]]
 Rows = NDArray[np.signedinteger[Any]]
-# Offsets, and the concatenated strings in UTF-8.
-Utf8 = tuple[NDArray[np.int64], NDArray[np.uint8]]
-Ids = tuple[str, ...] | Utf8 | NDArray[np.int64] | NDArray[np.str_] | None
 
 # Offsets, and the sizes and numbers of sequences of all patterns, concatenated.
 Patterns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
@@ -90,7 +88,7 @@ def assign_slots(
     layout: Layout, lengths: Lengths, before: TokenCounts | None, out: Rows, num_threads: int
 ) -> None: ...
 def list_rows(
-    layout: Layout, lengths: Lengths, ids: Ids, num_threads: int
+    layout: Layout, lengths: Lengths, ids: OrderedIds | None, num_threads: int
 ) -> tuple[Rows, NDArray[np.int64]]: ...
 def shuffle_rows(layout: Layout, rows: Rows, seed: int, num_threads: int) -> Rows: ...
 def read_records(records: list[Any]) -> tuple[tuple[str, ...], NDArray[np.int64]] | None: ...

@@ -26,15 +26,15 @@ def is_integer_type(kind: type) -> bool:
     return issubclass(kind, (int, np.integer)) and kind is not bool
 
 
-def check_integer(value: object, name: str, least: int, most: int | None = None) -> int:
+def check_integer(value: object, name: str, minimum: int, maximum: int | None = None) -> int:
     """Return an integer of any type as an int, after checking its bounds."""
     if not is_integer_type(type(value)):
         raise TypeError(f"{name} must be an integer (got {value!r})")
     number = operator.index(value)  # type: ignore[arg-type]
-    if number < least:
-        raise ValueError(f"{name} must be at least {least:,} (got {number:,})")
-    if most is not None and number > most:
-        raise ValueError(f"{name} must be at most {most:,} (got {number:,})")
+    if number < minimum:
+        raise ValueError(f"{name} must be at least {minimum:,} (got {number:,})")
+    if maximum is not None and number > maximum:
+        raise ValueError(f"{name} must be at most {maximum:,} (got {number:,})")
     return number
 
 

@@ -282,7 +282,7 @@ class ColumnGeneration:
         num_batches: list[int],
         remaining: NDArray[np.int64],
     ) -> None:
-        """Take whole batches of patterns; if there are none, one of each of the largest amounts.
+        """Take whole batches of patterns; if there are none, one batch of each of the top tenth.
 
         Updates `num_batches` and `remaining`.
         """

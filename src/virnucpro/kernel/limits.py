@@ -55,9 +55,9 @@ class Limits:
                 f"{self.special_tokens:,} special tokens (got {self.max_tokens_per_batch:,})"
             )
 
-    def _check(self, name: str, least: int, most: int | None = None) -> None:
+    def _check(self, name: str, minimum: int, maximum: int | None = None) -> None:
         """Replace an integer of any type by an int within bounds."""
-        object.__setattr__(self, name, check_integer(getattr(self, name), name, least, most))
+        object.__setattr__(self, name, check_integer(getattr(self, name), name, minimum, maximum))
 
     @property
     def max_residues(self) -> int:

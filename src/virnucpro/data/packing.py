@@ -325,8 +325,8 @@ class GreedyPacker:
         """Return the layout of counted sequences.
 
         Args:
-            counts: The result of `count`, or a sum of such counts, of packers that keep the same
-                number of residues and add the same number of special tokens.
+            counts: The result of `count`, or a sum of such counts, by packers whose limits have the
+                same `max_residues` and `special_tokens`.
 
         Raises:
             ValueError: The counts were made with different limits.
@@ -335,10 +335,10 @@ class GreedyPacker:
             OverflowError: The number of tokens does not fit in 64 bits.
 
         Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
-        one size; independent of the number of sequences. method="tight" solves some hundred linear
-        programs and pricing problems, the latter in O(distinct sizes * budget). Above 4,096 sizes
-        or 2**27 steps per pricing problem, it returns the layout of First-Fit Decreasing, with a
-        WARNING.
+        one size; independent of the number of sequences. method="tight" solves hundreds of linear
+        programs and of pricing problems, the latter in O(distinct sizes * budget). Above 4,096
+        sizes or 2**27 steps per pricing problem, it returns the layout of First-Fit Decreasing,
+        with a WARNING.
 
         Example:
             >>> packer = GreedyPacker(100)

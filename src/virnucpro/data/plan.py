@@ -90,7 +90,7 @@ class PackingPlan(Layout):
         """Write the plan as an Arrow IPC file.
 
         The file has one row per batch, with the columns `rows` (list of row numbers) and `tokens`
-        (int64). It appears under its name only when it is complete. Needs pyarrow.
+        (int64). An existing file is replaced only when the new one is complete. Needs pyarrow.
 
         Raises:
             OSError: The file cannot be written, or the path exists and is not a file.

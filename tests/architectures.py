@@ -24,7 +24,7 @@ EXPERTS = {"num_experts": 2, "num_experts_per_tok": 1}
 LINEAR = ["linear_attention", "full_attention", "linear_attention"]
 
 
-SERVED: dict[str, dict[str, Any]] = {
+SUPPORTED: dict[str, dict[str, Any]] = {
     "albert": {"embedding_size": 32},
     "bert": {},
     "electra": {"embedding_size": 32},

@@ -22,7 +22,7 @@ Record = dict[str, Any]
 
 
 def converted(batch_converter: Any, sequence: str) -> list[int]:
-    """What the tokenizer itself says."""
+    """Return the tokens that the tokenizer itself makes."""
     if hasattr(batch_converter, "alphabet"):
         tokens: list[int] = batch_converter([("", sequence)])[2][0].tolist()
         return tokens
@@ -30,7 +30,7 @@ def converted(batch_converter: Any, sequence: str) -> list[int]:
 
 
 def slices(batch: dict[str, Any]) -> list[slice]:
-    """Where each sequence is among the tokens."""
+    """Return the slice of the tokens of each sequence."""
     return [slice(a, b) for a, b in itertools.pairwise(batch["cu_seqlens"].tolist())]
 
 
@@ -39,7 +39,7 @@ def records_of(sequences: list[str]) -> list[Record]:
 
 
 def tokens_of(batch: dict[str, Any]) -> list[list[int]]:
-    """Each sequence's tokens, cut out by the boundaries."""
+    """Return the tokens of each sequence, as the boundaries delimit them."""
     return [batch["input_ids"][part].tolist() for part in slices(batch)]
 
 

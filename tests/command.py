@@ -19,6 +19,6 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
-    """Return the same, run in a process of its own."""
+    """Return the same, run in another process."""
     command = [sys.executable, "-m", "virnucpro", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)

@@ -16,7 +16,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
-    """Ray with two workers and nothing on the terminal."""
+    """Start Ray with two workers and no output."""
     import ray.data
 
     ray.init(

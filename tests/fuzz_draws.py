@@ -161,7 +161,7 @@ ODD_RECORDS = [missing, other_type, meddling]
 
 
 def draw_parameters(choices: Choices) -> Drawn:
-    """Parameters; their meaning are the reference's."""
+    """Parameters; their meaning is that of the reference."""
     special_tokens = choices.one_of([0, 0, 1, 2, 2, 7])
     budget = special_tokens + 1 + choices.one_of([choices.below(60), choices.below(2**16)])
     limit = 1 + choices.one_of([choices.below(60), 1021, 2**62])
@@ -200,7 +200,7 @@ ODD_CONTAINERS: list[Any] = [
 
 
 def as_odd_array(choices: Choices, array: Any) -> Drawn:
-    """The same numbers, another place in memory; or what is no array of them."""
+    """The same numbers in another memory layout, or an array of another kind."""
     misaligned = np.frombuffer(b"x" + array.tobytes(), array.dtype, offset=1)
     read_only = array.copy()
     read_only.flags.writeable = False
@@ -267,7 +267,7 @@ def draw_lengths(choices: Choices) -> Drawn:
 
 
 def draw_ids(choices: Choices, number: int) -> Drawn:
-    """No IDs, or those of so many sequences, in a list or an array."""
+    """No IDs, or those of `number` sequences, in a list or an array."""
     if choices.below(2) == 0:
         return Drawn(None, None)
     are_texts = choices.below(2) == 1

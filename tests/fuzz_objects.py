@@ -15,23 +15,23 @@ def refuse(*_: object) -> Any:
 
 
 class Name(str):
-    """Nothing but another type."""
+    """A subclass that changes nothing."""
 
     __slots__ = ()
 
 
 class Number(int):
-    """Nothing but another type."""
+    """A subclass that changes nothing."""
 
     __slots__ = ()
 
 
 class Protein(dict[Any, Any]):
-    """Nothing but another type."""
+    """A subclass that changes nothing."""
 
 
 class ShyName(str):
-    """Raises whatever it is asked."""
+    """Raises in every method."""
 
     __slots__ = ()
     __len__ = __eq__ = __lt__ = __hash__ = __getitem__ = refuse
@@ -39,14 +39,14 @@ class ShyName(str):
 
 
 class ShyNumber(int):
-    """Raises whatever it is asked."""
+    """Raises in every method."""
 
     __slots__ = ()
     __int__ = __index__ = __eq__ = __lt__ = __hash__ = __str__ = __repr__ = __format__ = refuse
 
 
 class ShyProtein(dict[Any, Any]):
-    """Raises when it is asked for a key."""
+    """Raises when a key is looked up."""
 
     __getitem__ = __contains__ = get = refuse
 
@@ -97,13 +97,13 @@ class Meddler:
 
 
 class ShyArray:
-    """Raises when it is made an array."""
+    """Raises when it is converted to an array."""
 
     __array__ = refuse
 
 
 class Arrays:
-    """Gives an array, or what is none."""
+    """Returns an array, or another value."""
 
     def __init__(self, values: Any) -> None:
         self.values = values

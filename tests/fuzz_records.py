@@ -34,7 +34,7 @@ REFUSALS = (ValueError, TypeError, OverflowError)
 
 
 def attempt(call: Callable[[], Any], verdict: str) -> Any:
-    """Return what a call gives, None where it refuses as it should or may."""
+    """Return the result of a call, or None if it refuses as it should or may."""
     try:
         result = call()
     except REFUSALS:
@@ -63,7 +63,7 @@ def limit_of(parameters: dict[str, Any]) -> int:
 
 
 def contents(record: Any) -> Any:
-    """What must stay the same objects."""
+    """Return the identities that must not change."""
     if not isinstance(record, dict):
         return id(record)
     return [(id(key), id(value)) for key, value in dict.items(record)]
@@ -156,13 +156,13 @@ def check_lengths(choices: Choices) -> None:
 
 
 def check(data: bytes) -> None:
-    """Make input of bytes and pack it."""
+    """Draw input from bytes and pack it."""
     choices = Choices(data)
     choices.one_of([check_records, check_records, check_lengths])(choices)
 
 
 class Reader(logging.Handler):
-    """Words each message, and keeps none."""
+    """Formats each message and discards it."""
 
     def emit(self, record: logging.LogRecord) -> None:
         record.getMessage()

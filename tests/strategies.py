@@ -1,4 +1,4 @@
-"""What packers and their input may look like."""
+"""Random parameters of packers, lengths and IDs."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, max_size: int = 60) -> Case:
-    """Odd budgets, heavy ties, tiny and huge sizes, with and without a cap on sequences."""
+    """Odd budgets, many ties, tiny and huge sizes, with and without a limit on sequences."""
     special_tokens = draw(st.sampled_from([0, 0, 1, 2, 2, 7]))
     budget = special_tokens + draw(
         st.one_of(

@@ -175,7 +175,7 @@ def test_one_warning(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("is_killed", [True, False])
 @pytest.mark.parametrize("call", [0, 2, 5, 7])
-def test_accidents_change_nothing(tmp_path: Path, is_killed: bool, call: int) -> None:
+def test_failed_and_killed_tasks_change_nothing(tmp_path: Path, is_killed: bool, call: int) -> None:
     """Calls 0 to 3 count the four blocks, the next ones assign them."""
 
     # Pickled whole, as workers cannot import this file.
@@ -243,7 +243,7 @@ def test_bad_blocks_are_named(
     assert "\n" not in str(caught.value)
 
 
-def test_too_long_and_none_at_all() -> None:
+def test_overlong_and_empty_data_sets() -> None:
     ds = cut({"length": [3, 9, 1]}, [1])
     with pytest.raises(ValueError, match=r"block 1: lengths\[0\] exceeds max_length \(9 > 6\)"):
         pack_dataset(ds, GreedyPacker(8, overlong="error"))

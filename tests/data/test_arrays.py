@@ -95,7 +95,7 @@ def test_out_is_written_and_returned(tmp_path: Any) -> None:
         np.testing.assert_array_equal(out, layout.slots(lengths))
 
 
-def test_failed_assignment_leaves_out_alone() -> None:
+def test_failed_assignment_leaves_out_unchanged() -> None:
     packer = GreedyPacker(4096)
     layout = packer.lay_out(packer.count([10, 20]))
     out = np.full(2, -1, np.int32)

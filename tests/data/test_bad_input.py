@@ -150,7 +150,7 @@ class Table(list[str]):
     "sequences",
     [None, 5, "MK", b"MK", Path("proteins.fasta"), {"id": "a", "sequence": "MK"}, Table()],
 )
-def test_what_is_no_list_of_records(sequences: Any) -> None:
+def test_values_that_are_not_lists_of_records(sequences: Any) -> None:
     packer = GreedyPacker(4096)
     wanted = rf"must be a list of dicts \(got {type(sequences).__name__}\)"
     for call in (packer.pack_sequences, packer.sort_by_length):

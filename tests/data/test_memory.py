@@ -16,7 +16,7 @@ Array = NDArray[Any]
 
 
 def same_in_memory(values: Array, folder: Path) -> dict[str, Array]:
-    """The same values as they may lie in memory."""
+    """Return the same values in every memory layout."""
     read_only = values.copy()
     read_only.flags.writeable = False
     fields = np.zeros(len(values), [("flag", "i1"), ("value", values.dtype)])

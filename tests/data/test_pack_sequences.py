@@ -95,7 +95,7 @@ def test_truncation_warning(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_truncation_warnings_are_limited_a_packer(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncation_warnings_are_limited_per_packer(caplog: pytest.LogCaptureFixture) -> None:
     packer = GreedyPacker(4096)
     with caplog.at_level(logging.DEBUG, LOGGER):
         packer.pack_sequences(make_records([1023] * 70))

@@ -22,7 +22,7 @@ def test_exports() -> None:
 
 
 @pytest.mark.process
-def test_import_needs_numpy_alone() -> None:
+def test_import_requires_only_numpy() -> None:
     code = (
         "import sys, numpy\n"
         "before = set(sys.modules)\n"
@@ -43,7 +43,7 @@ def test_one_version() -> None:
 @pytest.mark.parametrize(
     "pattern", [r"logger\.warning\(.*truncat", r"torch\.cuda\.get_device_properties"]
 )
-def test_what_users_search_the_source_for(pattern: str) -> None:
-    """Both stand in this file, each on one line."""
+def test_source_has_the_lines_that_users_search_for(pattern: str) -> None:
+    """Both are in this file, each on one line."""
     source = inspect.getsource(virnucpro.data.packing).splitlines()
     assert any(re.search(pattern, line) for line in source)

@@ -53,7 +53,7 @@ def test_results_are_picklable() -> None:
     assert len(pickle.dumps(counts)) < 100 * len(counts.tokens)
 
 
-def test_counts_tell_sizes() -> None:
+def test_counts_have_sizes_and_totals() -> None:
     counts = GreedyPacker(100, 50).count([5, 60, 5, 50])
     assert counts.tokens.tolist() == [52, 7]
     assert counts.sequences.tolist() == [2, 2]

@@ -78,7 +78,7 @@ def test_a_bad_record_at_the_end_leaves_nothing_behind(name: str, bad: Any) -> N
 
 @pytest.mark.slow
 @pytest.mark.parametrize("enabled", [True, False])
-def test_the_collector_waits_and_is_as_it_was(enabled: bool) -> None:
+def test_garbage_collector_is_paused_and_restored(enabled: bool) -> None:
     records = make_records(20_000)
     plan = GreedyPacker(4096).pack_lengths([len(record["sequence"]) for record in records])
     collections: list[str] = []
@@ -287,7 +287,7 @@ def test_another_thread_empties_list_and_records_meanwhile() -> None:
             assert len(in_order) == len(expected)
 
 
-def test_gather_checks_what_it_is_given() -> None:
+def test_gather_validates_its_arguments() -> None:
     records = [1, 2, 3]
     rows = np.array([2, 0, 1])
     assert kernel.gather(records, rows, np.array([0, 1, 1, 3])) == [[3], [], [1, 2]]

@@ -126,7 +126,7 @@ def test_layout_totals(case: Case) -> None:
 
 
 def least_batches(tokens: list[int], budget: int) -> int:
-    """The optimum, by trying every way."""
+    """Return the optimum, by exhaustive search."""
     best = len(tokens)
 
     def place(position: int, free: list[int]) -> None:
@@ -148,12 +148,12 @@ def least_batches(tokens: list[int], budget: int) -> int:
 
 
 @given(st.lists(st.integers(1, 20), max_size=7), st.integers(20, 40))
-def test_lower_bound_is_one(tokens: list[int], budget: int) -> None:
+def test_lower_bound_is_at_most_the_optimum(tokens: list[int], budget: int) -> None:
     plan = GreedyPacker(budget, special_tokens=0).pack_lengths(tokens)
     assert plan.lower_bound <= least_batches(tokens, budget) <= plan.num_batches
 
 
-def test_lower_bound_sees_that_large_sequences_leave_gaps() -> None:
+def test_lower_bound_counts_gaps_beside_large_sequences() -> None:
     # 3 of 60 tokens leave 40 each, of which those of 45 can use nothing.
     plan = GreedyPacker(100, special_tokens=0).pack_lengths([60, 60, 60, 45, 45])
     assert -(-plan.total_tokens // 100) == 3
@@ -162,7 +162,7 @@ def test_lower_bound_sees_that_large_sequences_leave_gaps() -> None:
     assert not GreedyPacker(12, special_tokens=0).pack_lengths([5, 5, 4, 4, 3, 3]).proven_optimal
 
 
-def test_is_first_fit_decreasing_and_nothing_else() -> None:
+def test_is_first_fit_not_best_fit_or_next_fit() -> None:
     tokens = [8, 5, 4, 1, 1]
     budget = 10
 

@@ -41,7 +41,7 @@ def test_threads_give_the_same_bytes(num_threads: int) -> None:
 
 
 @pytest.mark.slow
-def test_other_threads_run_meanwhile() -> None:
+def test_other_threads_run_during_a_call() -> None:
     lengths = random_lengths(5_000_000)
     core: Any = virnucpro.kernel
     layout = core.first_fit_decreasing(core.count(lengths, Limits(4096, 4094), 1))

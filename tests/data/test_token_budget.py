@@ -123,7 +123,7 @@ def test_calculate_token_budget_bad_arguments(arguments: dict[str, int], message
 
 
 @pytest.mark.parametrize("name", ["model_memory_gb", "safety_margin_gb"])
-def test_memory_that_is_no_number(name: str, cuda: mock.Mock) -> None:
+def test_memory_must_be_a_number(name: str, cuda: mock.Mock) -> None:
     cuda.is_available.return_value = False
     with pytest.raises(TypeError, match=rf"{name} must be a number \(got '5'\)"):
         calculate_token_budget(**{name: "5"})  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ CONTENT = fasta([(f"seq{i}", "MKTAYIAKQR" * 20) for i in range(5000)])
 
 
 @pytest.mark.process
-def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
+def test_unreadable_standard_input_is_named(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "virnucpro", "pack", "-", "-o", str(tmp_path / "p.parquet")]
     closed = subprocess.run(
         ["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False
@@ -33,8 +33,8 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "plain"])
-def test_cuts_and_flips_are_noticed(tmp_path: Path, compression: str) -> None:
-    """Wherever they are; what is read all the same is what there was."""
+def test_incomplete_and_corrupted_files_are_detected(tmp_path: Path, compression: str) -> None:
+    """At any byte or bit; records that are read nevertheless are the right ones."""
     whole = COMPRESSIONS[compression](CONTENT[:1000])
     path = tmp_path / "a.fa"
     path.write_bytes(whole)
@@ -132,7 +132,7 @@ BAD_FASTA: list[tuple[str, Callable[[Path], Any], str]] = [
 
 
 @pytest.mark.parametrize(("name", "make", "message"), BAD_FASTA, ids=[bad[0] for bad in BAD_FASTA])
-def test_bad_fasta_is_one_line(
+def test_bad_fasta_is_reported_in_one_line(
     tmp_path: Path, name: str, make: Callable[[Path], Any], message: str
 ) -> None:
     good = tmp_path / "good.fa"

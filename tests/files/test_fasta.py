@@ -48,7 +48,7 @@ needs_real_data = pytest.mark.skipif(
 
 
 def read_every_way(path: Path, **options: Any) -> Records:
-    """Return the records of a file in a stream, once all ways have given the same."""
+    """Return the records of a file, after checking that every way to read it gives the same."""
     how = ReadOptions(**options)
     records = list(read_fasta(path, how))
     sequences = read_files([str(path)], how)
@@ -99,9 +99,7 @@ def read_every_way(path: Path, **options: Any) -> Records:
     ],
 )
 @pytest.mark.parametrize("compression", COMPRESSIONS)
-def test_what_fasta_holds(
-    tmp_path: Path, compression: str, content: bytes, expected: Records
-) -> None:
+def test_fasta_records(tmp_path: Path, compression: str, content: bytes, expected: Records) -> None:
     path = tmp_path / "a.fa"
     written = COMPRESSIONS[compression](content)
     path.write_bytes(written)
@@ -132,7 +130,7 @@ def test_what_fasta_holds(
         ),
     ],
 )
-def test_options_change_what_they_say(
+def test_read_options(
     tmp_path: Path, content: bytes, options: Any, expected: list[str], changes: ReadChanges
 ) -> None:
     path = tmp_path / "a.fa"
@@ -184,7 +182,7 @@ def test_real_proteins_as_other_readers_read_them(
 
 
 @pytest.mark.parametrize("compression", ["gzip", "bzip2", "xz", "zstd"])
-def test_members_follow_each_other(tmp_path: Path, compression: str) -> None:
+def test_concatenated_members(tmp_path: Path, compression: str) -> None:
     compress = COMPRESSIONS[compression]
     path = tmp_path / "a.fa"
     first, second = compress(b">a\nMK\n"), compress(b"T\n>b\nMK\n")
@@ -197,8 +195,8 @@ def test_members_follow_each_other(tmp_path: Path, compression: str) -> None:
             list(read_fasta(path))
 
 
-def test_frames_to_skip(tmp_path: Path) -> None:
-    """Programs that compress in parallel put them first."""
+def test_skippable_frames(tmp_path: Path) -> None:
+    """Parallel compressors write them first."""
     path = tmp_path / "a.fa.zst"
     skipped = b"\x50\x2a\x4d\x18\x04\0\0\0rest"
     path.write_bytes(skipped + zstd(b">a\nMK\n") + skipped + zstd(b"T\n"))
@@ -215,7 +213,7 @@ def test_a_line_of_100_million_residues(tmp_path: Path) -> None:
 
 @given(st.data())
 def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
-    """What is read has every residue of the file."""
+    """Records that are read have every residue of the file."""
     piece = st.sampled_from([b">", b"a", b"\n", b"\r\n", b" ", b"M", b"@", b"+", b"\0", b"\xe9"])
     content = b">a\n" + b"".join(data.draw(st.lists(piece, max_size=30)))
     with NamedTemporaryFile(suffix=".fa") as file:
@@ -231,7 +229,7 @@ def test_any_bytes_are_read_or_refused(data: st.DataObject) -> None:
     assert len(records) == sum(line.startswith(">") for line in lines)
 
 
-def test_a_hash_that_fails_is_not_the_end(tmp_path: Path) -> None:
+def test_errors_of_the_hash_are_raised(tmp_path: Path) -> None:
     class Failing:
         def update(self, data: bytes) -> None:
             if data:
@@ -247,7 +245,7 @@ def num_open() -> int:
     return sum(1 for _ in Path("/dev/fd").iterdir())
 
 
-def test_readers_left_early_leave_nothing(tmp_path: Path) -> None:
+def test_readers_closed_early_release_threads_and_files(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(CONTENT * 3)
     before = threading.active_count(), num_open()
@@ -274,7 +272,7 @@ def test_few_descriptors_are_enough(tmp_path: Path) -> None:
     assert (result.stdout, result.stderr) == ("5000\n", "")
 
 
-def test_pipes_that_give_little_at_first(tmp_path: Path) -> None:
+def test_pipes_that_deliver_few_bytes_at_first(tmp_path: Path) -> None:
     fifo = tmp_path / "a.fa"
     os.mkfifo(fifo)
     for compress in COMPRESSIONS.values():
@@ -293,7 +291,7 @@ def test_pipes_that_give_little_at_first(tmp_path: Path) -> None:
         writer.join()
 
 
-def test_changes_are_words() -> None:
+def test_changes_as_text() -> None:
     assert str(ReadChanges()) == ""
     assert str(ReadChanges(stops=2, gaps=1_000)) == "2 stops (*) removed, 1,000 gaps removed"
     assert ReadChanges(stops=1) + ReadChanges(1, 2, 3, 4) == ReadChanges(2, 2, 3, 4)

@@ -222,7 +222,7 @@ def test_a_changed_input_is_named(packed: tuple[Path, Path]) -> None:
 
 
 def test_next_fit_is_not_first_fit() -> None:
-    """What other packers call First-Fit Decreasing does not pass."""
+    """Next-Fit Decreasing, which some packers call First-Fit Decreasing, does not pass."""
     random = np.random.default_rng(0)
     sizes = -np.sort(-random.integers(3, 1024, 500))
     batch = np.zeros(500, np.int64)
@@ -297,7 +297,7 @@ def test_shares_of_ranks_in_other_libraries(packed: tuple[Path, Path]) -> None:
         ),
     ],
 )
-def test_what_is_no_plan_any_more_is_one_line(
+def test_damaged_plans_are_reported_in_one_line(
     packed: tuple[Path, Path], change: Callable[[Any], Any], message: str
 ) -> None:
     plan, path = packed

@@ -31,8 +31,8 @@ Records = list[tuple[str, str]]
 INDEXED: Records = [("a", "MKTAYIAKQR" * 9), ("b", "MW"), ("c", "MKT"), ("c", "")]
 
 
-def test_no_index_is_trusted_or_made(tmp_path: Path) -> None:
-    """One that lies beside the file may be of another text, and newer."""
+def test_index_files_are_neither_used_nor_written(tmp_path: Path) -> None:
+    """An index beside the file may belong to another text, and be newer."""
     path = tmp_path / "a.fa"
     path.write_bytes(fasta([("x", "MWWW"), ("y", "MKTAYIAKQR" * 8)]))
     pysam.faidx(str(path))
@@ -68,7 +68,7 @@ def changed_in_place(path: Path) -> None:
     [replaced, changed_in_place, lambda p: os.truncate(p, 100), lambda p: p.write_text("")],
 )
 @pytest.mark.parametrize("compression", ["plain", "gzip"])
-def test_a_file_that_changed_is_not_read(
+def test_changed_file_is_not_read(
     tmp_path: Path, compression: str, change: Callable[[Path], Any]
 ) -> None:
     path = tmp_path / "a.fa"
@@ -90,7 +90,7 @@ def test_a_file_that_changed_is_not_read(
 
 @pytest.mark.parametrize("compression", ["plain", "gzip"])
 def test_the_same_file_elsewhere_is_read(tmp_path: Path, compression: str) -> None:
-    """A data set that is unpickled where the file is another one of the same bytes."""
+    """A pickled reader accepts another file with the same bytes."""
     path = tmp_path / "a.fa"
     path.write_bytes(COMPRESSIONS[compression](fasta(INDEXED)))
     file = RecordFile(str(path), ReadOptions())
@@ -110,7 +110,7 @@ def expanded() -> set[Path]:
 
 
 @pytest.mark.process
-def test_copies_go_with_what_made_them(tmp_path: Path) -> None:
+def test_temporary_copies_are_removed(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(gzip.compress(fasta(INDEXED)))
     before = expanded()
@@ -133,7 +133,7 @@ def test_copies_go_with_what_made_them(tmp_path: Path) -> None:
     assert expanded() == before
 
 
-def test_a_file_that_is_none_any_more_is_an_error(tmp_path: Path) -> None:
+def test_file_that_disappeared_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(fasta(INDEXED))
     file = RecordFile(str(path), ReadOptions())
@@ -148,7 +148,7 @@ def test_a_file_that_is_none_any_more_is_an_error(tmp_path: Path) -> None:
     assert file.read([1]) == [INDEXED[1]]
 
 
-def test_times_put_back_hide_no_change(tmp_path: Path) -> None:
+def test_restored_times_do_not_hide_a_change(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(fasta(INDEXED))
     file = RecordFile(str(path), ReadOptions())
@@ -161,7 +161,7 @@ def test_times_put_back_hide_no_change(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_workers_make_copies_of_their_own_and_remove_them(tmp_path: Path) -> None:
+def test_workers_make_and_remove_their_own_copies(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(gzip.compress(fasta(INDEXED)))
     before = expanded()

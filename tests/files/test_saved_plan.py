@@ -37,7 +37,7 @@ def test_saved_plans_are_loaded(tmp_path_factory: pytest.TempPathFactory, case: 
     assert columns["tokens"].to_pylist() == plan.batch_tokens.tolist()
 
 
-def test_loaded_plans_lie_in_the_file(tmp_path: Path) -> None:
+def test_loaded_plans_are_memory_mapped(tmp_path: Path) -> None:
     path = tmp_path / "plan.arrow"
     GreedyPacker(4096).pack_lengths(np.full(1_000_000, 100)).save(path)
     loaded = PackingPlan.load(path)
@@ -65,7 +65,7 @@ def test_saved_batches_that_overlap_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"ARROW1", b"x" * 5000, "table", "batch"])
-def test_what_is_no_saved_plan_is_refused(tmp_path: Path, content: Any) -> None:
+def test_files_that_are_not_saved_plans_are_refused(tmp_path: Path, content: Any) -> None:
     path = tmp_path / "plan.arrow"
     if isinstance(content, bytes):
         path.write_bytes(content)
@@ -84,7 +84,7 @@ def test_what_is_no_saved_plan_is_refused(tmp_path: Path, content: Any) -> None:
         PackingPlan.load(tmp_path / "none.arrow")
 
 
-def test_saving_keeps_what_is_there_until_it_is_done(tmp_path: Path) -> None:
+def test_saving_keeps_the_old_file_until_complete(tmp_path: Path) -> None:
     path = tmp_path / "plan.arrow"
     path.write_bytes(b"old")
 
@@ -99,7 +99,7 @@ def test_saving_keeps_what_is_there_until_it_is_done(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_where_a_plan_cannot_be_saved(tmp_path: Path) -> None:
+def test_paths_where_a_plan_cannot_be_saved(tmp_path: Path) -> None:
     plan = GreedyPacker(100).pack_lengths([1])
     with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a directory$"):
         plan.save(tmp_path)

@@ -121,7 +121,7 @@ BAD_TABLES: list[tuple[str, Callable[[Path], Any], str]] = [
 @pytest.mark.parametrize(
     ("name", "make", "message"), BAD_TABLES, ids=[bad[0] for bad in BAD_TABLES]
 )
-def test_bad_tables_are_one_line(
+def test_bad_tables_are_reported_in_one_line(
     tmp_path: Path, name: str, make: Callable[[Path], Any], message: str
 ) -> None:
     make(tmp_path / name)

@@ -147,7 +147,7 @@ def test_duplicates(tmp_path: Path) -> None:
     assert not plan.exists()
 
 
-def test_what_reading_changes_is_said_and_kept_with_the_plan(tmp_path: Path) -> None:
+def test_changes_by_reading_are_reported_and_stored(tmp_path: Path) -> None:
     path = tmp_path / "a.fa"
     path.write_bytes(fasta([("a", "MKT*"), ("b", "mk-"), ("c", "*"), ("d", "M*K")]))
     plan = tmp_path / "plan.parquet"
@@ -190,7 +190,7 @@ def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
         ("/dev/null", "not a regular file"),
     ],
 )
-def test_bad_output_is_one_line(tmp_path: Path, output: str, message: str) -> None:
+def test_bad_output_is_reported_in_one_line(tmp_path: Path, output: str, message: str) -> None:
     (tmp_path / "good.fa").write_bytes(fasta(PROTEINS))
     result = run("pack", tmp_path / "good.fa", "-o", tmp_path / output)
     assert (result.returncode, result.stdout) == (1, "")
@@ -216,7 +216,7 @@ def test_bad_output_is_one_line(tmp_path: Path, output: str, message: str) -> No
         ["--wrong"],
     ],
 )
-def test_wrong_usage_is_status_2(arguments: list[str]) -> None:
+def test_usage_errors_exit_with_status_2(arguments: list[str]) -> None:
     result = run(*arguments)
     assert (result.returncode, result.stdout) == (2, "")
     assert "Usage: virnucpro" in result.stderr
@@ -313,7 +313,9 @@ def test_stats(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PAR1", None, b"parquet"])
-def test_what_is_no_plan_is_one_line(tmp_path: Path, content: bytes | None) -> None:
+def test_files_that_are_not_plans_are_reported_in_one_line(
+    tmp_path: Path, content: bytes | None
+) -> None:
     plan = tmp_path / "plan.parquet"
     if content == b"parquet":
         pq.write_table(pa.table({"a": [1]}), plan)
@@ -334,7 +336,7 @@ def test_what_is_no_plan_is_one_line(tmp_path: Path, content: bytes | None) -> N
 
 
 @pytest.mark.process
-def test_progress_is_for_terminals_alone(tmp_path: Path) -> None:
+def test_progress_is_shown_only_on_terminals(tmp_path: Path) -> None:
     path = many(tmp_path, 3000)
     command = [sys.executable, "-m", "virnucpro", "pack", str(path), "-o", str(tmp_path / "p")]
     for quiet in ([], ["--quiet"]):

@@ -35,7 +35,7 @@ def make_report(folder: Path, lengths: list[int], *options: object) -> str:
 LENGTHS = [30, 2000, *range(20, 1500, 3)]
 
 
-def test_page_has_the_numbers_and_nothing_from_elsewhere(tmp_path: Path) -> None:
+def test_page_has_the_numbers_and_no_external_content(tmp_path: Path) -> None:
     page = make_report(tmp_path, LENGTHS)
     assert f"<dt>Sequences</dt><dd>{len(LENGTHS)}</dd>" in page
     cut = [length for length in LENGTHS if length > 1022]

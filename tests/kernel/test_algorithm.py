@@ -67,7 +67,7 @@ def draw(lengths: list[int], packer: GreedyPacker) -> str:
     return "\n".join(lines)
 
 
-def test_drawing_is_what_the_packer_does() -> None:
+def test_drawing_in_the_documentation_is_current() -> None:
     text = (DOCS / "explanation" / "algorithm.md").read_text(encoding="utf-8")
     found = re.search(
         r"drawn by tests/kernel/test_algorithm.py -->\n\n```text\n(.*?)\n```", text, re.DOTALL

@@ -13,7 +13,7 @@ import virnucpro.data.packing
 from virnucpro.kernel.limits import Limits
 
 
-def test_kernel_refuses_what_the_api_never_sends() -> None:
+def test_kernel_validates_its_own_arguments() -> None:
     core: Any = virnucpro.kernel
     limits = Limits(10, 10, 0)
     counts = core.count(np.array([5]), limits, 1)
@@ -60,5 +60,5 @@ def test_kernel_refuses_what_the_api_never_sends() -> None:
 
 
 def forged_limits(**changes: Any) -> Any:
-    """Return what has the attributes of limits, unchecked."""
+    """Return an object with the attributes of limits, which nothing has checked."""
     return SimpleNamespace(**{**Limits(10, 10, 0).to_dict(), **changes})

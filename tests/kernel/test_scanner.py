@@ -67,7 +67,7 @@ def take(scanner: kernel.FastaScanner, keep: bool, begins: list[int]) -> list[An
 
 @pytest.mark.compare
 @pytest.mark.parametrize("part", range(4))
-def test_the_obvious_reader_reads_the_same(part: int) -> None:
+def test_scanner_equals_the_naive_reader(part: int) -> None:
     draw = random.Random(part)
     num_read = 0
     for _ in range(CASES // 4):

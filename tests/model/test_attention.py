@@ -77,7 +77,7 @@ def test_packed_equals_one_at_a_time(model: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("fault", ["a boundary moved by one", "no boundary"])
-def test_a_planted_fault_is_seen(model: Any, tmp_path: Path, fault: str) -> None:
+def test_planted_fault_is_detected(model: Any, tmp_path: Path, fault: str) -> None:
     records = proteins(12)
     tokenizer = huggingface_tokenizer(tmp_path)
     batch = VarlenCollator(tokenizer)(records)
@@ -158,7 +158,7 @@ def test_gradients_are_those_of_one_at_a_time() -> None:
     assert torch.allclose(gradient(), alone, rtol=1e-3, atol=1e-3)
 
 
-def test_positions_from_elsewhere_are_noticed() -> None:
+def test_positions_counted_from_zero_are_refused() -> None:
     batch = VarlenCollator(fair_esm_converter())(proteins(4))
     for model in (
         tiny_model("roberta"),

@@ -49,7 +49,7 @@ def test_nothing_breaks_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> Non
     assert compiled(embeddings)(**inputs).equal(embeddings(**inputs))
 
 
-def test_dropout_is_done() -> None:
+def test_dropout_is_applied() -> None:
     torch.manual_seed(0)
     given = {"query": torch.randn(1, 2, 7, 4), "key": torch.randn(1, 2, 7, 4)}
     value = torch.ones(1, 2, 7, 4)
@@ -88,7 +88,7 @@ def _flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("scale", [None, 0.5])
 @pytest.mark.parametrize("key_heads", [4, 2])
 @pytest.mark.usefixtures("_flash_attn")
-def test_kernels_do_the_same(causal: bool, scale: float | None, key_heads: int) -> None:
+def test_flash_attn_gives_the_same(causal: bool, scale: float | None, key_heads: int) -> None:
     query = torch.randn(1, 4, 7, 8)
     key, value = torch.randn(2, 1, key_heads, 7, 8)
     bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
@@ -134,7 +134,7 @@ def test_torch_kernel_of_each_release(release: str) -> None:
     check(SIGNATURES[release])
 
 
-def test_a_kernel_that_cannot_be_causal_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_without_causal_attention_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch.nn.attention import varlen
 
     bare = stand_in("query, key, value, cu_seq_q, cu_seq_k, max_q, max_k")
@@ -145,7 +145,7 @@ def test_a_kernel_that_cannot_be_causal_is_left_out(monkeypatch: pytest.MonkeyPa
     assert attention.attend_varlen(q, k, v, bounds, 4, 0.0, None, False) is not None
 
 
-def test_grouped_heads_alone_are_said_to_be_grouped(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_enable_gqa_is_passed_only_for_grouped_heads(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[set[str]] = []
     attention = torch.nn.functional.scaled_dot_product_attention
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from architectures import GROUPED, SERVED, STATEFUL, UNAWARE, WINDOWED
+from architectures import GROUPED, STATEFUL, SUPPORTED, UNAWARE, WINDOWED
 from models import (
     a_batch,
     fair_esm_converter,
@@ -28,16 +28,16 @@ from virnucpro.data import VarlenCollator, check_packed, model_inputs
 
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread() -> Iterator[None]:
-    """Threads would only wait for each other, with models so small."""
+    """More threads slow small models down."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", SERVED)
-def test_served_models_pass(name: str) -> None:
-    check_packed(packing(tiny_model(name, **SERVED[name])), fair_esm_converter())
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_supported_models_pass(name: str) -> None:
+    check_packed(packing(tiny_model(name, **SUPPORTED[name])), fair_esm_converter())
 
 
 @pytest.mark.parametrize("positions", ["rotary", "absolute"])
@@ -71,7 +71,7 @@ def test_heads_and_types_pass() -> None:
 
 
 @pytest.mark.parametrize("name", STATEFUL)
-def test_models_with_a_state_are_found(name: str) -> None:
+def test_models_with_a_state_are_detected(name: str) -> None:
     model = tiny_model(name, **STATEFUL[name])
     message = "layer_types has '(linear_attention|conv|hybrid|recurrent)'"
     with pytest.raises(ValueError, match=message):
@@ -85,7 +85,7 @@ def test_models_with_a_state_are_found(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mamba", "rwkv"])
-def test_models_without_attention_are_found(name: str) -> None:
+def test_models_without_attention_are_detected(name: str) -> None:
     size = "state_size" if name == "mamba" else "attention_hidden_size"
     parameters: dict[str, Any] = {size: 32}
     with pytest.raises(ValueError, match=r"changes the output of .* for 6 of 7 sequences"):
@@ -103,13 +103,13 @@ def test_windows_are_refused(name: str) -> None:
 
 @pytest.mark.parametrize("name", UNAWARE)
 @pytest.mark.filterwarnings("ignore")
-def test_models_that_ignore_the_setting_are_found(name: str) -> None:
+def test_models_that_ignore_the_setting_are_detected(name: str) -> None:
     model = packing(tiny_model(name, **UNAWARE[name]))
     with pytest.raises(ValueError, match=r'attention is "(eager|sdpa)", not "packed_sdpa"'):
         check_packed(model, fair_esm_converter())
 
 
-def test_attention_that_crosses_sequences_is_found() -> None:
+def test_attention_across_sequences_is_detected() -> None:
     for model in (tiny_esm2(), tiny_model("bert"), tiny_model("llama")):
         with pytest.raises(ValueError, match=r'1 \(3 tokens\) by .*attention is "sdpa", not'):
             check_packed(model, fair_esm_converter())
@@ -118,7 +118,7 @@ def test_attention_that_crosses_sequences_is_found() -> None:
         check_packed(tiny_model("bert", initializer_range=0.02), fair_esm_converter())
 
 
-def test_masks_that_change_neighbours_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_that_change_neighbours_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(EsmEmbeddings, "forward", inspect.unwrap(EsmEmbeddings.forward))
     monkeypatch.setattr("virnucpro.model.esm.patch_esm_embeddings", lambda: None)
     with pytest.raises(ValueError, match="for 7 of 7 sequences, compared with"):
@@ -126,7 +126,7 @@ def test_masks_that_change_neighbours_are_found(monkeypatch: pytest.MonkeyPatch)
     check_packed(packing(tiny_model("esm", mask_token_id=32, token_dropout=False)))
 
 
-def test_positions_and_single_sequences_that_differ_are_found() -> None:
+def test_positions_and_single_sequences_that_differ_are_detected() -> None:
     class Shifted(torch.nn.Module):
         """Moves all positions but the first sequence's."""
 
@@ -165,7 +165,7 @@ def replaced(holder: Any, name: str, value: Any) -> Iterator[None]:
         object.__delattr__(holder, name)
 
 
-def test_the_model_stays_as_it_was() -> None:
+def test_model_is_left_unchanged() -> None:
     model = packing(tiny_esm2()).train()
     model.encoder.layer[1].eval()
     modes = [module.training for module in model.modules()]
@@ -183,7 +183,7 @@ def test_the_model_stays_as_it_was() -> None:
     assert torch.is_grad_enabled()
 
 
-def test_a_window_is_passed_by_a_longer_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_are_checked_with_a_longer_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     model = packing(tiny_model("llama", **GROUPED))
     model.config.sliding_window = 100
@@ -215,8 +215,8 @@ def test_what_cannot_be_checked_is_refused() -> None:
         check_packed(tiny_model("bart", d_model=32), fair_esm_converter())
 
 
-def test_a_collator_is_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
-    """Also where the vocabulary lacks some of the residues that a model is checked with."""
+def test_collator_is_left_unchanged(caplog: pytest.LogCaptureFixture) -> None:
+    """Also if the vocabulary lacks some of the residues that a model is checked with."""
     for unknown in ("warn", "error"):
         collate = VarlenCollator(letter_pairs(), unknown=unknown)
         check_packed(packing(tiny_model("llama", vocab_size=500)), collate)

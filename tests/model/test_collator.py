@@ -85,7 +85,7 @@ def test_one_record_and_none() -> None:
 
 
 def truncated(batch_converter: Any, sequence: str, limit: int) -> list[int]:
-    """What the tokenizer itself keeps of a sequence."""
+    """Return the tokens that the tokenizer itself keeps of a sequence."""
     if hasattr(batch_converter, "alphabet"):
         return converted(batch_converter.alphabet.get_batch_converter(limit), sequence)
     special = batch_converter.num_special_tokens_to_add()
@@ -152,7 +152,7 @@ def test_tokenizers_that_keep_the_end_are_refused() -> None:
         VarlenCollator(tokenizer)
 
 
-def test_labels_come_along() -> None:
+def test_labels_are_aligned_with_tokens() -> None:
     collate = VarlenCollator(fair_esm_converter(), max_sequence_length=4)
     records: list[Record] = [
         {"id": "a", "sequence": "MKT", "labels": [1, 2, 3]},
@@ -217,7 +217,7 @@ def test_other_keys_are_carried() -> None:
         VarlenCollator(fair_esm_converter())(records)
 
 
-def test_what_is_given_as_budget() -> None:
+def test_explicit_budget() -> None:
     collate = VarlenCollator(fair_esm_converter())
     assert (collate.max_tokens_per_batch, collate.token_budget) == (4096, None)
     collate.max_tokens_per_batch = 4096
@@ -240,7 +240,9 @@ def test_budget_overrun_raises() -> None:
     st.integers(3, 80),
     st.integers(1, 50),
 )
-def test_no_batch_of_the_packer_overruns(lengths: list[int], budget: int, longest: int) -> None:
+def test_batches_of_the_packer_fit_the_budget(
+    lengths: list[int], budget: int, longest: int
+) -> None:
     collate = VarlenCollator(fair_esm_converter(), budget, longest)
     packer = GreedyPacker(budget, longest, special_tokens=collate.special_tokens)
     logging.disable()

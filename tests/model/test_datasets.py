@@ -267,7 +267,7 @@ def test_a_plan_is_checked_for_each_record(tmp_path: Path) -> None:
         PackedFastaDataset(path, plan_for([2, 4, 3, 3]), {})  # type: ignore[arg-type]
 
 
-def test_what_reading_changes_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_changes_by_reading_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_fasta(tmp_path / "a.fa", [("a", "mk*"), ("b", "MKT*"), ("c", "MK-")])
     said = "sequences were changed while reading: "
     dataset = SequenceDataset(path)
@@ -324,7 +324,7 @@ def test_real_proteins_by_random_access(tmp_path: Path) -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize("name", sorted(virnucpro.data.LAZY))
-def test_names_that_need_more_say_so(name: str) -> None:
+def test_missing_packages_are_named(name: str) -> None:
     package = virnucpro.data.LAZY[name][1]
     code = (
         f"import sys; sys.modules[{package!r}] = None\nimport virnucpro.data as data\n"
@@ -335,7 +335,7 @@ def test_names_that_need_more_say_so(name: str) -> None:
     assert result.stdout == f"{name} needs {package}: pip install 'virnucpro[{package}]'\n"
 
 
-def test_other_names_are_no_attributes() -> None:
+def test_unknown_attributes_are_errors() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         virnucpro.data.nothing  # noqa: B018
     assert virnucpro.data.SequenceDataset is SequenceDataset

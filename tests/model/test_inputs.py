@@ -91,7 +91,7 @@ def test_models_with_a_state_that_take_no_numbers_are_refused() -> None:
         ({"layer_types": ["full_attention", "moe", "mlp"]}, 5, None),
     ],
 )
-def test_configurations_that_packing_does_not_serve(
+def test_configurations_that_packing_does_not_support(
     config: dict[str, Any], longest: int | None, message: str | None
 ) -> None:
     found = find_unsupported(SimpleNamespace(**config), longest)

@@ -151,7 +151,7 @@ def test_workers_send_what_would_be_made_here() -> None:
     sent[0]["input_ids"] += 1
 
 
-def test_what_is_truncated_or_unknown_is_told(caplog: pytest.LogCaptureFixture) -> None:
+def test_truncated_and_unknown_residues_are_reported(caplog: pytest.LogCaptureFixture) -> None:
     collate = VarlenCollator(fair_esm_converter(), 2048)
     records = [*proteins(), {"id": "t", "sequence": "MJ" * 600}]
     batches = list(loader(records, collate))
@@ -180,7 +180,7 @@ def test_records_are_checked() -> None:
         list(loader([{"id": "a"}]))
 
 
-def test_what_is_given_wins_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explicit_budget_takes_precedence(monkeypatch: pytest.MonkeyPatch) -> None:
     records = proteins()
 
     def budget(collate: VarlenCollator, **more: Any) -> int:
@@ -209,7 +209,7 @@ def test_what_is_given_wins_for_the_budget(monkeypatch: pytest.MonkeyPatch) -> N
     assert 0.9 * 16384 < longest <= 16384
 
 
-def test_later_changes_of_the_collator_are_its_own() -> None:
+def test_later_changes_of_the_collator_do_not_affect_the_loader() -> None:
     collate = VarlenCollator(fair_esm_converter(), 2048)
     before = loader(proteins(), collate)
     collate.max_sequence_length = 3

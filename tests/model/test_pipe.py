@@ -76,7 +76,7 @@ W
 
 
 @pytest.mark.parametrize("compress", [bytes, gzip.compress])
-def test_what_reaches_the_model_is_what_stands_in_the_file(tmp_path: Path, compress: Any) -> None:
+def test_model_receives_the_residues_of_the_file(tmp_path: Path, compress: Any) -> None:
     path = tmp_path / "odd.fa"
     path.write_bytes(compress(ODD))
     (tmp_path / "odd.fa.fai").write_text("soft\t3\t0\t3\t4\n")

@@ -153,7 +153,7 @@ def test_states_of_other_samplers_are_refused(other: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("state", [None, {}, {"epoch": 0}])
-def test_what_is_no_state_is_refused(state: Any) -> None:
+def test_values_that_are_not_states_are_refused(state: Any) -> None:
     with pytest.raises(TypeError, match="state must be what state_dict returned"):
         PackedBatchSampler(proteins(10)).load_state_dict(state)
 

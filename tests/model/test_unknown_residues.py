@@ -97,7 +97,7 @@ def test_tokenizers_that_do_not_tell_what_is_unknown(caplog: pytest.LogCaptureFi
         VarlenCollator(tokenizer, unknown="error")(records_of(["MKJ"]))
 
 
-def test_unknown_texts_are_so_many() -> None:
+def test_number_of_distinct_unknown_texts_is_limited() -> None:
     """Counts take a bounded amount of memory."""
     collate = VarlenCollator(word_pieces(), 2**20, unknown="ignore")
     collate(records_of([f"J{i}" for i in range(1500)]))
@@ -105,7 +105,7 @@ def test_unknown_texts_are_so_many() -> None:
     assert collate.unknown_residues[""] == 500
 
 
-def test_unknown_has_three_values() -> None:
+def test_unknown_must_be_one_of_three_values() -> None:
     with pytest.raises(ValueError, match=r"'warn', 'error' or 'ignore' \(got 'raise'\)"):
         VarlenCollator(fair_esm_converter(), unknown="raise")
 
@@ -121,7 +121,7 @@ def without_unknown(*, merges: bool) -> Any:
 
 
 @pytest.mark.parametrize("merges", [False, True])
-def test_what_a_tokenizer_leaves_out_is_counted(
+def test_residues_without_a_token_are_counted(
     merges: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     collate = VarlenCollator(without_unknown(merges=merges))

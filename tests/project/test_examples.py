@@ -43,7 +43,7 @@ def test_embed(tmp_path: Path, workers: int) -> None:
 
 
 def test_embed_on_ray(tmp_path: Path) -> None:
-    """Actors give what one process gives, batch by batch."""
+    """Actors give the same as one process, batch by batch."""
     records = list(SequenceDataset(PROTEINS))
     table = {name: [record[name] for record in records] for name in ("id", "sequence")}
     pq.write_table(pa.table(table), tmp_path / "proteins.parquet", row_group_size=50)

@@ -171,7 +171,7 @@ def test_trillions_and_threads() -> None:
     assert packer.lay_out(counts) == layout
 
 
-def test_too_much_is_left_to_first_fit(caplog: pytest.LogCaptureFixture) -> None:
+def test_large_problems_are_left_to_first_fit(caplog: pytest.LogCaptureFixture) -> None:
     lengths = np.random.default_rng(0).integers(300_000, 600_000, 300)
     packer = GreedyPacker(2**20, 2**20, special_tokens=0)
     first_fit = packer.pack_lengths(lengths)

@@ -38,7 +38,6 @@ MUTATIONS = [
     ("limits.hpp", "std::min(length, max_residues()) + special_tokens", "length + special_tokens"),
     ("limits.hpp", "max_residues() == other.max_residues() && ", ""),
     ("limits.hpp", " && special_tokens == other.special_tokens", ""),
-    ("limits.cpp", "max_tokens_per_batch < 1 || ", ""),
     ("limits.cpp", "max_tokens_per_batch > max_tokens", "false"),
     ("limits.cpp", "special_tokens < 0", "false"),
     (

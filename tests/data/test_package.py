@@ -21,6 +21,15 @@ def test_exports() -> None:
     assert set(virnucpro.data.__all__) - set(virnucpro.data.LAZY) <= set(vars(virnucpro.data))
 
 
+def test_names_of_other_floors_are_imported_on_first_use() -> None:
+    from virnucpro.files.fasta import ReadOptions
+
+    assert set(virnucpro.data.__all__) <= set(dir(virnucpro.data))
+    assert virnucpro.data.ReadOptions is ReadOptions
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        virnucpro.data.nothing  # noqa: B018
+
+
 @pytest.mark.process
 def test_import_requires_only_numpy() -> None:
     code = (

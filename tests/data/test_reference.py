@@ -113,6 +113,7 @@ def test_layout_totals(case: Case) -> None:
     assert plan.total_tokens == sum(tokens)
     assert (plan.num_truncated, plan.truncated_residues) == (len(over), sum(over))
     assert plan.max_sequence_length == limit
+    assert plan.special_tokens == case.special_tokens
     assert plan.batch_tokens.tolist() == [sum(tokens[row] for row in rows) for rows in plan]
     assert plan.batch_tokens.max(initial=0) <= case.max_tokens_per_batch
     assert np.all(np.diff(plan.offsets) >= 1)

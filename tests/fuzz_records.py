@@ -173,6 +173,7 @@ INSTRUMENTED = [
     "__main__",
     "fuzz_draws",
     "virnucpro.data.layout",
+    "virnucpro.data.methods",
     "virnucpro.data.packing",
     "virnucpro.data.plan",
     "virnucpro.data.records",

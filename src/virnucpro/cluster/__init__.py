@@ -1,1 +1,1 @@
-"""Packing of data sets that are spread over a cluster. Needs Ray."""
+"""Packing of data sets distributed over a cluster. Needs Ray."""

@@ -1,1 +1,1 @@
-"""From records to tensors and models: tokens, data sets, loader, sampler, attention. Needs torch."""
+"""From records to models: tokens, data sets, loader, sampler, attention. Needs torch."""

@@ -2,21 +2,36 @@
 
 #include <pybind11/pybind11.h>
 
-#include "packing/limits.hpp"
+#include <cstdint>
 
-// Converts an object with attributes named like the members of `packing::Limits`; None means
-// unlimited.
-packing::Limits to_limits(pybind11::handle object);
+#include "packing/limits.hpp"
 
 namespace pybind11::detail {
 
+// Takes any object with the attributes that `all_limits` names; None means unlimited.
 template <>
 struct type_caster<packing::Limits> {
     PYBIND11_TYPE_CASTER(packing::Limits, const_name("Limits"));
 
     bool load(handle object, bool) {
-        value = to_limits(object);
+        for (const auto& [name, member] : packing::all_limits) {
+            value.*member = to_limit(object.attr(name));
+        }
         return true;
+    }
+
+  private:
+    static std::int64_t to_limit(handle limit) {
+        if (limit.is_none()) {
+            return packing::unlimited;
+        }
+        int overflow = 0;
+        const std::int64_t number = PyLong_AsLongLongAndOverflow(limit.ptr(), &overflow);
+        if (number == -1 && PyErr_Occurred() != nullptr) {
+            throw error_already_set();
+        }
+        // Larger values never limit anything.
+        return overflow > 0 ? packing::unlimited : number;
     }
 };
 

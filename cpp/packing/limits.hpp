@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <iterator>
 #include <limits>
+#include <stdexcept>
 
 namespace packing {
 
@@ -34,9 +36,27 @@ struct Limits {
     }
 
     // Throws std::invalid_argument if a limit is out of range or a batch has no room for a residue.
-    void validate() const;
+    void validate() const {
+        if (max_tokens_per_batch < 1 || max_tokens_per_batch > max_tokens || special_tokens < 0 ||
+            special_tokens >= max_tokens_per_batch || max_sequence_length < 1 ||
+            max_sequences_per_batch < 1) {
+            throw std::invalid_argument("limits are out of range or have no room for one residue");
+        }
+    }
 
     bool operator==(const Limits&) const = default;
 };
+
+// The members of Limits, by the names that they have outside the kernel too.
+struct NamedLimit {
+    const char* name;
+    std::int64_t Limits::* member;
+};
+inline constexpr NamedLimit all_limits[] = {
+    {"max_tokens_per_batch", &Limits::max_tokens_per_batch},
+    {"max_sequence_length", &Limits::max_sequence_length},
+    {"special_tokens", &Limits::special_tokens},
+    {"max_sequences_per_batch", &Limits::max_sequences_per_batch}};
+static_assert(sizeof(Limits) == sizeof(std::int64_t) * std::size(all_limits));
 
 }  // namespace packing

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from virnucpro.data.layout import TokenCounts
 
-logger = logging.getLogger(__name__)
+# Truncation is the packer's to report, wherever it is counted.
+logger = logging.getLogger("virnucpro.data.packing")
 
 
 def describe_overlong(name: str, lengths: NDArray[Any], limit: int) -> str:

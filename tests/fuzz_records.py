@@ -177,6 +177,7 @@ INSTRUMENTED = [
     "virnucpro.data.packing",
     "virnucpro.data.plan",
     "virnucpro.data.records",
+    "virnucpro.data.truncation",
     "virnucpro.kernel.arguments",
     "virnucpro.kernel.limits",
 ]

@@ -26,8 +26,8 @@ autodoc_typehints_format = "short"
 autodoc_type_aliases = {"ArrayLike": "ArrayLike", "Paths": "Paths"}
 myst_heading_anchors = 3
 
-# Single backticks mark Python: a name with a dot or a capital must be on these pages; any other is an
-# argument or a key.
+# Single backticks mark Python: a name with a dot or a capital must be on these pages; any other is
+# an argument or a key.
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_0-9]+"),

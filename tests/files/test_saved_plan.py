@@ -113,11 +113,13 @@ def test_paths_where_a_plan_cannot_be_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", ["pyarrow", "pyarrow.parquet"])
-def test_saving_without_pyarrow_says_so(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_saving_without_pyarrow_says_so(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("plan_file", "saved_plan"):
         monkeypatch.delitem(sys.modules, f"virnucpro.files.{name}", raising=False)
     monkeypatch.setitem(sys.modules, missing, None)
     message = r"^PackingPlan.save needs pyarrow: pip install 'virnucpro\[cli\]'$"
     with pytest.raises(ModuleNotFoundError, match=message) as found:
-        GreedyPacker(100).pack_lengths([1]).save("x")
+        GreedyPacker(100).pack_lengths([1]).save(tmp_path / "plan.arrow")
     assert found.value.name == missing

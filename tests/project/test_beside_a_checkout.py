@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 # What works in any order: their modules, some of which have the names of ours, and our packer.
 EVERYWHERE = """
 import sys
+from tempfile import TemporaryDirectory
 
 sys.modules["torch"] = None
 import virnucpro.pipeline
@@ -35,6 +36,9 @@ assert [[record["id"] for record in batch] for batch in batches] == [[1, 0], [2]
 plan = GreedyPacker(12).pack_lengths([2, 5, 3])
 assert [rows.tolist() for rows in plan] == [[1, 2], [0]], plan.indices
 assert calculate_token_budget(max_tokens=2048) == 2048
+with TemporaryDirectory() as folder:
+    plan.save(f"{folder}/plan.arrow")
+    assert type(plan).load(f"{folder}/plan.arrow") == plan
 """
 
 

@@ -15,8 +15,6 @@ from virnucpro.kernel.limits import Limits
 if TYPE_CHECKING:
     from virnucpro.cluster.ray_data import pack_dataset
     from virnucpro.files.fasta import ReadOptions
-    from virnucpro.files.saved_plan import load_plan as load_plan
-    from virnucpro.files.saved_plan import save_plan as save_plan
     from virnucpro.model.attention import packed_sdpa
     from virnucpro.model.check import check_packed
     from virnucpro.model.collator import VarlenCollator, unpack
@@ -49,7 +47,6 @@ __all__ = [
 __path__ = extend_path(__path__, __name__)
 
 # Names from the floors above, imported on first use, with their module and the extra it needs.
-# `load_plan` and `save_plan` implement methods of `PackingPlan`.
 LAZY = {
     "PackedBatchSampler": ("model.sampler", "torch"),
     "PackedFastaDataset": ("model.datasets", "torch"),
@@ -58,11 +55,9 @@ LAZY = {
     "VarlenCollator": ("model.collator", "torch"),
     "check_packed": ("model.check", "torch"),
     "create_async_dataloader": ("model.loader", "torch"),
-    "load_plan": ("files.saved_plan", "cli"),
     "model_inputs": ("model.inputs", "torch"),
     "pack_dataset": ("cluster.ray_data", "ray"),
     "packed_sdpa": ("model.attention", "torch"),
-    "save_plan": ("files.saved_plan", "cli"),
     "unpack": ("model.collator", "torch"),
 }
 

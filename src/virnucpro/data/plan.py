@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro import data, kernel
+from virnucpro import kernel
 from virnucpro.data.layout import Layout, read_state
 from virnucpro.extras import needing
 from virnucpro.kernel.arguments import check_integer, check_threads, plain
@@ -109,7 +109,8 @@ class PackingPlan(Layout):
             True
         """
         with needing("PackingPlan.save", "cli"):
-            data.save_plan(path, self)
+            from virnucpro.files.saved_plan import save_plan
+        save_plan(path, self)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PackingPlan:
@@ -134,7 +135,8 @@ class PackingPlan(Layout):
             [1, 0]
         """
         with needing("PackingPlan.load", "cli"):
-            return data.load_plan(path)
+            from virnucpro.files.saved_plan import load_plan
+        return load_plan(path)
 
     def reshuffle(self, seed: int) -> PackingPlan:
         """Return a plan with the same layout and sequences of equal size permuted at random.

@@ -238,7 +238,7 @@ def parse_metadata(path: str | PathLike[str], metadata: Any) -> dict[str, Any]:
     try:
         state: dict[str, Any] = json.loads((metadata or {})[KEY])
         version = state["version"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise not_a_plan(path, "no summary in its metadata") from error
     if version != VERSION:
         raise ValueError(

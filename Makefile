@@ -15,7 +15,7 @@ CPP := $(shell find cpp benchmarks -name '*.[ch]pp')
 BUILT_FROM := $(CPP) CMakeLists.txt pyproject.toml requirements-dev.txt tools/rebuild_on_import.py
 LOCK := requirements-dev.txt
 INSTALL := python -m pip install --quiet --constraint $(LOCK)
-# `make demo` needs less than development, and uses its environment where there is one.
+# `make demo` requires less than development, but uses that environment if it exists.
 INSTALLED := $(if $(wildcard .venv/dev),.venv/dev,.venv/cli)
 
 export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
@@ -24,23 +24,23 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
-## help: print this list
+## help: list all targets
 help:
 	@awk -F ': ' '/^## [a-z-]+: / { name = substr($$1, 4); sub(/^[^:]*: /, ""); printf "%-20s %s\n", name, $$0 }' $(firstword $(MAKEFILE_LIST))
 
-## demo: pack FASTA=file and write the plan to PLAN=file
+## demo: pack FASTA=path and write the plan to PLAN=path
 demo: $(INSTALLED)
 	@mkdir -p build
 	virnucpro pack $(FASTA) -o $(PLAN)
 
-## test: run the tests of the kernel (ctest), then those in Python (pytest)
+## test: run the tests of the kernel (ctest), then the tests in Python (pytest)
 test: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev
 	pytest
 
-## test-core: run the tests that need NumPy alone, with the package built and installed anew
+## test-core: build and install the package with NumPy alone, and run the tests that need no more
 test-core:
 	rm -rf build/core build/core-wheel
 	$(PYTHON) -m venv build/core
@@ -50,11 +50,11 @@ test-core:
 		--no-build-isolation --config-settings build-dir=build/core-wheel .
 	build/core/bin/python tests/installed.py core -q
 
-## test-long: run the tests on more than 2**31 rows: minutes, and 20 GB on disk
+## test-long: run the tests on more than 2**31 rows (minutes, 20 GB on disk)
 test-long: .venv/dev
 	pytest tests -m long
 
-## lint: check style, types and workflows
+## lint: check style, types, imports and workflows
 lint: .venv/dev lint-workflows
 	ruff check
 	ruff format --check
@@ -67,7 +67,7 @@ lint: .venv/dev lint-workflows
 lint-workflows: .venv/dev
 	actionlint -shellcheck= .github/workflows/*.yml
 
-## docs: write the documentation into build/docs; a broken reference is an error
+## docs: build the documentation in build/docs; warnings are errors
 docs: .venv/dev
 	@mkdir -p build
 	typer virnucpro.cli utils docs --name virnucpro --title "Command line" --output build/command.md
@@ -79,13 +79,13 @@ format: .venv/dev
 	ruff format
 	clang-format -i $(CPP)
 
-## lock: add what is missing to requirements-dev.txt; with UPGRADE=1 take the newest versions
+## lock: pin new dependencies in requirements-dev.txt; with UPGRADE=1, upgrade all to the newest versions
 lock: .venv/dev
 	uv pip compile pyproject.toml --universal --python-version 3.10 --all-extras --group dev --group peers \
 		--strip-extras --no-annotate --custom-compile-command "make lock" --quiet $(if $(UPGRADE),--upgrade) \
 		--output-file $(LOCK)
 
-## compare: compare the kernel with the reference on CASES random cases from SEED
+## compare: compare the kernel and the API with the references on random cases (CASES, SEED)
 compare: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
@@ -93,35 +93,35 @@ compare: .venv/dev
 	build/dev/packing_test $$(($(CASES) / 15)) $(SEED) 1
 	HYPOTHESIS_PROFILE=long pytest tests -m compare
 
-## bench: run the benchmarks, ten minutes, and write tables and plots into docs/
+## bench: run the benchmarks and write tables and plots into the README and docs/ (ten minutes)
 bench: bench-peers
 	python benchmarks/run.py
 
-## bench-quick: run a part of the benchmarks, two minutes, and write into build/
+## bench-quick: run part of the benchmarks and write the tables into build/ (two minutes)
 bench-quick: bench-peers
 	python benchmarks/run.py --quick --output build
 
-## bench-loading: measure tokenizing and the DataLoader on 100,000 proteins, five minutes
+## bench-loading: measure tokenizing and the DataLoader on 100,000 proteins (five minutes)
 bench-loading: .venv/dev
 	python benchmarks/loading.py
 
-## bench-job: measure `virnucpro pack` on 1.5 million proteins and 50 million lengths, six minutes
+## bench-job: measure `virnucpro pack` on 1.5 million proteins and 50 million lengths (six minutes)
 bench-job: .venv/dev
 	python benchmarks/job.py
 
-## bench-cluster: measure a Ray data set of 50 million rows, one minute
+## bench-cluster: measure packing of a Ray data set of 50 million rows (one minute)
 bench-cluster: .venv/dev
 	python benchmarks/cluster.py
 
-## bench-tight: compare method="tight" with First-Fit Decreasing, one minute
+## bench-tight: compare method="tight" with First-Fit Decreasing (one minute)
 bench-tight: .venv/dev
 	python benchmarks/tight.py
 
-## kill-test: kill RUNS runs of `virnucpro pack` at random times and check what is left
+## kill-test: kill RUNS runs of `virnucpro pack` at random times and check that the plan file is complete
 kill-test: .venv/dev
 	python tests/kill.py $(RUNS)
 
-# Without the peers if they cannot be installed.
+# If the peers cannot be installed, the benchmarks run without them.
 bench-peers: .venv/dev
 	-$(INSTALL) --group peers
 
@@ -145,7 +145,7 @@ SANITIZED := import sys, pytest; \
 KERNEL_TESTS := packing_test allocation_test replay_lengths replay_fields replay_scanner
 RUN_KERNEL_TESTS := --exclude-regex '^packing$$'
 
-## sanitize: run all three of the next targets
+## sanitize: run sanitize-kernel, sanitize-threads and sanitize-python
 sanitize: sanitize-kernel sanitize-threads sanitize-python
 
 ## sanitize-kernel: run the tests of the kernel with AddressSanitizer and UndefinedBehaviorSanitizer
@@ -173,11 +173,11 @@ sanitize-python: .venv/dev
 		tests/kernel tests/data tests/tight/test_column_generation.py tests/tight/test_method.py \
 		-m "not process and not long"
 
-# libFuzzer is a part of clang. Each of the three targets gets a third of the time, rounded up, since 0
+# libFuzzer is part of clang. Each of the three targets gets a third of the time, rounded up, since 0
 # means no limit.
 FUZZ := -max_total_time=$$((($(SECONDS) + 2) / 3)) -max_len=256 -timeout=60 -rss_limit_mb=4096 -print_final_stats=1
 
-## fuzz: fuzz the kernel for SECONDS; inputs that fail are kept in build/fuzz
+## fuzz: fuzz the kernel for SECONDS; failing inputs are kept in build/fuzz
 fuzz: .venv/dev
 	@printf 'int main(){}' | clang++ -x c++ -fsanitize=address - -o /dev/null 2> /dev/null || \
 		{ echo "make: clang++ with its runtime is missing (on Debian: apt-get install clang libclang-rt-dev)" >&2; exit 1; }
@@ -186,7 +186,7 @@ fuzz: .venv/dev
 	cd build/fuzz && for target in lengths fields scanner; do \
 		mkdir -p $$target && ./fuzz_$$target $(FUZZ) $$target $(CURDIR)/cpp/tests/corpus/$$target || exit 1; done
 
-# Builds outside .venv use the same versions.
+# Builds outside .venv use the pinned versions, too.
 PINNED := PIP_CONSTRAINT=$(CURDIR)/$(LOCK)
 # Only the programs of the clean environment are on the PATH.
 CLEAN := PATH=$(CURDIR)/build/clean/bin
@@ -240,7 +240,7 @@ range: .venv/dev range-torch range-transformers
 		-W default::PendingDeprecationWarning
 	build/range/newest/bin/python tests/installed.py files
 
-# The oldest transformers that packed_attention.py names, with the torch that is developed with.
+# The oldest transformers that model/attention.py supports, with the pinned torch.
 TRANSFORMERS := 5.17.0
 ## range-transformers: run the tests of models with the oldest transformers
 range-transformers: .venv/dev
@@ -255,14 +255,14 @@ range-transformers: .venv/dev
 		model/test_attention.py model/test_attention_kernels.py model/test_attention_refusals.py \
 		model/test_check_packed.py model/test_inputs.py
 
-## range-torch: check varlen attention against each release of torch: downloads 600 MB into build/torch
+## range-torch: check varlen attention against each release of torch (downloads 600 MB into build/torch)
 range-torch: .venv/dev
 	python tests/varlen_signatures.py build/torch
 
 ## fuzz-records: fuzz records, lengths and parameters for SECONDS; failures are kept in build/fuzz-records
 fuzz-records: .venv/dev
 	pip install --quiet atheris==3.0.0 || \
-		{ echo "make: atheris 3.0.0 cannot be had here; it is for Python 3.11 to 3.13 on Linux" >&2; exit 1; }
+		{ echo "make: atheris 3.0.0 cannot be installed; it requires Python 3.11 to 3.13 on Linux" >&2; exit 1; }
 	mkdir -p build/fuzz-records/corpus
 	python tests/fuzz_records.py -max_total_time=$(SECONDS) -max_len=1024 -len_control=0 -timeout=60 \
 		-artifact_prefix=build/fuzz-records/ build/fuzz-records/corpus tests/corpus/records
@@ -271,7 +271,7 @@ fuzz-records: .venv/dev
 API_TESTS := tests/data tests/kernel tests/files/test_arrow_ids.py tests/files/test_saved_plan.py \
 	tests/tight/test_method.py
 
-## coverage: measure which code and branches the tests reach; less than all is an error
+## coverage: measure code and branch coverage of the tests; below 100 % is an error
 coverage: .venv/dev
 	@command -v clang++ llvm-profdata llvm-cov > /dev/null || \
 		{ echo "make: clang++ or llvm is missing (on Debian: apt-get install clang libclang-rt-dev llvm)" >&2; exit 1; }
@@ -286,11 +286,11 @@ coverage: .venv/dev
 	HYPOTHESIS_PROFILE=few coverage run -m pytest -q -m "not process and not long" $(API_TESTS)
 	coverage report
 
-## mutate: put faults into the kernel, one by one; the tests must find nine tenths
+## mutate: plant bugs in the kernel, one at a time; the tests must detect 90 %
 mutate: .venv/dev
 	python tests/mutate_kernel.py
 
-## tidy: run clang-tidy, ten minutes
+## tidy: run clang-tidy (ten minutes)
 tidy: .venv/dev
 	clang-tidy --quiet cpp/packing/*.cpp cpp/fasta/*.cpp cpp/tests/*.cpp -- -std=c++20 -Icpp -Wall -Wextra -Wconversion
 
@@ -300,7 +300,7 @@ MUTATED := import sys; \
 	sys.meta_path[:] = [f for f in sys.meta_path if "Editable" not in repr(f) and "Redirecting" not in repr(f)]; \
 	from mutmut.__main__ import cli; cli()
 
-## mutate-python: list the changes of the Python API that no test finds, half an hour
+## mutate-python: list the mutants of the Python API that no test detects (half an hour)
 mutate-python: .venv/dev
 	rm -rf build/mutate
 	mkdir -p build/mutate
@@ -309,14 +309,14 @@ mutate-python: .venv/dev
 	cd build/mutate && HYPOTHESIS_PROFILE=few python -c '$(MUTATED)' run --max-children 1
 	cd build/mutate && mutmut results
 
-## clean: remove the environment and all that was built
+## clean: remove the environment and all build output
 clean:
 	rm -rf .venv build dist
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -m venv .venv
 
-# pip knows groups of dependencies from version 25.1.
+# pip supports dependency groups from version 25.1 on.
 .venv/cli: .venv/pyvenv.cfg $(BUILT_FROM)
 	$(INSTALL) pip
 	$(INSTALL) --group build
@@ -336,7 +336,7 @@ clean:
 		echo 'import rebuild_on_import' > $$site/rebuild_on_import.pth
 	@touch $@
 
-# cibuildwheel and build install what builds the package into environments of their own.
+# cibuildwheel and build install the build dependencies into their own environments.
 .venv/wheels: .venv/pyvenv.cfg
 	$(INSTALL) pip
 	$(INSTALL) --group wheels

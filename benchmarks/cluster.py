@@ -127,8 +127,8 @@ def on_ray() -> Iterator[str]:
     assert np.array_equal(found, packer.assign_batches(whole))
     ray.shutdown()
     idle_time, time_of_ray, one = map(statistics.median, (nothing, ours, alone))
-    yield f"{NUM_ROWS:,} rows (one int32 column) in {NUM_BLOCKS} blocks, a Ray of two workers;"
-    yield f"medians of {REPEATS} turns. The batch of every row is that of one machine."
+    yield f"{NUM_ROWS:,} rows (one int32 column) in {NUM_BLOCKS} blocks, two Ray workers;"
+    yield f"medians of {REPEATS} runs. Every row has the same batch as on one machine."
     yield ""
     yield "| | seconds | times the idle `map_batches` |"
     yield "| --- | ---: | ---: |"

@@ -132,7 +132,7 @@ def proteins(folder: Path) -> Iterator[str]:
     loop, command = statistics.median(bare), statistics.median(ours)
     loop_gzip, command_gzip = statistics.median(bare_gzip), statistics.median(ours_gzip)
     yield f"{NUM_PROTEINS:,} proteins of random residues, a FASTA file of {size:,.0f} MB."
-    yield "Medians of alternating processes, started anew each time; Biopython ran once."
+    yield "Medians of alternating runs, each in a new process; Biopython ran once."
     yield ""
     yield "| | seconds | times the bare loop |"
     yield "| --- | ---: | ---: |"

@@ -113,8 +113,8 @@ def main(quick: bool = False, output: Path = ROOT / "docs" / "explanation") -> N
         "## Comparison",
         "",
         "Each packer ran in its own process and was given the input that suits it best, "
-        "made outside",
-        'the time measured. "Times ours" is relative to `pack_lengths`. "Efficiency" is tokens',
+        "prepared outside",
+        'the measured time. "Times ours" is relative to `pack_lengths`. "Efficiency" is tokens',
         'divided by the budget of all batches, "padding" the share of padding in what a model',
         'computes, "peak memory" what a call uses beyond its input. Seconds are medians.',
         "",

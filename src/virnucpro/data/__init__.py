@@ -46,7 +46,7 @@ __all__ = [
 # Another distribution may have modules in the package `virnucpro.data` elsewhere on the path.
 __path__ = extend_path(__path__, __name__)
 
-# Names from the floors above, imported on first use, with their module and the extra it needs.
+# Names from the layers above, imported on first use, with their module and the extra it requires.
 LAZY = {
     "PackedBatchSampler": ("model.sampler", "torch"),
     "PackedFastaDataset": ("model.datasets", "torch"),

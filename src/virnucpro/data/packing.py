@@ -1,4 +1,4 @@
-"""Packing of sequences into token-budget batches, and estimation of the budget of a GPU."""
+"""Packing of sequences into token-budget batches, and estimation of a GPU's token budget."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
 
 logger = logging.getLogger(__name__)
 
-# Truncated sequences named at WARNING by one packer; later ones are named at DEBUG.
+# Truncated sequences that one packer logs by name at WARNING; later ones are logged at DEBUG.
 MAX_WARNINGS = 100
 
 
@@ -55,10 +55,10 @@ class GreedyPacker:
             ValueError.
         max_sequences_per_batch: Maximum sequences per batch; None for unlimited.
         num_threads: Maximum number of threads; None for the number of cores available.
-        method: "ffd" for First-Fit Decreasing, or "tight" for column generation. The latter needs
-            fewer batches if sequences are large relative to the budget, never more, and proves how
-            close they are to the optimum (`Layout.lower_bound`). Its batches are in order of
-            decreasing longest sequence. It takes seconds and needs highspy
+        method: "ffd" for First-Fit Decreasing, or "tight" for column generation. The latter often
+            makes fewer batches if sequences are large relative to the budget, never more, and
+            proves how close their number is to the optimum (`Layout.lower_bound`). Its batches are
+            in order of decreasing longest sequence. It takes seconds and needs highspy
             (``pip install 'virnucpro[tight]'``).
 
     Raises:
@@ -119,7 +119,10 @@ class GreedyPacker:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         check_version(state, "GreedyPacker", 1)
-        vars(self).update({name: value for name, value in state.items() if name != "version"})
+        # Limits that are newer than the state have their defaults.
+        newer = {field.name: field.default for field in fields(Limits) if field.name not in state}
+        vars(self).update({**state, **newer})
+        del vars(self)["version"]
 
     def __repr__(self) -> str:
         return (
@@ -147,8 +150,8 @@ class GreedyPacker:
                 overlong="error".
             TypeError: A record is not a dict, a `sequence` is not a str, or IDs have mixed types.
 
-        The first 100 sequences that a packer truncates are named at WARNING, one message each.
-        Later ones are named at DEBUG, with one total at WARNING per call.
+        The first 100 sequences that a packer truncates are logged at WARNING, one message each.
+        Later ones are logged at DEBUG, with their total at WARNING once per call.
 
         Cost: O(n), plus sorting the IDs of equally long sequences.
 
@@ -175,8 +178,8 @@ class GreedyPacker:
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
         """Return the sequences in a new list, longest first, ties by `id`, then by input order.
 
-        Lengths are those before truncation, and sequences above the limit are not errors.
-        Otherwise arguments and errors are those of `pack_sequences`.
+        Sequences are sorted by their full lengths and not truncated; those above the limit are not
+        errors. Otherwise, arguments and errors are those of `pack_sequences`.
 
         Cost: O(n), plus sorting the IDs of equally long sequences.
 
@@ -245,7 +248,7 @@ class GreedyPacker:
 
         Raises:
             ValueError: A length is negative, or exceeds the limit and overlong="error"; `lengths`
-                is not one-dimensional; or `ids` differ from it in number.
+                is not one-dimensional; or `ids` does not have one ID per length.
             TypeError: Lengths are not integers, or IDs have mixed types.
             OverflowError: The number of tokens or of truncated residues does not fit in 64 bits.
 
@@ -313,7 +316,7 @@ class GreedyPacker:
         return counts
 
     def count_silently(self, lengths: ArrayLike) -> TokenCounts:
-        """Do what `count` does, without the WARNING."""
+        """Return the result of `count` without logging the WARNING."""
         limits = self.limits
         lengths = check_lengths(lengths)
         if self.overlong == "error" and lengths.max(initial=0) > limits.max_residues:
@@ -329,16 +332,16 @@ class GreedyPacker:
                 same `max_residues` and `special_tokens`.
 
         Raises:
-            ValueError: The counts were made with different limits.
+            ValueError: The counts were made with a different `max_residues` or `special_tokens`.
             TypeError: `counts` is not a `TokenCounts`.
             ModuleNotFoundError: method="tight" and highspy is not installed.
             OverflowError: The number of tokens does not fit in 64 bits.
 
         Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
         one size; independent of the number of sequences. method="tight" solves hundreds of linear
-        programs and of pricing problems, the latter in O(distinct sizes * budget). Above 4,096
-        sizes or 2**27 steps per pricing problem, it returns the layout of First-Fit Decreasing,
-        with a WARNING.
+        programs and of pricing problems, the latter in O(distinct sizes * budget). With more than
+        4,096 sizes or 2**27 steps per pricing problem, it returns the layout of First-Fit
+        Decreasing and logs a WARNING.
 
         Example:
             >>> packer = GreedyPacker(100)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from virnucpro.data import GreedyPacker, Layout, TokenCounts
+from virnucpro.data import GreedyPacker, Layout, Limits, TokenCounts
 
 
 def forgeries_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -45,8 +45,9 @@ def test_forged_state_is_refused() -> None:
             except (ValueError, TypeError, OverflowError, KeyError):
                 refused += 1
                 continue
-            # Sound, then, and another one, or with no limit on sequences.
+            # Sound, then, and another one.
             assert isinstance(other, (Layout, TokenCounts))
+            assert other != value
             if isinstance(other, Layout):
                 tokens = other.batch_tokens
                 assert tokens.sum() == other.total_tokens
@@ -58,7 +59,7 @@ def test_forged_state_is_refused() -> None:
 def test_state_of_another_version_is_refused(version: Any) -> None:
     packer = GreedyPacker(100)
     plan = packer.pack_lengths([60, 30])
-    message = r"the state of a {} must be of version 1 \(got"
+    message = r"the state of a {} must have version 1 \(got"
     values: list[Any] = [packer.count([5]), packer.lay_out(packer.count([5])), plan]
     for value in values:
         function, (state, *rest) = value.__reduce__()
@@ -67,3 +68,16 @@ def test_state_of_another_version_is_refused(version: Any) -> None:
             function({**state, "version": version}, *rest)
     with pytest.raises(ValueError, match=message.format("GreedyPacker")):
         packer.__setstate__({**packer.__getstate__(), "version": version})
+
+
+def test_limits_newer_than_a_state_have_their_defaults() -> None:
+    packer = GreedyPacker(100, 50, special_tokens=1, max_sequences_per_batch=3)
+    state = packer.__getstate__()
+    del state["max_sequences_per_batch"], state["special_tokens"]
+    older = GreedyPacker.__new__(GreedyPacker)
+    older.__setstate__(state)
+    assert older.limits == Limits(100, 50)
+    assert older.pack_lengths([5, 6]) == GreedyPacker(100, 50).pack_lengths([5, 6])
+    counts = packer.count([5]).to_dict()
+    del counts["limits"]["max_sequences_per_batch"]
+    assert TokenCounts.from_dict(counts).limits == Limits(100, 50, 1)

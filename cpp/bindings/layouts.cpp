@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <span>
 #include <utility>
 #include <vector>
@@ -44,6 +45,9 @@ py::dict to_dict(std::span<const Run> runs) {
 }
 
 std::vector<Run> to_runs(const py::dict& columns) {
+    if (columns.size() != std::size(run_names)) {
+        throw py::value_error("runs must have one array per field");
+    }
     std::vector<Run> runs;
     for (const auto& [name, member] : run_names) {
         const py::object column = columns[name];

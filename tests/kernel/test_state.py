@@ -34,7 +34,7 @@ def forgeries_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def test_forged_state_is_refused() -> None:
-    packer = GreedyPacker(10, max_sequences_per_batch=3)
+    packer = GreedyPacker(10, 8, special_tokens=1, max_sequences_per_batch=3)
     counts = packer.count([5, 4, 1, 1, 1, 0, 50])
     for value in (packer.lay_out(counts), counts):
         assert type(value).from_dict(value.to_dict()) == value

@@ -31,7 +31,7 @@ from virnucpro.model.attention import packed_sdpa
         ({"cu_seq_lens_q": torch.tensor([0, 5, 3, 7])}, "increase from 0"),
         ({"query": torch.randn(2, 2, 7, 4)}, "one row of concatenated sequences"),
         ({"key": torch.randn(1, 2, 8, 4)}, "one row of concatenated sequences"),
-        ({"attention_mask": torch.ones(1, 1, 7, 7)}, "no attention_mask"),
+        ({"attention_mask": torch.ones(1, 1, 7, 7)}, "does not support attention_mask"),
         ({"cu_seq_lens_k": torch.tensor([0, 4, 7])}, "cu_seq_lens_k to equal cu_seq_lens_q"),
         ({"sinks": torch.zeros(2)}, "does not support sinks"),
         ({"softcap": 30.0}, "does not support softcap"),
@@ -80,7 +80,7 @@ def test_masks_of_models_are_refused() -> None:
     model.set_attn_implementation("packed_sdpa")
     batch = VarlenCollator(fair_esm_converter())(proteins(4))
     inputs = model_inputs(batch)
-    with pytest.raises(ValueError, match="packed_sdpa takes no attention_mask"):
+    with pytest.raises(ValueError, match="packed_sdpa does not support attention_mask"):
         model(**inputs, attention_mask=torch.ones_like(inputs["input_ids"]))
     with pytest.raises(ValueError, match="does not support local attention"):
         attention.refuse_masks(local_size=8)
@@ -123,6 +123,6 @@ def test_attention_weights_are_refused(name: str, how: str) -> None:
     model.set_attn_implementation("packed_sdpa")
     batch = VarlenCollator(fair_esm_converter())(proteins(4))
     # OPT makes a mask of its own in older releases.
-    message = "does not support output_attentions" + ("|takes no attention_mask" * (name == "opt"))
-    with pytest.raises(ValueError, match=f"packed_sdpa {message}"):
+    features = "output_attentions" + ("|attention_mask" * (name == "opt"))
+    with pytest.raises(ValueError, match=f"packed_sdpa does not support ({features})"):
         model(**model_inputs(batch, model), **wanted)

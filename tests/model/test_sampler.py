@@ -148,13 +148,13 @@ def test_state_of_batches_that_training_had() -> None:
 def test_states_of_other_samplers_are_refused(other: dict[str, Any]) -> None:
     given_: dict[str, Any] = {"plan": proteins(), "world_size": 2}
     state = PackedBatchSampler(**given_).state_dict()
-    with pytest.raises(ValueError, match="the state is of a sampler with"):
+    with pytest.raises(ValueError, match="the state is for a sampler with"):
         PackedBatchSampler(**{**given_, **other}).load_state_dict(state)
 
 
 @pytest.mark.parametrize("state", [None, {}, {"epoch": 0}])
 def test_values_that_are_not_states_are_refused(state: Any) -> None:
-    with pytest.raises(TypeError, match="state must be what state_dict returned"):
+    with pytest.raises(TypeError, match="state must be a dict returned by state_dict"):
         PackedBatchSampler(proteins(10)).load_state_dict(state)
 
 

@@ -60,9 +60,9 @@ def test_unpack_has_gradients() -> None:
     [
         ((2, 9, 3), [0, 9], "a", "hidden_states must be"),
         ((9, 3), [0, 4, 9], "a", r"one ID per sequence \(got 1 for 2 seq"),
-        ((9, 3), [0, 8], "a", "increase from 0 to 9, the tokens"),
+        ((9, 3), [0, 8], "a", "increase from 0 to 9, the number of tokens"),
         ((0, 3), [0], "", "at least one sequence"),
-        ((9, 3), [1, 9], "a", "increase from 0 to 9, the tokens"),
+        ((9, 3), [1, 9], "a", "increase from 0 to 9, the number of tokens"),
         ((9, 3), [0, 1, 9], "ab", "with 2 special tokens in each"),
     ],
 )

@@ -53,29 +53,29 @@ def pack_dataset(
 
     Args:
         ds: The data set, one row per sequence. It is executed once. Its blocks and those of the
-            result are in the object store, which spills to disk.
+            result are kept in the object store, which spills to disk.
         packer: The packer. Each task uses one thread.
-        length_column: The column with the residues of each sequence, integers.
-        order: The order of equally long sequences: "row" for that of the data set, or "id" for that
-            of their IDs, for which Ray sorts all rows; rows with equal IDs keep their order.
-        id_column: The column with the IDs, all strings or all integers. Only used by order="id".
+        length_column: The column with the length of each sequence in residues, integers.
+        order: How equally long sequences are ordered: "row" by row, or "id" by ID, for which Ray
+            sorts all rows; rows with equal IDs keep their order.
+        id_column: The column with the IDs, all strings or all integers. Used only with order="id".
 
     Returns:
-        The data set, with rows in the order that `order` says and three more columns: `batch` and
-        `slot`, the place within the batch (int32, or int64 from 2**31 sequences on), and `tokens`
-        (int64), including special tokens. And the layout, with `num_batches`, `efficiency`,
-        `num_truncated` and others.
+        The data set, in its own order or sorted by ID (order="id"), with three more columns:
+        `batch` and `slot`, the place within the batch (int32, or int64 from 2**31 sequences on),
+        and `tokens` (int64), including special tokens; and the layout, with `num_batches`,
+        `efficiency`, `num_truncated` and others.
 
     Raises:
-        ValueError: There are no rows; a column is missing, has nulls or has the name of a new one;
-            or lengths are not integers, negative, or too long with overlong="error". The message
-            has the number of the first such block, from 0. Raised before the second pass.
+        ValueError: There are no rows; a column is missing, has nulls or has the name of a new
+            column; or lengths are not integers, negative, or too long with overlong="error". The
+            message gives the number of the first such block, from 0. Raised before the second pass.
         TypeError: IDs are not all strings, all int64 or all uint64.
-        RuntimeError: Ray recomputed blocks, and they have other lengths than before.
+        RuntimeError: Ray recomputed blocks, and their lengths changed.
         OverflowError: The total number of tokens does not fit in 64 bits.
 
-    Cost: O(n) in tasks of one block each, plus Ray's sort with order="id". The driver needs memory
-    for O(blocks * distinct sizes). Ray reruns tasks of lost workers, with the same result.
+    Cost: O(n) in tasks of one block each, plus Ray's sort with order="id". The driver needs
+    O(blocks * distinct sizes) memory. Ray reruns tasks of lost workers, with the same result.
 
     Example:
         >>> import ray
@@ -123,9 +123,9 @@ def pack_tables(
 ) -> Layout:
     """Pack Parquet tables of lengths as a whole; write the plan as a folder of Parquet files.
 
-    The files, in order of their names, have one row per sequence in order of `batch` and `slot`,
-    the place within it, with `id` (text), `length`, `tokens` and `truncated`. Equally long
-    sequences are in order of their IDs. The folder appears once it is complete.
+    Read in order of their names, the files have one row per sequence, sorted by `batch` and `slot`
+    (the place within the batch), with `id` (text), `length`, `tokens` and `truncated`. Equally long
+    sequences are in order of their IDs. The folder appears only when it is complete.
 
     Args:
         paths: Parquet files (`.parquet`) that all machines can read, or folders of them, in which
@@ -133,11 +133,11 @@ def pack_tables(
         output: The folder to write, to which all machines can write.
         packer: The packer.
         id_column: The column with the IDs.
-        length_column: The column with the residues of each sequence.
+        length_column: The column with the length of each sequence in residues.
 
     Raises:
         FileExistsError: `output` already exists.
-        ValueError: A file is not such a table or is given twice, or for the reasons of
+        ValueError: A file is not a Parquet table with these columns or is given twice, or as for
             `pack_dataset`.
         OSError: A file cannot be read or written.
     """
@@ -165,11 +165,11 @@ def pack_tables(
 
 
 def list_tables(paths: list[str], output: Path, columns: list[str]) -> tuple[list[str], int]:
-    """Check paths and `output`; return the Parquet files and their number of rows."""
+    """Check `paths` and `output`; return the Parquet files and their total number of rows."""
     if output.exists() or output.is_symlink():
         raise FileExistsError(f"{output}: already exists")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output}: no such directory")
+        raise FileNotFoundError(f"{output}: its directory does not exist")
     files: list[Path] = []
     for name in paths:
         path = Path(name).absolute()
@@ -206,13 +206,13 @@ def list_tables(paths: list[str], output: Path, columns: list[str]) -> tuple[lis
 
 
 def is_table(path: Path) -> bool:
-    """Return whether a file in a folder is a Parquet table and not hidden."""
+    """Return whether the name of a file in a folder is that of a Parquet table and not hidden."""
     is_hidden = any(part.startswith((".", "_")) for part in path.parts)
     return path.suffix.lower() == ".parquet" and not is_hidden
 
 
 def single_threaded(value: Any) -> Any:
-    """Return a copy of a packer or layout that uses one thread, as a task has one core."""
+    """Return a copy of a packer or layout that uses one thread, since a task has one core."""
     value = copy.copy(value)
     value.num_threads = 1
     return value
@@ -245,21 +245,21 @@ def map_blocks(
 
 @cache
 def remote_task(function: Callable[..., Any]) -> Any:
-    """Return the function as a task. Cached, as Ray sends each new task to all workers."""
+    """Return the function as a task; cached, since Ray sends each new task to all workers."""
     return ray.remote(retry_exceptions=RETRY_EXCEPTIONS)(function)
 
 
 def as_table(block: Any) -> pa.Table:
-    """Return a block, which Ray may also store as a DataFrame, as a table."""
+    """Return a block as a table; Ray may also store blocks as DataFrames."""
     return BlockAccessor.for_block(block).to_arrow()
 
 
 def count_blocks(
     blocks: list[Any], packer: Any, length_column: str, id_column: str | None
 ) -> tuple[list[Any], list[TokenCounts], pa.DataType]:
-    """Return the blocks with rows, their counts, and the type as which to sort IDs.
+    """Return the blocks with rows, their counts, and the type to which IDs are cast for sorting.
 
-    Raises the error of the first invalid block.
+    The type is None if IDs keep theirs. Raises the error of the first invalid block.
     """
     results = ray.get(map_blocks(count_block, blocks, repeat((packer, length_column, id_column))))
     for result in results:
@@ -283,11 +283,11 @@ def count_block(
 ) -> tuple[TokenCounts, str] | Exception | None:
     """Return the counts of a block and the kind of its IDs; None if it has no rows.
 
-    Errors are returned, since Ray adds long tracebacks to those raised.
+    Errors are returned, since Ray adds long tracebacks to raised errors.
     """
     table = as_table(block)
     if table.num_rows == 0:
-        # An empty block may also lack the columns.
+        # An empty block may lack the columns.
         return None
     try:
         for name in NEW_COLUMNS if id_column is None else (*NEW_COLUMNS, ROW_COLUMN):
@@ -320,7 +320,7 @@ def id_kind(ids: Any, column: str) -> str:
 def sort_by_id(
     blocks: list[Any], counts: list[TokenCounts], id_column: str, as_type: pa.DataType | None
 ) -> list[Any]:
-    """Return blocks with the rows sorted by ID, rows with equal IDs in their order."""
+    """Return blocks with the rows sorted by ID; rows with equal IDs keep their order."""
     num_rows = (block_counts.num_sequences for block_counts in counts)
     first_rows = itertools.accumulate(num_rows, initial=0)
     numbered = map_blocks(number_rows, blocks, ((id_column, as_type, row) for row in first_rows))

@@ -114,21 +114,21 @@ def packed_sdpa(
 ) -> tuple[torch.Tensor, None]:
     """Compute scaled dot-product attention within each sequence of a packed row.
 
-    Half-precision tensors on CUDA use the varlen kernel of FlashAttention or PyTorch, if there is
-    one. All others use `torch.nn.functional.scaled_dot_product_attention`, sequence by sequence.
+    Half-precision tensors on CUDA use the varlen kernel of FlashAttention or PyTorch, if available.
+    All others use `torch.nn.functional.scaled_dot_product_attention`, sequence by sequence.
 
     Args:
         module: The attention layer. Its ``is_causal`` is used if `is_causal` is None.
         query: [1, heads, tokens, head_dim].
         key: [1, key_heads, tokens, head_dim]; `key_heads` is `heads` or a divisor of it.
-        value: Like `key`.
+        value: Same shape as `key`.
         attention_mask: Must be None; the boundaries separate the sequences.
         dropout: Dropout probability of attention weights.
-        scaling: Factor of the scores; 1 / sqrt(head_dim) if None.
+        scaling: Factor for the attention scores; 1 / sqrt(head_dim) if None.
         is_causal: Whether tokens attend only to themselves and the tokens before them.
         cu_seq_lens_q: Boundaries of the n sequences, int32 [n + 1].
         max_length_q: Number of tokens of the longest sequence; computed if None.
-        **kwargs: Other arguments of attention layers. Those that would change the result are
+        **kwargs: Other arguments of attention layers. Arguments that would change the result are
             refused.
 
     Returns:
@@ -136,7 +136,7 @@ def packed_sdpa(
 
     Raises:
         ValueError: The boundaries are missing or do not match the tokens, or the arguments or the
-            layer's configuration request something that is not supported.
+            layer's configuration request a feature that is not supported.
 
     Cost: O(sum of squared lengths), as only tokens of the same sequence interact.
 
@@ -161,7 +161,7 @@ def packed_sdpa(
             f"cross-attention (got query {list(query.shape)}, key {list(key.shape)})"
         )
     if attention_mask is not None:
-        raise ValueError("packed_sdpa takes no attention_mask")
+        raise ValueError("packed_sdpa does not support attention_mask")
     check_arguments(module, cu_seq_lens_q, max_length_q, kwargs)
     if num_tokens == 0:
         raise ValueError("packed_sdpa needs at least one token")
@@ -236,7 +236,7 @@ def check_arguments(
 
 
 def is_capturing_attentions() -> bool:
-    """Return whether the running model collects attention weights by hooks on its layers."""
+    """Return whether the running model collects attention weights with hooks on its layers."""
     collector = getattr(output_capturing, "_active_collector", None)
     if collector is None or torch.compiler.is_compiling():
         return False
@@ -253,7 +253,7 @@ def attend_varlen(
     scale: float | None,
     is_causal: bool,
 ) -> torch.Tensor | None:
-    """Return attention computed by a varlen kernel, None if no installed kernel supports it.
+    """Return attention computed by a varlen kernel; None if no installed kernel supports it.
 
     `query` is [tokens, heads, head_dim]; `key` and `value` have as many heads or fewer.
     """
@@ -301,7 +301,7 @@ def attend_varlen(
 
 
 def find_function(module_name: str, name: str) -> Callable[..., Any] | None:
-    """Return a function of a module, None if the module could not be imported."""
+    """Return a function of a module; None if the module could not be imported."""
     return getattr(sys.modules.get(module_name), name, None)
 
 
@@ -319,9 +319,9 @@ def refuse_masks(
     config: Any = None,
     **_: Any,
 ) -> None:
-    """Return no mask, as boundaries suffice; raise for masks that boundaries do not replace."""
+    """Return None, since boundaries suffice; raise for masks that boundaries cannot replace."""
     if attention_mask is not None:
-        raise ValueError("packed_sdpa takes no attention_mask")
+        raise ValueError("packed_sdpa does not support attention_mask")
     # Models with several types of layers request the masks of all types, even unused ones.
     has_layer_types = getattr(config, "layer_types", None)
     if local_size is not None and has_layer_types and not unsupported_layers(config):

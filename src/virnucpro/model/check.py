@@ -25,7 +25,7 @@ from virnucpro.model.positions import first_position
 # Attributes of configurations that limit how many tokens a token attends to.
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
 
-# The largest difference between states, relative to their norm, that rounding explains.
+# The largest difference between states, relative to their norm, that rounding can cause.
 TOLERANCES = {
     torch.float64: 1e-4,
     torch.float32: 1e-4,
@@ -35,9 +35,9 @@ TOLERANCES = {
 
 AMINO_ACIDS = "ACDEFGHIKLMNPQRSTVWY"
 
-# Residues of the sequences that models are checked with.
+# Residues of each sequence that models are checked with.
 LENGTHS = (40, 1, 13, 62, 2, 27, 20)
-# The most tokens of a sequence that exceeds a window.
+# Maximum tokens of the sequence that exceeds a window.
 MAX_LENGTH = 1024
 
 
@@ -53,7 +53,7 @@ def check_packed(
 
     Args:
         model: A Hugging Face model that returns ``last_hidden_state`` or ``logits`` for each token,
-            on any device and in any floating-point type.
+            on any device and of any floating-point type.
         batch_converter: Its tokenizer, a batch converter of fair-esm, or a `VarlenCollator`. If
             None, sequences are random tokens without special tokens.
         tolerance: The largest difference allowed between the states of a token, relative to the
@@ -64,8 +64,8 @@ def check_packed(
             packed batches.
         TypeError: `batch_converter` has another type.
 
-    Cost: one run with all sequences, and at most twenty with one sequence of at most 64 tokens, or
-    of 1,024 if the model has a shorter window.
+    Cost: one run with all sequences, and up to sixteen with one sequence each, of at most 64
+    tokens, or of 1,024 if the model has a shorter window.
 
     Example:
         >>> from transformers import LlamaConfig, LlamaModel
@@ -106,14 +106,15 @@ def make_check_batch(model: Any, batch_converter: Any) -> dict[str, Any]:
     else:
         batch = draw_residues(model, batch_converter, draw)
     if batch.get("num_sequences", 0) < 2:
-        raise ValueError("max_tokens_per_batch must have room for two sequences, to check a model")
+        raise ValueError("check_packed needs a max_tokens_per_batch with room for two sequences")
     batch["input_ids"] = input_ids = batch["input_ids"].clone()
     insert_masks(batch, find_mask_token(model, batch_converter), draw)
     size = vocabulary_size(model)
     largest = int(input_ids.max())
     if largest >= size:
         raise ValueError(
-            f"the tokenizer gives token {largest:,}, but the model's vocabulary has {size:,} tokens"
+            f"the tokenizer produces token {largest:,}, but the model's vocabulary has only "
+            f"{size:,} tokens"
         )
     return batch
 
@@ -156,7 +157,7 @@ def draw_residues(model: Any, batch_converter: Any, draw: random.Random) -> dict
 
 
 def insert_masks(batch: dict[str, Any], mask: int | None, draw: random.Random) -> None:
-    """Replace one token of a sequence, and half of another, by mask tokens."""
+    """Replace one token of a sequence, and half the tokens of another, with mask tokens."""
     bounds = batch["cu_seqlens"].tolist()
     for number, share in ((0, 0.0), (3, 0.5)):
         if mask is None or number + 1 >= len(bounds):
@@ -167,7 +168,7 @@ def insert_masks(batch: dict[str, Any], mask: int | None, draw: random.Random) -
 
 
 def find_mask_token(model: Any, batch_converter: Any) -> int | None:
-    """Return the ID of the mask token, None if there is none."""
+    """Return the ID of the mask token; None if there is none."""
     alphabet = getattr(batch_converter, "alphabet", None)
     candidates = (
         getattr(batch_converter, "mask_token_id", None),
@@ -179,19 +180,19 @@ def find_mask_token(model: Any, batch_converter: Any) -> int | None:
 
 
 def vocabulary_size(model: Any) -> int:
-    """Return the size of a model's vocabulary, a large number if unknown."""
+    """Return the size of a model's vocabulary; a large number if unknown."""
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
     return int(getattr(embeddings, "num_embeddings", 2**31))
 
 
 def max_sequence_tokens(model: Any) -> int:
-    """Return the most tokens of a sequence for which a model has positions, up to `MAX_LENGTH`."""
+    """Return the maximum tokens per sequence that a model has positions for, up to `MAX_LENGTH`."""
     positions = getattr(text_config(model), "max_position_embeddings", None) or MAX_LENGTH
     return max(1, min(positions - first_position(model), MAX_LENGTH))
 
 
 def windows(config: Any) -> Iterator[tuple[str, int]]:
-    """Yield name and size of each attention window in a configuration."""
+    """Yield the name and size of each attention window in a configuration."""
     for name in WINDOWS:
         size = getattr(config, name, None)
         if isinstance(size, int) and size > 0:
@@ -199,7 +200,7 @@ def windows(config: Any) -> Iterator[tuple[str, int]]:
 
 
 def beyond_windows(model: Any) -> list[int]:
-    """Return the length of a sequence that exceeds a model's largest window, if it has windows."""
+    """Return the length of a sequence that exceeds a model's largest window, if it has any."""
     small = range(max(LENGTHS) + 1, MAX_LENGTH - 16)
     sizes = [size for _, size in windows(text_config(model)) if size in small]
     return [max(sizes) + 16] if sizes else []
@@ -207,7 +208,7 @@ def beyond_windows(model: Any) -> list[int]:
 
 @contextmanager
 def evaluating(model: Any) -> Iterator[None]:
-    """Put all modules of a model in evaluation mode, and restore their modes afterwards."""
+    """Put all modules of a model into evaluation mode, and restore their modes afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -255,7 +256,7 @@ def run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
 
 
 def run_packed(model: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """Return the output of a model for each token of a batch; raise ValueError if it refuses."""
+    """Return the output of a model for each token of a batch; raise ValueError if it fails."""
     try:
         return run(model, model_inputs(batch, model))
     except (ValueError, TypeError, RuntimeError) as error:
@@ -279,7 +280,7 @@ def run_alone(model: Any, batch: dict[str, Any]) -> Iterator[tuple[str, torch.Te
 
 
 def inputs_alone(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
-    """Return the arguments of a model for one sequence; `packed_sdpa` needs boundaries."""
+    """Return the arguments of a model for one sequence; with boundaries for `packed_sdpa`."""
     if attention_implementation(model) != "packed_sdpa":
         return {"input_ids": tokens[None]}
     boundaries = torch.tensor([0, len(tokens)], dtype=torch.int32, device=tokens.device)
@@ -314,7 +315,7 @@ def explain(
     wrong: list[int],
     tolerance: float,
 ) -> str:
-    """Return a message that says what differs, by how much, and the likely cause."""
+    """Return a message with the sequences that differ, by how much, and the likely cause."""
     lengths = lengths_between(batch["cu_seqlens"].tolist())
     named = ", ".join(f"{i} ({lengths[i]} tokens) by {differences[i]:.1g}" for i in wrong)
     causes = list(likely_causes(model)) or ["positions or attention across sequences"]
@@ -334,7 +335,7 @@ def likely_causes(model: Any) -> Iterator[str]:
     elif attention is not None and attention != "packed_sdpa" and "flash" not in attention:
         yield f'the model\'s attention is "{attention}", not "packed_sdpa" or FlashAttention'
     for layer_type in unsupported_layers(config):
-        yield f"layer_types has {layer_type!r}"
+        yield f"layers of type {layer_type!r}"
     for name, size in windows(config):
         yield f"a window of {size} tokens ({name})"
     if any(hasattr(module, "position_embeddings") for module in model.modules()):

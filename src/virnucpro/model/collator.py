@@ -24,7 +24,7 @@ MAX_TOKENS = 2**31 - 1
 
 DEFAULT_BUDGET = 4096
 
-# The most unknown texts that are counted separately, and that a message names.
+# Maximum number of unknown texts that are counted separately, and that a message names.
 MAX_TEXTS = 1000
 MAX_NAMED = 10
 
@@ -47,33 +47,33 @@ class VarlenCollator:
     - ``token_budget``: int, `max_tokens_per_batch`;
     - ``special_tokens``: tuple, how many special tokens precede and follow the residues of each
       sequence;
-    - ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k``: the boundaries under
-      the names that Hugging Face models use; see `model_inputs`;
+    - ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q``, ``max_length_k``: the boundaries and
+      ``max_seqlen`` under the names that Hugging Face models use; see `model_inputs`;
     - ``labels``, if records have them: int64 [tokens], -100 at special tokens and for records
       without labels. A record's `labels` are integers, one per token without special tokens, and
-      are truncated with its tokens. If it has ``truncated=True``, they may be those of the full
-      sequence.
-    - Every other key of the records: a list of n values, None for records without this key.
+      are truncated with its tokens. If it has ``truncated=True``, they may be the labels of the
+      full sequence;
+    - every other key of the records: a list of n values, None for records without this key.
 
-    If a record has `tokens`, the number that a plan counted for it (with special tokens), it is
-    compared with its number of tokens. An empty list gives an empty dict. Records are not changed
+    If a record has `tokens`, the number of tokens that a plan counted for it (with special tokens),
+    its actual number must be the same. An empty list gives an empty dict. Records are not changed
     and keep their order.
 
-    If each letter is a token, as for ESM-2, tokens are looked up in a table: for each letter of the
-    vocabulary the tokenizer's own token, and for any other residue one ``<unk>``, so that residues
-    and tokens stay aligned. A special token spelled out, such as ``<mask>``, is one token. With
-    other vocabularies, the tokenizer encodes each full sequence.
+    If each letter is a token, as for ESM-2, tokens are looked up in a table: each letter of the
+    vocabulary becomes the tokenizer's own token, and any other residue one ``<unk>``, so that
+    residues and tokens stay aligned. A special token spelled out, such as ``<mask>``, is one token.
+    With other vocabularies, the tokenizer encodes each full sequence.
 
     Args:
         batch_converter: A batch converter of fair-esm (``alphabet.get_batch_converter()``) or a
             tokenizer of Hugging Face transformers.
         max_tokens_per_batch: The token budget of a batch, including special tokens; 4,096 if None.
-        max_sequence_length: The most tokens kept of a sequence, from its start, without special
+        max_sequence_length: Maximum tokens kept per sequence, from its start, without special
             tokens. A truncated sequence keeps its EOS.
         unknown: How to handle residues that become ``<unk>``: "warn" logs one WARNING, at the first
             batch that has any; "error" raises an error; "ignore" only counts them. An ``<unk>``
-            spelled out in a sequence does not count. If the tokenizer has no unknown token, these
-            are the residues that it skips.
+            spelled out in a sequence is not counted. If the tokenizer does not have an unknown
+            token, the residues that it skips are counted instead.
 
     Attributes:
         unknown_residues: Number of occurrences of each unknown residue in all batches so far, a
@@ -85,9 +85,9 @@ class VarlenCollator:
 
     Raises:
         ValueError: The records have more tokens than the budget; a record lacks `id` or `sequence`,
-            does not have one label per token or as many tokens as planned, has a key that the
-            batch uses, or, with unknown="error", has an unknown residue. A parameter is out of
-            range, or the tokenizer truncates sequences at their start.
+            does not have one label per token or as many tokens as planned, has a key that is
+            reserved for the batch, or, with unknown="error", has an unknown residue. A parameter is
+            out of range, or the tokenizer truncates sequences at their start.
         TypeError: `batch_converter` has another type, a record is not a dict, or its `labels` are
             not integers.
 
@@ -164,7 +164,7 @@ class VarlenCollator:
     def limits(self, token_budget: int | None = None) -> Limits:
         """Check the parameters, which may have been changed, and return the limits of a batch.
 
-        `token_budget` replaces the collator's own budget unless it is None.
+        `token_budget`, unless None, replaces the collator's own budget.
         """
         if self.unknown not in ("warn", "error", "ignore"):
             raise ValueError(f"unknown must be 'warn', 'error' or 'ignore' (got {self.unknown!r})")
@@ -320,14 +320,15 @@ def unpack(
         batch: The batch of a `VarlenCollator`, which determines all other arguments; or the
             boundaries of the n sequences, integers [n + 1].
         sequence_ids: The ID of each sequence. Required with boundaries.
-        num_before: Special tokens before the residues of a sequence (BOS). Only with boundaries.
-        num_after: Special tokens after the residues of a sequence (EOS); 0 for ESM-1. Only with
+        num_before: Number of special tokens before the residues of a sequence (BOS). Used only with
             boundaries.
+        num_after: Number of special tokens after the residues of a sequence (EOS); 0 for ESM-1.
+            Used only with boundaries.
 
     Raises:
-        ValueError: The shapes do not match, or `sequence_ids` are missing.
+        ValueError: The shapes do not match, or `sequence_ids` is missing.
 
-    Cost: one copy of the states, of which `states` are views.
+    Cost: one copy of the hidden states; `states` are views of it.
 
     Example:
         >>> import torch
@@ -363,7 +364,7 @@ def unpack(
         raise ValueError("cu_seqlens must have at least one sequence")
     if boundaries[0] != 0 or boundaries[-1] != len(hidden_states) or (lengths < 0).any():
         raise ValueError(
-            f"cu_seqlens must increase from 0 to {len(hidden_states):,}, the tokens of "
+            f"cu_seqlens must increase from 0 to {len(hidden_states):,}, the number of tokens in "
             f"hidden_states, with {num_before + num_after} special tokens in each sequence"
         )
     is_residue = torch.ones(len(hidden_states), dtype=torch.bool, device=hidden_states.device)

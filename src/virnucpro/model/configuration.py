@@ -1,4 +1,4 @@
-"""What the configuration of a Hugging Face model says about its attention and layers."""
+"""Attention and layers of a Hugging Face model, according to its configuration."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 # Attributes of configurations that list the type of each layer.
 LAYER_TYPES = ("layer_types", "layers_block_type", "block_types")
 
-# Types of layers whose tokens see their whole sequence, or only themselves.
+# Types of layers in which a token depends on its whole sequence, or only on itself.
 SUPPORTED_LAYERS = frozenset({"attention", "full_attention", "mlp", "moe"})
 
-# Types of rotary embeddings whose frequencies depend on the longest sequence of a batch once it is
-# longer than this attribute says.
+# Types of rotary embeddings whose frequencies depend on the longest sequence of a batch if it is
+# longer than the value of this attribute.
 LENGTH_DEPENDENT_ROPES = {
     "dynamic": "max_position_embeddings",
     "longrope": "original_max_position_embeddings",
@@ -21,7 +21,7 @@ LENGTH_DEPENDENT_ROPES = {
 
 
 def text_config(model: Any) -> Any:
-    """Return a model's configuration, or that of its text part if it has several parts."""
+    """Return a model's configuration; that of the text part if the model has several parts."""
     config = getattr(model, "config", None)
     get_text_config = getattr(config, "get_text_config", None)
     return config if get_text_config is None else get_text_config()
@@ -34,9 +34,9 @@ def attention_implementation(model: Any) -> str | None:
 
 
 def get_attribute(config: Any, name: str) -> Any:
-    """Return an attribute of a configuration, None if it is missing.
+    """Return an attribute of a configuration; None if it is missing.
 
-    Called in every layer, and `getattr` on a configuration of transformers takes microseconds.
+    Called in every layer, where `getattr` on a configuration of transformers takes microseconds.
     """
     if torch.compiler.is_compiling():
         return getattr(config, name, None)
@@ -47,7 +47,7 @@ def get_attribute(config: Any, name: str) -> Any:
 
 
 def unsupported_layers(config: Any) -> list[str]:
-    """Return the types of a model's layers that are not full attention or token-wise, sorted."""
+    """Return a model's types of layers that are neither full attention nor token-wise, sorted."""
     if config is None:
         return []
     types = {kind for name in LAYER_TYPES for kind in get_attribute(config, name) or ()}
@@ -66,7 +66,7 @@ def is_encoder_decoder(config: Any) -> bool:
 
 
 def find_unsupported(config: Any, max_seqlen: int | None) -> str | None:
-    """Return a setting of a configuration that `packed_sdpa` does not support, None if none."""
+    """Return a setting of a configuration that `packed_sdpa` does not support; None if none."""
     if config is None:
         return None
     layers = unsupported_layers(config)
@@ -83,7 +83,7 @@ def find_unsupported(config: Any, max_seqlen: int | None) -> str | None:
         limit = rope.get(name) or getattr(config, name, None)
         if max_seqlen is None or limit is None or max_seqlen > limit:
             return (
-                f"rope_type {rope_type!r} beyond {limit} tokens, where it depends on the other "
-                "sequences of the batch"
+                f"rope_type {rope_type!r} beyond {limit} tokens, since it then depends on the "
+                "other sequences of the batch"
             )
     return None

@@ -35,10 +35,11 @@ class SequenceDataset(IterableDataset[Record]):
 
     Args:
         fasta_files: The paths of FASTA files, plain or compressed, or a single path.
-        max_length: The most residues kept of a sequence, from its N-terminal end; all if None. A
-            truncated record has ``truncated=True``, and one WARNING reports their number.
-        options: How to read the files; the defaults of `ReadOptions` if None. One WARNING, by the
-            first worker, reports what they changed.
+        max_length: Maximum residues kept per sequence, from its N-terminus; unlimited if None. A
+            truncated record has ``truncated=True``; each worker logs one WARNING per epoch with
+            their number.
+        options: How to read the files; the defaults of `ReadOptions` if None. One WARNING, from the
+            first worker, reports the changes made.
 
     Raises:
         FileNotFoundError: A file does not exist.
@@ -99,7 +100,7 @@ class SequenceDataset(IterableDataset[Record]):
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker is not in the process group, so its copy carries the rank of the process
-        # that it works for.
+        # that started it.
         return {**self.__dict__, "_rank": self._find_rank()}
 
     def _find_rank(self) -> tuple[int, int]:
@@ -126,18 +127,18 @@ class PackedFastaDataset(Dataset[list[Record]]):
 
     Records are as `GreedyPacker.pack_sequences` returns them, longest first and truncated to the
     plan's limit with ``truncated=True``. They are dicts with `id`, `sequence`, `file`, `row` (the
-    number of the record in all files together) and `tokens` (the number that the plan counted,
+    number of the record across all files) and `tokens` (the number of tokens that the plan counted,
     which `VarlenCollator` checks). Items are whole batches, so use a DataLoader with
-    ``batch_size=None`` and a `VarlenCollator`; it may shuffle.
+    ``batch_size=None`` and a `VarlenCollator`; the DataLoader may shuffle.
 
-    No index is read or written. Compressed files are decompressed to temporary files, which workers
-    share.
+    Index files are neither read nor written. Compressed files are decompressed to temporary files,
+    which workers share.
 
     Args:
         fasta: The paths of FASTA files, plain or compressed, or a single path.
         plan: A plan for the lengths of all their records, in the order of files and records.
-        options: How to read the files, as when the plan was made; the defaults of `ReadOptions` if
-            None. One WARNING reports what they changed.
+        options: How to read the files, the same as when the plan was made; the defaults of
+            `ReadOptions` if None. One WARNING reports the changes made.
 
     Raises:
         FileNotFoundError: A file does not exist.
@@ -236,7 +237,7 @@ def tokens_by_slot(plan: PackingPlan) -> NDArray[np.int64]:
 
 
 def warn_of_changes(changes: ReadChanges) -> None:
-    """Warn of what reading changed, if anything."""
+    """Warn of changes made to sequences while reading, if any."""
     if changes != ReadChanges():
         logger.warning("sequences were changed while reading: %s", changes)
 

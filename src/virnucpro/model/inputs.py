@@ -30,10 +30,10 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
     They are ``input_ids`` and ``position_ids``, int64 [1, tokens], and the boundaries
     ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q`` and ``max_length_k``.
 
-    Without `model`, the positions of each sequence start from 0, which is right for rotary
-    embeddings and BERT. With `model`, they start where the model's do: for RoBERTa and ESM-1b, at
-    the ID of the padding token + 1. Models whose layers carry a state from token to token (Mamba
-    and similar) also get ``seq_idx``, the number of each token's sequence, int32 [1, tokens];
+    Without `model`, the positions of each sequence start from 0, as rotary embeddings and BERT
+    require. With `model`, they start from the model's first position: for RoBERTa and ESM-1b, the
+    ID of the padding token + 1. Models whose layers carry a state from token to token (Mamba and
+    similar) also get ``seq_idx``, the number of each token's sequence, int32 [1, tokens];
     `check_packed` checks whether they use it. If the model's attention ignores boundaries, one
     WARNING says so.
 

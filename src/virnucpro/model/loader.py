@@ -28,7 +28,7 @@ class PackedBatches(IterableDataset[dict[str, Any]]):
         dataset: Records, dicts with `id` and `sequence`.
         collator: Tokenizes the records.
         token_budget: Tokens per batch; the collator's budget if None.
-        max_sequences: The most sequences per batch; unlimited if None.
+        max_sequences: Maximum sequences per batch; unlimited if None.
         buffer_size: Number of records packed together.
 
     Example:
@@ -85,15 +85,15 @@ def create_async_dataloader(
     Each worker tokenizes `buffer_size` of its records at a time, packs them by First-Fit Decreasing
     on their number of tokens, for any tokenizer, and yields batches as described for
     `VarlenCollator`. The last, smaller buffer is packed too, so nothing is left to flush. The token
-    budget is `token_budget`; if None, the one passed to the collator; if none was passed,
+    budget is `token_budget`; if None, the budget passed to the collator; if that is also None,
     `calculate_token_budget` for the device if CUDA is available, and 4,096 otherwise. Truncated
     sequences and unknown residues are logged by the process that tokenizes them, and every batch
     reports its own (``truncated``, ``num_unknown``).
 
-    Workers are spawned and see no CUDA device. They live as long as the DataLoader, so later epochs
-    start at once. A script that starts workers needs ``if __name__ == "__main__":``. If residues
-    are tokens, sending a batch takes longer than producing it, so workers help only if this process
-    has no time to spare or the tokenizer is slow.
+    Workers are spawned and do not see CUDA devices. They live as long as the DataLoader, so later
+    epochs start at once. A script that starts workers needs ``if __name__ == "__main__":``. If
+    residues are tokens, sending a batch takes longer than producing it, so workers help only if
+    this process is busy or the tokenizer is slow.
 
     Args:
         dataset: Records, dicts with `id` and `sequence`. It must split them among workers itself
@@ -101,11 +101,11 @@ def create_async_dataloader(
             yields all of them.
         collate_fn: Tokenizes the records. Its counts include only records tokenized in this
             process; workers have their own copies.
-        batch_size: The most sequences per batch; unlimited if None.
+        batch_size: Maximum sequences per batch; unlimited if None.
         num_workers: Number of processes that read, pack and tokenize; 0 to do so in this process.
         prefetch_factor: Number of batches that each worker prepares ahead.
         pin_memory: Whether to copy batches to pinned memory, if CUDA is available.
-        timeout: Seconds to wait for a batch from a worker; 0 for no limit.
+        timeout: Seconds to wait for a batch from a worker; 0 to wait without limit.
         token_budget: Tokens per batch.
         device_id: The CUDA device whose memory determines the budget.
         model_memory_gb: Memory of the model's weights in GiB.
@@ -115,7 +115,7 @@ def create_async_dataloader(
         A DataLoader without a length, of the dicts described for `VarlenCollator`.
 
     Raises:
-        ValueError: A parameter is out of range, or the budget has no room for one residue. During
+        ValueError: A parameter is out of range, or the budget is too small for one residue. During
             iteration, the errors of `VarlenCollator`.
         TypeError: A parameter has the wrong type. During iteration, IDs are of mixed types.
 
@@ -174,8 +174,8 @@ def create_async_dataloader(
 class WorkerBatch:
     """A batch that a worker sends: pickled as NumPy arrays, unpickled as a dict of tensors.
 
-    A DataLoader sends tensors through shared memory, with a file and a connection each. For tensors
-    as small as those of a batch, sending their bytes takes a fraction of that time.
+    A DataLoader sends tensors through shared memory, with a file and a connection for each. For
+    tensors as small as those of a batch, sending their bytes takes a fraction of that time.
     """
 
     def __init__(self, batch: dict[str, Any]) -> None:
@@ -199,7 +199,7 @@ class WorkerBatch:
 
 
 def identity(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return a batch as it is; the default of DataLoader converts its values to tensors."""
+    """Return a batch unchanged; by default, DataLoader converts its values to tensors."""
     return batch
 
 

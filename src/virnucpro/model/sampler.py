@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from virnucpro.data.plan import PackingPlan
 from virnucpro.kernel.arguments import check_integer
 
-# The version of states. Increase it when the same state would yield other batches.
+# The version of states. Increase it if the same state would yield other batches.
 STATE_VERSION = 1
 
 
@@ -23,26 +23,26 @@ class PackedBatchSampler(Sampler[list[int]]):
     """The batches of a plan as lists of rows, for a data set indexed by row.
 
     For ``DataLoader(dataset, batch_sampler=...)``. Rank r of n gets every n-th batch. All ranks
-    together get every row exactly once per epoch. `len` is the number of batches of an epoch on
-    this rank.
+    together get every row exactly once per epoch. `len` is the number of batches per epoch on this
+    rank.
 
-    `state_dict` and `load_state_dict` resume training within an epoch, without reading the batches
-    before.
+    `state_dict` and `load_state_dict` resume training within an epoch, without reading earlier
+    batches again.
 
     Args:
         plan: The plan.
         rank: The rank of this process.
         world_size: The number of ranks.
-        shuffle: Whether to shuffle in each epoch the order of the batches, and the sequences with
-            equally many tokens among their batches (`PackingPlan.reshuffle`).
+        shuffle: Whether to shuffle the batches in each epoch, and to exchange sequences with
+            equally many tokens between them (`PackingPlan.reshuffle`).
         seed: From 0 to 2**64 - 1. Seed, epoch and plan determine the order.
         even: Whether all ranks get equally many batches, as training with collectives requires. If
             the number of batches is not divisible by the number of ranks, the batches with the most
             sequences are halved until it is. If False, some ranks may get one batch more.
 
     Raises:
-        ValueError: A parameter is out of range, or with `even`, there are too few sequences for
-            equally many batches per rank.
+        ValueError: A parameter is out of range, or there are too few sequences for equally many
+            batches per rank (with `even`).
         TypeError: A parameter has the wrong type.
 
     Cost: with `shuffle`, one `PackingPlan.reshuffle` per epoch, O(n).
@@ -119,9 +119,9 @@ class PackedBatchSampler(Sampler[list[int]]):
         """Return the position in this epoch, for `load_state_dict`.
 
         Args:
-            step: Number of batches of the epoch that are done. If None, those taken from this
-                sampler; as a DataLoader with workers takes some ahead, training should pass its
-                own count.
+            step: Number of batches of the epoch that this rank has processed. If None, the number
+                taken from this sampler. A DataLoader with workers takes some ahead, so pass the
+                number that training has processed.
 
         Raises:
             ValueError: The epoch has fewer batches.
@@ -154,7 +154,7 @@ class PackedBatchSampler(Sampler[list[int]]):
             [[1, 3], [4]]
         """
         if not isinstance(state, dict) or not {"epoch", "step"} <= state.keys():
-            raise TypeError(f"state must be what state_dict returned (got {state!r})")
+            raise TypeError(f"state must be a dict returned by state_dict (got {state!r})")
         if state.get("version") != STATE_VERSION:
             raise ValueError(
                 f"the state must have version {STATE_VERSION} (got {state.get('version')!r}): it "
@@ -163,20 +163,20 @@ class PackedBatchSampler(Sampler[list[int]]):
         for name, value in self._parameters().items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"the state is of a sampler with {name}={state.get(name)!r}, this sampler has "
-                    f"{name}={value!r}"
+                    f"the state is for a sampler with {name}={state.get(name)!r}, but this sampler "
+                    f"has {name}={value!r}"
                 )
         self.epoch = check_integer(state["epoch"], "epoch", 0)
         self._step = self._first_step = check_integer(state["step"], "step", 0, len(self))
 
     @functools.cached_property
     def _rows_crc32(self) -> int:
-        """Checksum that identifies the plan in states."""
+        """The checksum that identifies the plan in states."""
         rows = zlib.crc32(np.ascontiguousarray(self.plan.indices).data)
         return zlib.crc32(np.ascontiguousarray(self.plan.offsets).data, rows)
 
     def _parameters(self) -> dict[str, Any]:
-        """Return what determines the batches of each epoch and their order."""
+        """Return the values that determine the batches of each epoch and their order."""
         return {
             "num_sequences": self.plan.num_sequences,
             "num_batches": self.plan.num_batches,
@@ -196,7 +196,7 @@ def split_batches(offsets: NDArray[np.int64], num_splits: int) -> NDArray[np.int
     if num_batches + num_splits > num_sequences:
         raise ValueError(
             f"{num_sequences:,} sequences in {num_batches:,} batches cannot be split into "
-            f"{num_batches + num_splits:,} for equally many per rank; use even=False to keep them"
+            f"{num_batches + num_splits:,}, equally many per rank; use even=False to keep them"
         )
     if num_splits == 0:
         return offsets

@@ -35,11 +35,12 @@ class TokenizedRecords(NamedTuple):
         input_ids: Tokens of all records, each with its special tokens, concatenated: signed
             integers [tokens].
         offsets: Boundaries of the records in `input_ids`, int64 [n + 1].
-        full_lengths: Tokens of each record before truncation, without special tokens, int64 [n].
+        full_lengths: Number of tokens of each record before truncation, without special tokens,
+            int64 [n].
         truncated: Whether each record was truncated, bool [n].
-        num_unknown: Unknown residues of each record, int64 [n]; None if there are none.
-        num_before: Special tokens before the tokens of a record.
-        num_special: Special tokens of a record in total.
+        num_unknown: Number of unknown residues of each record, int64 [n]; None if there are none.
+        num_before: Number of special tokens before the tokens of a record.
+        num_special: Number of special tokens of a record in total.
     """
 
     records: list[Record]
@@ -56,7 +57,7 @@ class TokenizedRecords(NamedTuple):
     def from_tokens(
         cls, records: list[Record], keys: list[str], tokens: Tokens, vocabulary: Vocabulary
     ) -> TokenizedRecords:
-        """Return records, which have these keys, with their tokens."""
+        """Return records with their tokens; `keys` are all keys of the records."""
         num_before = len(vocabulary.before)
         num_special = num_before + len(vocabulary.after)
         truncated = tokens.full_lengths > np.diff(tokens.offsets) - num_special
@@ -76,7 +77,7 @@ class TokenizedRecords(NamedTuple):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each record without special tokens, int64 [n]."""
+        """Number of tokens of each record without special tokens, int64 [n]."""
         return np.diff(self.offsets) - self.num_special
 
     def take(self, rows: NDArray[np.integer[Any]]) -> TokenizedRecords:
@@ -95,7 +96,7 @@ class TokenizedRecords(NamedTuple):
         )
 
     def extra_values(self) -> dict[str, list[Any]]:
-        """Return the values that are passed through to the batch, by key; None if missing."""
+        """Return the values passed through to the batch, by key; None if a record lacks the key."""
         keys = [key for key in self.keys if key not in RECORD_KEYS]
         return {key: [record.get(key) for record in self.records] for key in keys}
 
@@ -115,25 +116,25 @@ class TokenizedRecords(NamedTuple):
 
 
 def check_keys(records: list[Record]) -> list[str]:
-    """Return all keys of records; raise if one of them is a key of the batch."""
+    """Return all keys of records; raise if one of them is reserved for the batch."""
     keys = list(dict.fromkeys(chain.from_iterable(records)))
     for key in keys:
         if key in BATCH_KEYS and key not in RECORD_KEYS:
             record = next(record for record in records if key in record)
             raise ValueError(
-                f"record {record['id']!r} has a key {key!r}, which is a key of the batch"
+                f"record {record['id']!r} has a key {key!r}, which is reserved for the batch"
             )
     return keys
 
 
 def check_counts(records: list[Record], num_tokens: NDArray[np.int64]) -> None:
-    """Raise if a record's number of tokens differs from what its plan counted (`tokens`)."""
+    """Raise if a record's number of tokens differs from the number in its plan (`tokens`)."""
     for record, number in zip(records, num_tokens.tolist(), strict=True):
         planned = record.get("tokens")
         if planned is not None and planned != number:
             raise ValueError(
                 f"record {record['id']!r} has {number:,} tokens, but its plan counted {planned}; "
-                "the plan was made with other limits than the collator's, or for another tokenizer"
+                "the plan has different limits from the collator, or is for another tokenizer"
             )
 
 

@@ -1,4 +1,4 @@
-"""Tokens of sequences, as a tokenizer of fair-esm or Hugging Face transformers produces them."""
+"""Tokens of sequences, as tokenizers of fair-esm and Hugging Face transformers produce them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from virnucpro.kernel.limits import Limits
 
-# The most letters kept of an unknown text.
+# Maximum letters kept of an unknown text.
 MAX_TEXT = 20
 
 
@@ -25,7 +25,7 @@ class Unknown(NamedTuple):
 
     Attributes:
         sequence: The number of the sequence.
-        position: Where the text starts in the sequence, from 0; None if the tokenizer does not
+        position: The start of the text in the sequence, from 0; None if the tokenizer does not
             report it.
         text: The text, at most 20 letters; empty if the tokenizer does not report it.
     """
@@ -41,10 +41,11 @@ class Tokens(NamedTuple):
     Attributes:
         ids: All tokens, in the narrowest signed integers that hold the vocabulary [tokens].
         offsets: Boundaries of the sequences in `ids`, int64 [n + 1].
-        full_lengths: Tokens of each sequence before truncation, without special tokens, int64 [n].
-        num_unknown: Tokens of each sequence that stand for text not in the vocabulary, int64 [n];
-            None if there are none.
-        unknown: Number of occurrences of each such text; of the empty text if the tokenizer does
+        full_lengths: Number of tokens of each sequence before truncation, without special tokens,
+            int64 [n].
+        num_unknown: Number of occurrences of text not in the vocabulary in each sequence, int64
+            [n]; None if there are none.
+        unknown: Number of occurrences of each such text, under the empty text if the tokenizer does
             not report it.
         first_unknown: The first such text; None if there is none.
     """
@@ -65,17 +66,17 @@ class Vocabulary:
         before: Special tokens before the tokens of a sequence (BOS).
         after: Special tokens after them (EOS).
         unknown_id: The token of text not in the vocabulary (`<unk>`); None if there is none.
-        skips_unknown: Whether text not in the vocabulary produces no token.
+        skips_unknown: Whether the tokenizer skips text not in the vocabulary.
         unknown_names: The spellings of the unknown token itself.
         encode: Returns the tokenizer's tokens of sequences, without special tokens.
-        find_offsets: Returns where each token of a sequence starts and ends; None if the tokenizer
-            does not report it.
+        find_offsets: Returns the start and end of each token in a sequence; None if the tokenizer
+            does not report them.
         letter_ids: The token of each letter by code point, in the narrowest signed integers. It is
             -1 for letters not in the vocabulary; the last entry is for all larger code points. None
             if letters are not tokens.
         word_ids: If `letter_ids` is used, the tokens that have more than one letter.
         word_pattern: Matches these tokens.
-        skipped_letters: Whether each letter encountered so far produces no token.
+        skipped_letters: Whether the tokenizer skips each letter encountered so far.
     """
 
     before: list[int]
@@ -92,7 +93,7 @@ class Vocabulary:
 
     @property
     def unknown_outcome(self) -> str:
-        """What happens to text not in the vocabulary, for messages."""
+        """The outcome for text not in the vocabulary, as words for messages."""
         if self.skips_unknown:
             return "are skipped"
         return "become " + min(self.unknown_names, default="unknown tokens")
@@ -200,7 +201,7 @@ class Vocabulary:
         unknown = self.unknown_id
         assert unknown is not None
         if self.find_offsets is None:
-            # In a truncated sequence, it is not known whether those spelled out are kept.
+            # If the sequence is truncated, those spelled out may be among the removed tokens.
             is_full = len(ids) <= limit
             num_spelled = sum(map(sequence.count, self.unknown_names)) if is_full else 0
             return [Unknown(row, None, "")] * max(0, ids[:limit].count(unknown) - num_spelled)
@@ -212,9 +213,9 @@ class Vocabulary:
         ]
 
     def _find_skipped(self, row: int, sequence: str) -> list[Unknown]:
-        """Return the letters of a sequence that produce no token, also beyond its truncation.
+        """Return the letters of a sequence that the tokenizer skips, also in its truncated part.
 
-        Offsets do not show them, as tokenizers count positions without the skipped letters.
+        Offsets do not show them, since tokenizers count positions without the skipped letters.
         """
         new = [letter for letter in set(sequence) if letter not in self.skipped_letters]
         if new:
@@ -284,18 +285,18 @@ def read_vocabulary(batch_converter: Any) -> Vocabulary:
 
 
 def encode_each(alphabet: Any, sequences: list[str]) -> list[list[int]]:
-    """Return the tokens of sequences by an alphabet of fair-esm, without special tokens."""
+    """Return the tokens of each sequence from an alphabet of fair-esm, without special tokens."""
     return [alphabet.encode(sequence) for sequence in sequences]
 
 
 def encode_all(tokenizer: Any, sequences: list[str]) -> list[list[int]]:
-    """Return the tokens of sequences by a Hugging Face tokenizer, without special tokens."""
+    """Return the tokens of each sequence from a Hugging Face tokenizer, without special tokens."""
     encoded = tokenizer(
         sequences,
         add_special_tokens=False,
         return_attention_mask=False,
         return_token_type_ids=False,
-        # Otherwise it warns about long sequences, which are truncated later.
+        # The tokenizer would warn about long sequences, which are truncated later.
         verbose=False,
     )
     ids: list[list[int]] = encoded["input_ids"]
@@ -303,7 +304,7 @@ def encode_all(tokenizer: Any, sequences: list[str]) -> list[list[int]]:
 
 
 def find_offsets(tokenizer: Any, sequence: str) -> list[tuple[int, int]]:
-    """Return where each token of a sequence starts and ends, by a fast tokenizer."""
+    """Return the start and end of each token in a sequence, from a fast tokenizer."""
     encoded = tokenizer(
         sequence, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -348,14 +349,14 @@ def make_vocabulary(
             for letter, number in letters.items()
             if number != unknown_id or letter in tokens
         }
-        # Narrow integers need less memory, and so less time.
+        # Narrow integers take less memory, and therefore less time.
         width = np.min_scalar_type(-1 - max(tokens.values()))
         table = np.full(max(128, *(point + 1 for point in points)) + 1, -1, width)
         table[list(points)] = list(points.values())
     else:
         words = {}
     unknown_names = frozenset(token for token, number in tokens.items() if number == unknown_id)
-    # Without words, a pattern that never matches.
+    # If there are no words, the pattern never matches.
     pattern = re.compile("|".join(map(re.escape, words)) or "(?!)")
     return Vocabulary(
         before,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing
 from sphinx.application import Sphinx
 
-# So that NDArray[np.int64] is shown as ndarray[int64], without the type of its shape.
+# Show NDArray[np.int64] as ndarray[int64], without the type of its shape.
 numpy.typing.NDArray = np.ndarray
 
 project = "virnucpro"
@@ -36,7 +36,7 @@ nitpick_ignore_regex = [
     ("py:.*", r"(collections|numpy|os|pathlib|ray|torch|typing)\..*"),
 ]
 
-# Classes that users do not construct.
+# Classes that users do not construct themselves.
 RESULTS = ["Layout", "PackingPlan", "TokenCounts", "BatchRows"]
 
 

@@ -7,10 +7,10 @@
     sbatch --array=0-99 --dependency=afterok:$layout --wrap \
       'python array_job.py assign work tables/*.parquet'
 
-Each job of an array processes one table, by its number (SLURM_ARRAY_TASK_ID, or --task). The
+Each job of an array processes one table, selected by number (SLURM_ARRAY_TASK_ID, or --task). The
 tables are packed as one, in the order given; equally long sequences are in order of rows. The
-result is work/NUMBER.parquet for each table, with columns batch, slot and tokens, row by row.
-Jobs may be rerun and then write the same files. Pass the same options to all three steps.
+result is work/NUMBER.parquet for each table, with columns batch, slot and tokens, in row order.
+Jobs can be rerun and write the same files again. Pass the same options to all three steps.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from virnucpro.data import GreedyPacker
 
 
 def save(path: Path, value: Any) -> None:
-    """Write a value to a file, which appears once it is complete."""
+    """Write a value to a file, which appears only when it is complete."""
     unfinished = path.with_suffix(f".{os.getpid()}.tmp")
     unfinished.write_bytes(pickle.dumps(value))
     unfinished.replace(path)
@@ -53,7 +53,7 @@ def main() -> None:
 
     packer = GreedyPacker(options.max_tokens)
     if options.step == "lay-out":
-        # For each table, the counts of all tables before it, a few kilobytes.
+        # For each table, save the counts of all tables before it, a few kilobytes.
         before = packer.count([])
         for number in range(len(options.tables)):
             save(folder / f"{number}.before", before)
@@ -61,7 +61,7 @@ def main() -> None:
         save(folder / "layout", packer.lay_out(before))
         return
     if task is None or not 0 <= task < len(options.tables):
-        parser.error(f"there are {len(options.tables)} tables (got task {task})")
+        parser.error(f"the task must be from 0 to {len(options.tables) - 1} (got {task})")
     table = pq.read_table(options.tables[task], columns=[options.length_column])
     lengths = table[options.length_column].to_numpy()
     if options.step == "count":

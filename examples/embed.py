@@ -2,9 +2,9 @@
 
     python examples/embed.py proteins.fasta -o embeddings.parquet --model esm2_folder
 
-The model is the folder of a checkpoint of ESM-1b, ESM-2 or ESM C in the format of Hugging Face
-transformers. The script checks that packing does not change its output. Without --model, it uses a
-tiny model with random weights. Requires transformers and pyarrow besides virnucpro[torch].
+--model names the folder of a checkpoint of ESM-1b, ESM-2 or ESM C in the format of Hugging Face
+transformers. The script checks that packing does not change the model's output. Without --model, it
+uses a tiny model with random weights. Requires transformers and pyarrow besides virnucpro[torch].
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ VOCABULARY = "<cls> <pad> <eos> <unk> L A G V S E R T I D P K Q N F Y M H W C X 
 
 
 def load(folder: Path | None) -> tuple[Any, Any]:
-    """Return the tokenizer and the model of a folder, or tiny ones, ready to run."""
+    """Return the tokenizer and the model in a folder, or a tiny model, ready to run."""
     if folder is None:
         tokenizer, model = make_tiny()
     elif not folder.is_dir():
@@ -74,7 +74,7 @@ def make_tiny() -> tuple[Any, Any]:
 
 @torch.inference_mode()
 def embed(model: Any, batch: dict[str, Any]) -> tuple[list[Any], NDArray[np.float32]]:
-    """Return the IDs of a batch's sequences and their vectors, float32 [n, hidden]."""
+    """Return the IDs of the n sequences of a batch and their vectors, float32 [n, hidden]."""
     inputs = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value
         for name, value in model_inputs(batch, model).items()

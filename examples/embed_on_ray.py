@@ -1,10 +1,11 @@
-"""Embed proteins on a Ray cluster: pack them as a whole, then send batches to actors with a model.
+"""Embed proteins on a Ray cluster: pack them as a whole, then send batches to models in actors.
 
     python examples/embed_on_ray.py proteins.parquet -o embeddings --model esm2_folder --actors 8
 
-The tables have columns id and sequence. The output is a folder of Parquet files with one vector per
-protein. Requires virnucpro[ray] and the requirements of embed.py. Each actor uses a GPU if the
-cluster has any. On a cluster: `ray job submit --working-dir examples -- python embed_on_ray.py ...`
+The input tables have columns id and sequence. The output is a folder of Parquet files with one
+vector per protein. Requires virnucpro[ray] and the requirements of embed.py. Each actor uses a GPU
+if the cluster has any. On a cluster, run
+`ray job submit --working-dir examples -- python embed_on_ray.py ...`.
 """
 
 from __future__ import annotations

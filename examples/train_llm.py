@@ -2,9 +2,9 @@
 
     python examples/train_llm.py
 
-Documents of very different lengths are packed into rows of at most 512 tokens. The model is a tiny
-Llama with random weights, and each document counts in constant steps, so its next token can be
-learned. Requires transformers besides virnucpro[torch].
+Documents of very different lengths are packed into batches of at most 512 tokens. The model is a
+tiny Llama with random weights, and each document counts up in constant steps, so its next token can
+be learned. Requires transformers besides virnucpro[torch].
 """
 
 from __future__ import annotations

@@ -206,7 +206,7 @@ def test_what_cannot_be_checked_is_refused() -> None:
         check_packed(model, VarlenCollator(fair_esm_converter(), 3))
     with pytest.raises(TypeError, match="batch_converter must be"):
         check_packed(model, object())
-    with pytest.raises(ValueError, match="produces token 23, but .* has only 20 tokens"):
+    with pytest.raises(ValueError, match=r"produces token 23, but .* has only 20 tokens"):
         check_packed(packing(tiny_model("bert", vocab_size=20)), fair_esm_converter())
     whole = packing(tiny_model("bert", "AutoModelForSequenceClassification"))
     with pytest.raises(ValueError, match=r"last_hidden_state or logits for each .*\[1, 2\]"):

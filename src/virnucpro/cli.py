@@ -1,4 +1,4 @@
-"""The command line. Messages go to stderr, results of `stats` to stdout."""
+"""The command line. Messages go to stderr, the output of `stats` to stdout."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import typer
 
 from virnucpro.extras import needing
 
-# Commands import what they need, so that --help and --version are fast.
+# Each command imports what it needs, so that --help and --version are fast.
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -98,7 +98,7 @@ def main(
     ] = False,
 ) -> None:
     """Pack protein sequences into token-budget batches by exact First-Fit Decreasing."""
-    # The summaries have the information of most log messages.
+    # Most log messages repeat what the summaries show.
     logging.getLogger("virnucpro").addHandler(logging.NullHandler())
 
 
@@ -114,7 +114,7 @@ def pack(
             help="Parquet file to write (a folder with --engine ray).",
         ),
     ],
-    max_tokens: Annotated[int, typer.Option(help="Token budget of a batch.")] = 4096,
+    max_tokens: Annotated[int, typer.Option(help="Token budget per batch.")] = 4096,
     max_length: Annotated[int, typer.Option(help="Maximum residues kept per sequence.")] = 1022,
     max_sequences: Annotated[
         int | None, typer.Option(help="Maximum sequences per batch.  [default: unlimited]")
@@ -134,7 +134,7 @@ def pack(
         Duplicates, typer.Option(help="How to handle IDs that occur more than once.")
     ] = Duplicates.report,
     keep_stop: Annotated[
-        bool, typer.Option("--keep-stop", help="Keep each * at the end of a sequence.")
+        bool, typer.Option("--keep-stop", help="Keep stops (*) at the end of sequences.")
     ] = False,
     keep_case: Annotated[
         bool, typer.Option("--keep-case", help="Do not convert residues to upper case.")
@@ -147,12 +147,12 @@ def pack(
             "(A3M insertions).",
         ),
     ] = False,
-    id_column: Annotated[str, typer.Option(help="Column with the IDs, for tables.")] = "id",
+    id_column: Annotated[str, typer.Option(help="Column of IDs (tables only).")] = "id",
     length_column: Annotated[
-        str, typer.Option(help="Column with the lengths in residues, for tables.")
+        str, typer.Option(help="Column of lengths in residues (tables only).")
     ] = "length",
     threads: Annotated[
-        int | None, typer.Option(help="Number of threads.  [default: all cores]")
+        int | None, typer.Option(help="Maximum number of threads.  [default: all cores]")
     ] = None,
     engine: Annotated[
         Engine,
@@ -164,8 +164,8 @@ def pack(
 ) -> None:
     """Pack sequences and write the plan.
 
-    The plan has one row per sequence, in order of batches. Sequences with equally many tokens are
-    in order of their IDs. Dropped sequences have no batch.
+    The plan has one row per sequence, in order of batches. Sequences with the same number of tokens
+    are in order of their IDs. Dropped sequences come last, without a batch.
     """
     from virnucpro.data.methods import column_generation
     from virnucpro.data.packing import GreedyPacker
@@ -185,7 +185,7 @@ def pack(
         raise typer.BadParameter(str(error)) from error
     if method is Method.tight:
         with exit_on_error():
-            # Fail before reading the input if its package is missing.
+            # Fail before reading the input if highspy is missing.
             column_generation()
     if engine is Engine.ray:
         unsupported = {
@@ -247,13 +247,13 @@ def pack_on_ray(
         list_tables(inputs, output.absolute(), [id_column, length_column])
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = shows_progress
-        # Its errors are also raised.
+        # The errors that Ray Data logs are also raised.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         columns = {"id_column": id_column, "length_column": length_column}
         try:
             layout = pack_tables(inputs, output, packer, **columns)
         except (ray.exceptions.RayError, TypeError, RuntimeError) as error:
-            # The last line of Ray's message has the cause.
+            # The last line of Ray's message gives the cause.
             raise OSError(str(error).strip().splitlines()[-1]) from error
     if not quiet:
         stderr().print(make_table(label_layout(layout)))
@@ -270,10 +270,10 @@ def stats(
 ) -> None:
     """Print the summary of a plan.
 
-    The summary is read from the metadata of the plan file.
+    Reads only the metadata of the plan file.
     """
     if as_json and as_tsv:
-        raise typer.BadParameter("--json and --tsv exclude each other")
+        raise typer.BadParameter("--json and --tsv are mutually exclusive")
     from rich.console import Console
 
     from virnucpro.files.plan_file import read_summary
@@ -294,9 +294,10 @@ def stats(
 def verify(plan: Plan, inputs: Inputs, quiet: Quiet = False) -> None:
     """Verify a plan against its input.
 
-    Re-reads the input and checks that the plan has each sequence once, as in the input, that
-    batches keep their limits and, with --method ffd, are those of First-Fit Decreasing, and that
-    the totals are right. Prints one line per finding and exits with status 1 if there are any.
+    Re-reads the input and checks that the plan contains each sequence exactly once, as in the
+    input; that batches are within the limits and, with --method ffd, are those of First-Fit
+    Decreasing; and that the totals are correct. Prints one line per error found, and exits with
+    status 1 if there are any.
     """
     from virnucpro.files.plan_file import read_summary
     from virnucpro.files.sequences import read_files
@@ -322,9 +323,10 @@ def report(
         Path, typer.Option("-o", "--output", metavar="HTML", help="HTML file to write.")
     ],
 ) -> None:
-    """Write an HTML report about a plan.
+    """Write an HTML report on a plan.
 
-    The page has the summary and plots of sequence lengths, batch fill and sequences per batch.
+    The report contains the summary, and plots of sequence lengths, batch fill and sequences per
+    batch.
     """
     from virnucpro.files.output import check_output
     from virnucpro.jobs.report import write_report
@@ -349,7 +351,7 @@ def exit_on_error() -> Iterator[None]:
 def progress_display(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
     """Yield a function that begins a stage and returns a function that shows its progress.
 
-    Nothing is shown if stderr is not a terminal.
+    Shows nothing if stderr is not a terminal.
     """
     if quiet or not stderr().is_terminal:
         yield lambda _: lambda _: None
@@ -373,7 +375,7 @@ def progress_display(quiet: bool) -> Iterator[Callable[[str], Callable[[int], No
 
 @contextmanager
 def log_to_stderr(quiet: bool) -> Iterator[None]:
-    """Show the warnings of long-running modules on stderr; on a terminal, also their progress."""
+    """Show the warnings of long-running modules on stderr; on a terminal, their progress too."""
     is_terminal = not quiet and stderr().is_terminal
     handler: logging.Handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))
@@ -410,7 +412,7 @@ def print_line(text: str) -> None:
 
 
 def format_value(value: object) -> str:
-    """Return a value as text for scripts: empty for None, true or false for bools."""
+    """Return a value as text for scripts: None as the empty string, bools as true or false."""
     return "" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
 
 

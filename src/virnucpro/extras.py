@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def needing(feature: str, extra: str) -> Iterator[None]:
-    """Make a failed import in the context name the missing package and the extra to install.
+    """If an import in the context fails, name the missing package and the extra to install.
 
     Raises:
         ModuleNotFoundError: A package is not installed.

@@ -205,8 +205,8 @@ def test_failed_and_killed_tasks_change_nothing(tmp_path: Path, is_killed: bool,
 LARGE = pa.array([2**63], pa.uint64())
 BAD: list[tuple[dict[str, Any], str, type[Exception], str]] = [
     ({"length": [1, None]}, "row", ValueError, "block 1: column 'length' is null in row 1"),
-    ({"length": ["1"]}, "row", ValueError, "block 1: column 'length' must be integers"),
-    ({"length": [1.0]}, "row", ValueError, "block 1: column 'length' must be integers"),
+    ({"length": ["1"]}, "row", ValueError, "block 1: column 'length' must contain integers"),
+    ({"length": [1.0]}, "row", ValueError, "block 1: column 'length' must contain integers"),
     ({"length": [4, -3]}, "row", ValueError, "block 1: column 'length' is negative in row 1"),
     ({"size": [1]}, "row", ValueError, "block 1: no column 'length' (it has size)"),
     ({"length": [1], "slot": [1]}, "row", ValueError, "block 1: column 'slot' already exists"),
@@ -306,7 +306,7 @@ BAD_COMMANDS: list[tuple[str, Callable[[Path], Any], tuple[str, ...], int, str]]
     ("folder", lambda path: path.mkdir(), (), 1, "folder: no Parquet tables"),
     ("a.parquet", spoilt, (), 1, "a.parquet: "),
     ("a.parquet", table(id=["a"], size=[1]), (), 1, "no column 'length' (it has id, size)"),
-    ("a.parquet", table(id=["a"], length=["1"]), (), 1, "'length' must be integers"),
+    ("a.parquet", table(id=["a"], length=["1"]), (), 1, "'length' must contain integers"),
     ("a.parquet", table(id=["a"], length=[2000]), ("--overlong", "error"), 1, "exceeds max_length"),
     ("a.parquet", table(id=["a"], length=[1]), ("--overlong", "drop"), 2, "--overlong drop"),
     ("a.parquet", table(id=["a"], length=[1]), ("--threads", "2"), 2, "--threads"),
@@ -360,7 +360,7 @@ def test_folders(tmp_path: Path) -> None:
         ([str(tmp_path / "b?.parquet")], plan, r"names with '\?'"),
         ([one], tmp_path / "plan", "already exists"),
         ([one], tmp_path / "link", "already exists"),
-        ([one], tmp_path / "no/plan", "no such directory"),
+        ([one], tmp_path / "no/plan", "its directory does not exist"),
     ):
         with pytest.raises((OSError, ValueError), match=message):
             pack_tables(paths, output, GreedyPacker(4096))

@@ -62,8 +62,8 @@ def test_parameters_at_their_bounds(parameters: dict[str, Any]) -> None:
     [
         ([5, 6, -1], ValueError, r"lengths\[2\] is negative \(got -1\)"),
         (np.array([5, -128], np.int8), ValueError, r"lengths\[1\] is negative \(got -128\)"),
-        (np.array([[5, 6]]), ValueError, r"lengths must have one dimension \(got 2\)"),
-        (np.array(5), ValueError, r"lengths must have one dimension \(got 0\)"),
+        (np.array([[5, 6]]), ValueError, r"lengths must be one-dimensional \(got 2 dimensions\)"),
+        (np.array(5), ValueError, r"lengths must be one-dimensional \(got 0 dimensions\)"),
         (np.array([5.0]), TypeError, r"lengths must be integers \(got float64\)"),
         (np.array([True]), TypeError, r"lengths must be integers \(got bool\)"),
         (np.array(["5"]), TypeError, r"lengths must be integers \(got <U1\)"),
@@ -92,8 +92,8 @@ def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (["a"], ValueError, r"one ID per sequence \(got 1 for 3\)"),
-        (np.array(["a"]), ValueError, r"one ID per sequence \(got 1 for 3\)"),
+        (["a"], ValueError, r"one ID per sequence \(got 1 for 3 sequences\)"),
+        (np.array(["a"]), ValueError, r"one ID per sequence \(got 1 for 3 sequences\)"),
         (["a", "b", 3], TypeError, r"ids\[2\] must be str like ids\[0\] \(got int\)"),
         ([1, "b", 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got str\)"),
         ([1, True, 3], TypeError, r"ids\[1\] must be int like ids\[0\] \(got bool\)"),
@@ -107,7 +107,7 @@ def test_bad_lengths(lengths: Any, error: type, message: str) -> None:
         (np.array([True, False, True]), TypeError, r"ids must be str or int \(got bool\)"),
         (np.array([b"a", b"b", b"c"]), TypeError, r"ids must be str or int \(got \|S1\)"),
         (np.ma.array([1, 2, 3]), TypeError, r"ids must not be a masked array"),
-        (np.array([["a"], ["b"], ["c"]]), ValueError, r"ids must have one dimension \(got 2\)"),
+        (np.array([["a"], ["b"], ["c"]]), ValueError, r"ids must be one-dimensional \(got 2 "),
         (np.array(["a", None, "c"], object), TypeError, r"ids\[1\] must be str like ids\[0\]"),
     ],
 )

@@ -35,8 +35,8 @@ def test_arrow_ids(sequences: list[tuple[int, str]], data: st.DataObject) -> Non
     ("ids", "error", "message"),
     [
         (pa.array(["a", None, "c"]), ValueError, r"ids must not be null \(got 1 nulls\)"),
-        (pa.array(["a"]), ValueError, r"one ID per sequence \(got 1 for 3\)"),
-        (pa.array([]), ValueError, r"one ID per sequence \(got 0 for 3\)"),
+        (pa.array(["a"]), ValueError, r"one ID per sequence \(got 1 for 3 sequences\)"),
+        (pa.array([]), ValueError, r"one ID per sequence \(got 0 for 3 sequences\)"),
         (pa.array([1.5, 2.5, 3.5]), TypeError, r"ids must be str or int \(got double\)"),
         (pa.array([b"a", b"b", b"c"]), TypeError, r"ids must be str or int \(got binary\)"),
     ],

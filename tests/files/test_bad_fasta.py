@@ -63,7 +63,7 @@ def test_a_compression_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert result.stdout == (
-        f"{path}: reading this compression needs isal: pip install 'virnucpro[fasta]'\n"
+        f"{path}: reading this compression format needs isal: pip install 'virnucpro[fasta]'\n"
     )
 
 

@@ -164,10 +164,10 @@ def swap_equal(table: Any) -> Any:
 
 
 FAULTS: list[tuple[Callable[[Any], Any], str]] = [
-    (with_values("row", lambda v: [*v[:-1], v[0]]), "occurs more than once (1 such"),
-    (with_values("row", lambda v: [*v[:-1], 400]), "row 400 is not in the input (1 such rows)"),
-    (lambda table: table.slice(0, 399), "is missing (1 such sequences)"),
-    (lambda table: table.filter(pc.not_equal(table["batch"], 3)), "batch 3 is missing (1 such"),
+    (with_values("row", lambda v: [*v[:-1], v[0]]), "more than once (affected sequences: 1)"),
+    (with_values("row", lambda v: [*v[:-1], 400]), "row 400 is not in the input (affected"),
+    (lambda table: table.slice(0, 399), "is missing (affected sequences: 1)"),
+    (lambda table: table.filter(pc.not_equal(table["batch"], 3)), "batch 3 is missing (missing ba"),
     (with_values("id", lambda v: ["other", *v[1:]]), "is 'other', expected 's"),
     (with_values("length", lambda v: [*v[:-1], v[-1] + 1]), "length of row "),
     (with_values("tokens", lambda v: [*v[:-1], v[-1] + 1]), "tokens of row "),
@@ -175,7 +175,7 @@ FAULTS: list[tuple[Callable[[Any], Any], str]] = [
     (with_values("file", lambda v: ["b.fa", *v[1:]]), "file of row "),
     (
         with_values("batch", lambda v: [None, *v[1:]]),
-        "has no batch, but should not be dropped (1 such rows)",
+        "has no batch, but should not be dropped (affected rows: 1)",
     ),
     (with_values("batch", lambda v: [0] * 40 + v[40:]), "more than 4,096"),
     (with_values("batch", lambda v: [b // 2 for b in v]), "more than 4,096"),
@@ -184,7 +184,7 @@ FAULTS: list[tuple[Callable[[Any], Any], str]] = [
     (reverse_last_batch, "are not in order of decreasing length"),
     (with_values("batch", move_to_last_batch), "the plan is not First-Fit Decreasing"),
     (swap_equal, "not in order of IDs"),
-    (with_values("batch", lambda v: [*v[:-1], 10**13]), "is missing (9,999,999,999,930"),
+    (with_values("batch", lambda v: [*v[:-1], 10**13]), "missing batches: 9,999,999,999,930)"),
     (with_totals(lower_bound=1), "lower_bound is 1 in the summary, expected"),
     (with_totals(batches=1), "batches is 1 in the summary, expected"),
     (with_totals(residues_truncated=0), "residues_truncated is 0 in the summary, expected"),
@@ -290,7 +290,7 @@ def test_shares_of_ranks_in_other_libraries(packed: tuple[Path, Path]) -> None:
         (lambda table: table.drop_columns(["tokens"]), "not a plan file (no column 'tokens')"),
         (with_values("id", lambda v: [None, *v[1:]]), "column 'id' contains nulls"),
         (lambda table: table.cast(table.schema.set(0, pa.field("batch", pa.float64()))), "double"),
-        (with_totals(read="many"), "not a plan file (read is 'many')"),
+        (with_totals(read="many"), "not a plan file (invalid read 'many')"),
         (
             lambda table: table.replace_schema_metadata({b"virnucpro": b"null"}),
             "not a plan file (no summary",

@@ -104,7 +104,7 @@ def test_paths_where_a_plan_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a directory$"):
         plan.save(tmp_path)
     path = tmp_path / "missing" / "plan.arrow"
-    with pytest.raises(FileNotFoundError, match=f"^{path}: no such directory$"):
+    with pytest.raises(FileNotFoundError, match=f"^{path}: its directory does not exist$"):
         plan.save(path)
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OSError, match=f"^{tmp_path}/pipe: not a regular file$"):

@@ -117,7 +117,7 @@ def test_overlong(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr == (
         f"virnucpro: {tmp_path / 'a.fa'}: sequence 'long' has 1,500 residues, more than 1,022 "
-        "(1 such sequences)\n"
+        "(affected sequences: 1)\n"
     )
     assert not plan.exists()
     result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "drop")
@@ -139,11 +139,12 @@ def test_duplicates(tmp_path: Path) -> None:
     result = run("pack", path, "-o", plan)
     assert result.returncode == 0
     assert summary_of(result.stderr)["Duplicate IDs"] == "3"
-    assert "virnucpro: 3 duplicate IDs, such as a, b\n" in result.stderr
+    assert "virnucpro: duplicate IDs: 3 (for example a, b)\n" in result.stderr
     assert len(columns(plan)["id"]) == 5
     plan.unlink()
     result = run("pack", path, "-o", plan, "--duplicates", "error")
-    assert (result.returncode, result.stderr) == (1, "virnucpro: 3 duplicate IDs, such as a, b\n")
+    assert result.returncode == 1
+    assert result.stderr == "virnucpro: duplicate IDs: 3 (for example a, b)\n"
     assert not plan.exists()
 
 
@@ -186,7 +187,7 @@ def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
     [
         ("good.fa", "is also an input"),
         (".", "is a directory"),
-        ("missing/plan.parquet", "no such directory"),
+        ("missing/plan.parquet", "its directory does not exist"),
         ("/dev/null", "not a regular file"),
     ],
 )

@@ -40,7 +40,7 @@ def test_page_has_the_numbers_and_no_external_content(tmp_path: Path) -> None:
     assert f"<dt>Sequences</dt><dd>{len(LENGTHS)}</dd>" in page
     cut = [length for length in LENGTHS if length > 1022]
     assert f"<dt>Truncated</dt><dd>{len(cut)}</dd>" in page
-    assert f"maximum 1,022: {len(cut)} sequences are longer, up to 2,000" in page
+    assert f"maximum 1,022 (longer sequences: {len(cut)}, up to 2,000)" in page
     assert (
         '<td>&lt;s1&amp;&gt;</td><td class="number">2,000</td><td class="number">978</td>' in page
     )

@@ -61,10 +61,10 @@ def pack_dataset(
         id_column: The column with the IDs, all strings or all integers. Used only with order="id".
 
     Returns:
-        The data set, in its own order or sorted by ID (order="id"), with three more columns:
-        `batch` and `slot`, the place within the batch (int32, or int64 from 2**31 sequences on),
-        and `tokens` (int64), including special tokens; and the layout, with `num_batches`,
-        `efficiency`, `num_truncated` and others.
+        The data set, in its own order or sorted by ID (order="id"), with the columns `batch` and
+        `slot`, the place within the batch (int32, or int64 from 2**31 sequences on), and `tokens`
+        (int64), including special tokens; and the layout, with `num_batches`, `efficiency`,
+        `num_truncated` and others.
 
     Raises:
         ValueError: There are no rows; a column is missing, has nulls or has the name of a new

@@ -15,7 +15,7 @@ from virnucpro.kernel.limits import Limits
 class TokenCounts:
     """The number of sequences of each size, in tokens; all that packing needs to know.
 
-    Made by `GreedyPacker.count`. Counts of the parts of a data set add up to the counts of the
+    Returned by `GreedyPacker.count`. Counts of the parts of a data set add up to the counts of the
     whole. They are small (one entry per distinct size), picklable, and comparable with ``==``.
 
     Example:
@@ -61,10 +61,10 @@ class TokenCounts:
         return self.core.truncated_residues
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
-        """Return the counts of the sequences of both.
+        """Return the combined counts of two sets of sequences.
 
         Raises:
-            ValueError: The counts were made with different limits or special tokens.
+            ValueError: The counts were made with a different `max_residues` or `special_tokens`.
             OverflowError: A sum does not fit in 64 bits.
 
         Cost: O(distinct sizes).
@@ -109,11 +109,11 @@ class TokenCounts:
 
 
 class Layout:
-    """Batches without rows: how many sequences of each size every batch holds.
+    """Batches without rows: the number of sequences of each size in each batch.
 
-    Made from counts by `GreedyPacker.lay_out`. Given lengths, and the counts of the rows before
-    them, a layout returns the batch of each row (`assign`) and its place in the batch (`slots`).
-    One layout therefore serves a data set that is read in parts or distributed over machines.
+    Returned by `GreedyPacker.lay_out`. Given lengths, and the counts of the rows before them, a
+    layout returns the batch of each row (`assign`) and its place in the batch (`slots`). One layout
+    therefore serves a data set that is read in parts or distributed over machines.
     Picklable, and comparable with ``==``.
 
     Example:
@@ -191,8 +191,8 @@ class Layout:
         The bound L2 of Martello and Toth (Lower Bounds and Reduction Procedures for the Bin
         Packing Problem, Discrete Applied Mathematics 28, 1990). At least
         ``ceil(total_tokens / max_tokens_per_batch)`` and, with a limit on sequences,
-        ``ceil(num_sequences / max_sequences_per_batch)``. For layouts of method="tight" also at
-        least the bound proven by column generation (A. A. Farley, A Note on Bounding a Class of
+        ``ceil(num_sequences / max_sequences_per_batch)``. With method="tight", also at least the
+        bound proven by column generation (A. A. Farley, A Note on Bounding a Class of
         Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
         1990).
         """
@@ -232,7 +232,8 @@ class Layout:
 
         Raises:
             ValueError: `lengths` and `before` together have more sequences of a size than the
-                layout, or `out` does not fit.
+                layout; or `out` has the wrong shape, is not contiguous, aligned and writeable, is
+                too narrow, or overlaps `lengths`.
             TypeError: An argument has the wrong type.
 
         Cost: two passes over `lengths`, O(1) per row.

@@ -1,4 +1,4 @@
-"""The methods that make layouts from counts."""
+"""Packing methods, which make layouts from counts."""
 
 from __future__ import annotations
 

@@ -57,9 +57,8 @@ class GreedyPacker:
         num_threads: Maximum number of threads; None for the number of cores available.
         method: "ffd" for First-Fit Decreasing, or "tight" for column generation. The latter often
             makes fewer batches if sequences are large relative to the budget, never more, and
-            proves how close their number is to the optimum (`Layout.lower_bound`). Its batches are
-            in order of decreasing longest sequence. It takes seconds and needs highspy
-            (``pip install 'virnucpro[tight]'``).
+            may prove a better `Layout.lower_bound`. Its batches are in order of decreasing longest
+            sequence. It takes seconds and needs highspy (``pip install 'virnucpro[tight]'``).
 
     Raises:
         ValueError: A parameter is out of range, or the budget has no room for one residue.
@@ -339,9 +338,8 @@ class GreedyPacker:
 
         Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
         one size; independent of the number of sequences. method="tight" solves hundreds of linear
-        programs and of pricing problems, the latter in O(distinct sizes * budget). With more than
-        4,096 sizes or 2**27 steps per pricing problem, it returns the layout of First-Fit
-        Decreasing and logs a WARNING.
+        programs and of pricing problems, the latter in O(distinct sizes * budget). Above 4,096
+        sizes or 2**27 steps per pricing problem, it uses First-Fit Decreasing and logs a WARNING.
 
         Example:
             >>> packer = GreedyPacker(100)

@@ -19,11 +19,11 @@ from virnucpro.kernel.arguments import check_integer, check_threads, plain
 class PackingPlan(Layout):
     """A layout with rows: a sequence of batches, each an array of row numbers.
 
-    Made by `GreedyPacker.pack_lengths`. ``plan[i]`` is a view of the rows of batch i, and
-    ``len(plan)`` the number of batches.
+    Returned by `GreedyPacker.pack_lengths`. ``plan[i]`` is a view of the rows of batch i, and
+    ``len(plan)`` is the number of batches.
 
     Attributes:
-        indices: Row numbers, batch after batch, the longest sequence of a batch first. int32
+        indices: Row numbers, batch by batch, the longest sequence of each batch first. int32
             [num_sequences], or int64 for 2**31 rows or more.
         offsets: Start of each batch in `indices`, and the end of the last. int64
             [num_batches + 1].
@@ -139,9 +139,9 @@ class PackingPlan(Layout):
         return load_plan(path)
 
     def reshuffle(self, seed: int) -> PackingPlan:
-        """Return a plan with the same layout and sequences of equal size permuted at random.
+        """Return a plan with the same layout, and sequences of equal size permuted at random.
 
-        Every permutation among sequences with equally many tokens is equally likely. Batch sizes
+        All permutations of sequences with the same number of tokens are equally likely. Batch sizes
         and efficiency do not change. The same plan and seed give the same rows on any platform and
         for any number of threads.
 
@@ -176,7 +176,7 @@ class PackingPlan(Layout):
     __hash__ = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as a dict: its layout as by `Layout.to_dict`, `indices` and `offsets`."""
+        """Return the plan as a dict: the dict of its layout, `indices` and `offsets`."""
         return {
             "version": 1,
             "layout": super().to_dict(),

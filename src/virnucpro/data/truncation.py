@@ -10,16 +10,16 @@ from numpy.typing import NDArray
 
 from virnucpro.data.layout import TokenCounts
 
-# Truncation is the packer's to report, wherever it is counted.
+# Truncation is logged as a message of the packer, whichever module counts it.
 logger = logging.getLogger("virnucpro.data.packing")
 
 
 def describe_overlong(name: str, lengths: NDArray[Any], limit: int) -> str:
-    """Return the error message for lengths above the limit, the first of them that of `name`."""
+    """Return the error message for lengths above the limit; `name` is the first such sequence."""
     overlong = lengths > limit
     return (
         f"{name} exceeds max_length ({lengths[np.argmax(overlong)]} > {limit}); "
-        f"{np.count_nonzero(overlong):,} of {len(lengths):,} sequences do"
+        f"sequences above the limit: {np.count_nonzero(overlong):,} of {len(lengths):,}"
     )
 
 

@@ -18,10 +18,10 @@ from virnucpro.extras import needing
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
 # The magic numbers of Zstandard frames and skippable frames (RFC 8878, section 3.1).
 ZSTD_MAGIC = (b"\x28\xb5\x2f\xfd", *(bytes([i]) + b"\x2a\x4d\x18" for i in range(0x50, 0x60)))
-# Bytes read at a time, and the most bytes decompressed at a time.
+# Maximum bytes read at a time, and decompressed at a time.
 CHUNK = 2**20
 MAX_DECOMPRESSED = 2**22
-# Enough bytes at the start of a file to tell its compression, and bgzip from gzip.
+# Bytes at the start of a file that identify its compression, and tell bgzip from gzip.
 MAGIC_BYTES = 14
 
 
@@ -30,13 +30,13 @@ class ReadOptions:
     """How to read sequences from FASTA files and tables of lengths.
 
     In FASTA, the ID is the first word of the header. Whitespace within a sequence is ignored; any
-    other character that is not a letter, ``*``, ``-`` or ``.`` is an error. The characters that
-    the options change are counted and reported.
+    other character that is not an ASCII letter, ``*``, ``-`` or ``.`` is an error. Characters
+    changed or removed by the options are counted and reported.
 
     Args:
         id_column: The table column with the IDs, which are read as text.
         length_column: The table column with the length of each sequence, in residues.
-        strip_stop: Remove each ``*`` at the end of a sequence: a stop, not a residue.
+        strip_stop: Remove each ``*`` at the end of a sequence, which is a stop, not a residue.
         uppercase: Convert lower-case letters, such as soft-masked residues, to upper case.
         drop_gaps: Remove ``-`` and ``.``. With ``uppercase=False``, also remove lower-case
             letters, the insertions of an A3M alignment.
@@ -74,13 +74,13 @@ def make_scanner(options: ReadOptions, keep_residues: bool) -> kernel.FastaScann
 
 @dataclass(frozen=True)
 class ReadChanges:
-    """How many characters were changed or removed when FASTA was read.
+    """The numbers of characters that were changed or removed when reading FASTA.
 
     Attributes:
-        stops: Each ``*`` removed at the end of a sequence.
-        lower_case: Lower-case letters converted to upper case.
-        gaps: Each ``-`` and ``.`` removed.
-        insertions: Lower-case letters removed.
+        stops: Number of ``*`` removed from the ends of sequences.
+        lower_case: Number of lower-case letters converted to upper case.
+        gaps: Number of ``-`` and ``.`` removed.
+        insertions: Number of lower-case letters removed.
     """
 
     stops: int = 0
@@ -124,9 +124,9 @@ def read_fasta(
     Raises:
         FileNotFoundError: The file does not exist.
         IsADirectoryError: The path is a directory.
-        ValueError: The file is empty, not FASTA, damaged or incomplete; the message names the line
-            and the record. The records before it have been yielded.
-        ModuleNotFoundError: The library that decompresses the file is not installed.
+        ValueError: The file is empty, not FASTA, damaged or incomplete. If its text is not FASTA,
+            the message names the line and the record. Earlier records have been yielded.
+        ModuleNotFoundError: The library needed to decompress the file is not installed.
         OSError: The file cannot be read.
 
     Cost: one pass; memory for the longest record and a few MiB.
@@ -169,7 +169,7 @@ def scan_fasta(
 
 
 def check_fault(scanner: kernel.FastaScanner, name: str) -> None:
-    """Raise ValueError if a scanner found that its text is not FASTA."""
+    """Raise ValueError if a scanner has found a fault in its text."""
     if scanner.fault is None:
         return
     line, record, identifier, reason = scanner.fault
@@ -264,8 +264,8 @@ def decompress(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
 
 
 def find_decompressor(start: bytes, name: str) -> Callable[[], Decompressor] | None:
-    """Return the factory of decompressors for the first bytes of a file; None for plain text."""
-    with needing(f"{name}: reading this compression", "fasta"):
+    """Return the decompressor factory for the first bytes of a file; None for plain text."""
+    with needing(f"{name}: reading this compression format", "fasta"):
         if start.startswith(b"\x1f\x8b"):
             from isal import igzip_lib
 
@@ -325,7 +325,7 @@ def decompress_members(
 
 
 def check_bgzip_end(start: bytes, end: bytes, name: str) -> None:
-    """Raise ValueError if a file starts as bgzip and does not end with its end-of-file block."""
+    """Raise ValueError if a file starts as bgzip but lacks the end-of-file block."""
     is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
     if is_bgzip and end[-len(BGZIP_END) :] != BGZIP_END:
         raise ValueError(f"{name}: incomplete: the bgzip end-of-file block is missing")

@@ -11,11 +11,11 @@ from pathlib import Path
 
 
 def check_output(output: Path, inputs: list[str]) -> None:
-    """Raise, before any work, if a path cannot be written to or is also an input."""
+    """Raise, before any work, if the output cannot be written or is also an input."""
     check_output_path(output)
     paths = [Path(name) for name in inputs if name != "-"]
     if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
-        raise ValueError(f"{output}: is also an input")
+        raise ValueError(f"{output}: output is also an input")
 
 
 def check_output_path(path: Path) -> None:
@@ -25,7 +25,7 @@ def check_output_path(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: not a regular file")
     if not path.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{path}: no such directory")
+        raise FileNotFoundError(f"{path}: its directory does not exist")
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from virnucpro.kernel.limits import Limits
 # The key of the summary in the schema's metadata, and the version of its format.
 KEY = b"virnucpro"
 VERSION = 4
-# The most rows of a row group, unless a single batch has more.
+# Maximum rows per row group, unless a single batch has more.
 ROW_GROUP_SIZE = 2**17
 COLUMNS = {
     "batch": pa.int64(),
@@ -43,23 +43,25 @@ class Totals:
     """The totals of a plan and its input.
 
     Attributes:
-        read: Sequences read: those packed and those dropped.
+        read: Sequences read, packed or dropped.
         packed: Sequences in batches.
         dropped: Sequences without a batch, because they were too long.
-        truncated: Sequences of which only the first residues were packed.
+        truncated: Sequences packed with only their first residues.
         empty: Sequences without residues.
-        stops: Characters removed on reading, as `lower_case`, `gaps` and `insertions` are
-            characters removed or changed; see `ReadChanges`.
-        duplicate_ids: Sequences with the ID of an earlier one.
-        residues: Residues read: those kept, truncated and dropped.
+        stops: Stops (``*``) removed when reading; see `ReadChanges`.
+        lower_case: Lower-case letters converted to upper case when reading.
+        gaps: Gaps removed when reading.
+        insertions: Lower-case letters removed when reading.
+        duplicate_ids: Sequences with the ID of an earlier sequence.
+        residues: Residues read, whether kept, truncated or dropped.
         residues_kept: Residues in batches.
         residues_truncated: Residues removed from truncated sequences.
         residues_dropped: Residues of dropped sequences.
-        tokens: Tokens in batches, special tokens included.
+        tokens: Tokens in batches, including special tokens.
         batches: Number of batches.
-        first_fit_batches: Number of batches that First-Fit Decreasing makes of the same sequences.
-        efficiency: `tokens` divided by the total budget of all batches.
-        lower_bound: A number of batches that no packing can go below.
+        first_fit_batches: Number of batches by First-Fit Decreasing for the same sequences.
+        efficiency: `tokens` divided by the sum of the budgets of all batches.
+        lower_bound: Lower bound on the number of batches of any packing.
     """
 
     read: int
@@ -105,7 +107,7 @@ class Summary:
 
     @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters that the plan was made with, by name, as plain values."""
+        """The parameters of the plan by name, as plain values."""
         return {
             **self.limits.to_dict(),
             "method": self.method,
@@ -136,8 +138,7 @@ def write_plan(
     bytes.
 
     Args:
-        path: The file to write, which appears once it is complete. Until then, an existing file
-            stays as it is.
+        path: The file to write. An existing file is replaced only when the new one is complete.
         plan: The plan.
         sequences: All sequences that were read.
         summary: The summary to store.
@@ -257,17 +258,17 @@ FIELD_TYPES = {"int": (int,), "float": (float, int), "str": (str,)}
 
 
 def check_values(summary: Summary) -> None:
-    """Raise if a value of a summary that was read from a file is not valid."""
+    """Raise TypeError or ValueError if a value in a summary read from a file is not valid."""
     parts: list[Totals | InputFile] = [summary.totals, *summary.inputs]
     for part in parts:
         for field in fields(part):
             value = getattr(part, field.name)
             if type(value) not in FIELD_TYPES[str(field.type)]:
-                raise TypeError(f"{field.name} is {value!r}")
+                raise TypeError(f"invalid {field.name} {value!r}")
     if summary.method not in ("ffd", "tight"):
-        raise ValueError(f"method is {summary.method!r}")
+        raise ValueError(f"invalid method {summary.method!r}")
     if summary.overlong not in ("truncate", "error", "drop"):
-        raise ValueError(f"overlong is {summary.overlong!r}")
+        raise ValueError(f"invalid overlong {summary.overlong!r}")
     if not summary.inputs:
         raise ValueError("no inputs")
 
@@ -302,7 +303,7 @@ def read_rows(path: str | PathLike[str]) -> Any:
 def compute_totals(
     plan: PackingPlan, sequences: Sequences, rows: NDArray[np.int64] | None, duplicate_ids: int
 ) -> Totals:
-    """Return the totals of a plan for these rows of the sequences; None for all rows."""
+    """Return the totals of a plan for the given rows of the sequences; None for all rows."""
     lengths = sequences.lengths
     residues = int(lengths.sum())
     packed = residues if rows is None else int(lengths[rows].sum())

@@ -31,11 +31,11 @@ from virnucpro.files.fasta import (
 
 
 class RecordFile:
-    """Random access to the records of a FASTA file, equal to those of `read_fasta`.
+    """Random access to the records of a FASTA file; they are those of `read_fasta`.
 
     One scan of the file finds where each record begins. A compressed file is decompressed into a
     temporary copy, which is deleted with the object that made it. Picklable; if the copy is not
-    found after unpickling, another is made.
+    found after unpickling, a new one is made.
 
     Args:
         path: A regular file in FASTA format, plain or compressed.
@@ -44,7 +44,7 @@ class RecordFile:
     Attributes:
         path: The path of the file.
         lengths: Residues of each record, int64.
-        changes: What the options changed.
+        changes: Numbers of characters changed or removed by the options.
 
     Raises:
         ValueError: The file is empty, not FASTA, damaged or incomplete.
@@ -75,7 +75,7 @@ class RecordFile:
         return len(self.lengths)
 
     def read(self, records: Sequence[int]) -> list[tuple[str, str]]:
-        """Return the IDs and sequences of records, given their numbers, from 0.
+        """Return the IDs and sequences of records, given their numbers (from 0).
 
         Raises:
             ValueError: The file has changed since it was scanned.
@@ -92,7 +92,7 @@ class RecordFile:
                 file.seek(begin)
                 texts.append(read_all(file, size))
         scanner = make_scanner(self.options, keep_residues=True)
-        # The last line of a file may lack a line end.
+        # The last line of a file may lack a newline.
         scanner.feed(b"\n".join(texts))
         scanner.finish()
         found = scanner.take_records()
@@ -161,7 +161,7 @@ class RecordFile:
             read(digest, None)
             return PlainText(self.path, identity, digest.hexdigest())
         with NamedTemporaryFile(prefix="virnucpro.", suffix=".fasta", delete=False) as copy:
-            # Runs in this process alone, and also at the end of workers, which skip atexit hooks.
+            # Runs only in this process; also at the exit of worker processes, which skip atexit.
             text = PlainText(copy.name, (), "")
             remove = Finalize(
                 text, partial(Path(copy.name).unlink, missing_ok=True), exitpriority=0

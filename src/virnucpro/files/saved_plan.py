@@ -1,4 +1,4 @@
-"""Save plans as Arrow files, and load them by mapping them into memory."""
+"""Save plans as Arrow files, and memory-map them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def save_plan(path: str | PathLike[str], plan: PackingPlan) -> None:
 
 
 def load_plan(path: str | PathLike[str]) -> PackingPlan:
-    """Return a plan that `save_plan` wrote, with arrays that are mapped from the file.
+    """Return a plan written by `save_plan`, with memory-mapped arrays.
 
     Raises:
         ValueError: The file is not a saved plan, damaged, or of another version.
@@ -72,7 +72,7 @@ def as_numpy(values: Any) -> NDArray[Any]:
 
 
 def encode_arrays(value: Any) -> Any:
-    """Return a dict for JSON, with its int64 arrays in Base64."""
+    """Return a dict for JSON, with its int64 arrays encoded in Base64."""
     if isinstance(value, np.ndarray):
         return {"int64": base64.b64encode(value.astype("<i8").tobytes()).decode()}
     if isinstance(value, dict):

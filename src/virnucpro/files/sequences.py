@@ -1,4 +1,4 @@
-"""Read IDs and lengths of sequences, from FASTA files and from tables of lengths."""
+"""Read IDs and lengths of sequences from FASTA files and tables of lengths."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table
 
 # IDs compared at a time.
 CHUNK = 2**16
-# The kinds of tables by suffix.
+# Kinds of tables by suffix.
 TABLE_KINDS = {
     ".fai": "fai",
     ".parquet": "parquet",
@@ -67,7 +67,7 @@ class Sequences:
         ids: The ID of each sequence, an Arrow array of large strings.
         lengths: Residues of each sequence, int64.
         inputs: The files, in the order of their sequences.
-        changes: What the options changed.
+        changes: Numbers of characters changed or removed by the options.
     """
 
     ids: Any
@@ -116,11 +116,11 @@ def read_files(
     Raises:
         ValueError: A file is empty, damaged or not in its format, a table lacks a column, or a
             length is null, negative or not an integer.
-        OverflowError: The residues of all sequences need more than 64 bits.
+        OverflowError: The total number of residues does not fit in 64 bits.
         OSError: A file cannot be read.
 
     Cost: one pass over FASTA, two over tables, which are hashed first; about 40 bytes of memory
-    per sequence if IDs have 12 letters.
+    per sequence for IDs of 12 characters.
     """
     options = options or ReadOptions()
     ids: list[Any] = []
@@ -151,7 +151,7 @@ def read_files(
     all_lengths = np.concatenate(lengths)
     lengths.clear()
     if all_lengths.sum(dtype=np.float64) > 2.0**62:
-        raise OverflowError("the residues of all sequences need more than 64 bits")
+        raise OverflowError("the total number of residues does not fit in 64 bits")
     all_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
     ids.clear()
     return Sequences(all_ids, all_lengths, inputs, changes)
@@ -173,7 +173,7 @@ def read_fasta_lengths(
 
 
 def table_kind(path: str) -> str | None:
-    """Return the kind of a table of lengths; None for FASTA."""
+    """Return the kind of a table of lengths by its suffix; None for FASTA."""
     name = str(path).lower()
     kind = TABLE_KINDS.get(Path(name.removesuffix(".gz")).suffix)
     return None if name.endswith(".gz") and kind != "tsv" else kind

@@ -60,12 +60,12 @@ def lengths_of(table: Any, column: str, num_before: int = 0) -> NDArray[np.int64
     """Return the lengths in a column of an Arrow table or record batch, int64.
 
     Raises:
-        ValueError: The column is missing or not of integers, or contains nulls or negative
-            numbers. The message counts rows from `num_before`.
+        ValueError: The column is missing, does not contain integers, or contains nulls or negative
+            numbers. Rows in the message are numbered from `num_before`.
     """
     values = column_of(table, column, num_before)
     if not pa.types.is_integer(values.type):
-        raise ValueError(f"column {column!r} must be integers (got {values.type})")
+        raise ValueError(f"column {column!r} must contain integers (got {values.type})")
     try:
         lengths: NDArray[np.int64] = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
     except pa.ArrowInvalid as error:
@@ -73,7 +73,7 @@ def lengths_of(table: Any, column: str, num_before: int = 0) -> NDArray[np.int64
     if len(lengths) and lengths.min() < 0:
         row = int(np.argmax(lengths < 0))
         raise ValueError(
-            f"column {column!r} is negative in row {num_before + row:,} ({lengths[row]})"
+            f"column {column!r} is negative in row {num_before + row:,} (got {lengths[row]})"
         )
     return lengths
 
@@ -82,7 +82,7 @@ def ids_of(table: Any, column: str, num_before: int = 0) -> Any:
     """Return the IDs in a column of an Arrow table or record batch, without dictionary encoding.
 
     Raises:
-        ValueError: The column is missing or contains nulls. The message counts rows from
+        ValueError: The column is missing or contains nulls. Rows in the message are numbered from
             `num_before`.
     """
     ids = column_of(table, column, num_before)
@@ -105,7 +105,7 @@ def column_of(table: Any, column: str, num_before: int) -> Any:
 def as_arrow(values: NDArray[Any]) -> Any:
     """Return an Arrow array of numbers or bools, without copying contiguous numbers.
 
-    Used instead of `pyarrow.array`, which imports pandas: that takes longer than a small job.
+    Used instead of `pyarrow.array`, which imports pandas. The import takes longer than a small job.
     """
     kind = pa.from_numpy_dtype(values.dtype)
     packed = np.packbits(values, bitorder="little") if values.dtype == np.bool_ else values

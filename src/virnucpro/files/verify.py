@@ -1,4 +1,4 @@
-"""Verify plan files against their input, independently of how plans are made."""
+"""Verify plan files against their input, independently of the code that makes plans."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from virnucpro.files.tables import as_arrow, strings_as_arrow
 
 
 def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
-    """Return what is wrong with a plan file, one sentence per finding; empty if it is correct.
+    """Return the errors found in a plan file, one sentence each; an empty list if it is correct.
 
-    The hashes of the input files must be those in the plan. The plan must have each sequence once,
-    as in the input, and truncated or dropped if it is too long. Batches must be numbered without
-    gaps, keep their limits, and have their longest sequence first; sequences with equally many
-    tokens must be in order of their IDs; and the totals of the summary must be right. A plan of
-    method "ffd" must be First-Fit Decreasing: each sequence is in the first batch that had room for
-    it at its turn. A plan of method "tight" must not have more batches than that; its lower bound
-    is not proven again.
+    The hashes of the input files must match those in the plan. The plan must contain each sequence
+    exactly once, as in the input, and truncated or dropped if it is too long. Batches must be
+    numbered without gaps, be within the limits, and have their longest sequence first; sequences
+    with the same number of tokens must be in order of their IDs; and the totals of the summary must
+    be correct. A plan of method "ffd" must be First-Fit Decreasing: each sequence is in the first
+    batch that had room for it when it was placed. A plan of method "tight" must not have more
+    batches than First-Fit Decreasing; its lower bound is not proven again.
 
     Args:
         path: The plan file.
@@ -50,7 +50,7 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
 
 
 def compare_inputs(recorded: list[InputFile], found: list[InputFile]) -> Iterator[str]:
-    """Yield how the input differs from that recorded in the plan."""
+    """Yield the differences between the input and the one recorded in the plan."""
     if len(recorded) != len(found):
         yield f"number of inputs is {len(found):,}, expected {len(recorded):,}"
     for old, new in zip(recorded, found, strict=False):
@@ -78,18 +78,20 @@ def bools(values: Any) -> NDArray[np.bool_]:
 
 
 def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator[str]:
-    """Yield how the rows of a plan differ from those expected for the sequences."""
+    """Yield the differences between the rows of a plan and those expected for the sequences."""
     num_sequences = len(sequences.lengths)
     rows = column(table, "row")
     is_known = (rows >= 0) & (rows < num_sequences)
     if not is_known.all():
-        yield f"row {rows[~is_known][0]:,} is not in the input ({(~is_known).sum():,} such rows)"
+        number = (~is_known).sum()
+        yield f"row {rows[~is_known][0]:,} is not in the input (affected rows: {number:,})"
     times = np.bincount(rows[is_known], minlength=num_sequences)
     for fault, is_wrong in (("is missing", times == 0), ("occurs more than once", times > 1)):
         if is_wrong.any():
             row = int(np.argmax(is_wrong))
             name = sequences.ids[row].as_py()
-            yield f"sequence {name!r} (row {row:,}) {fault} ({is_wrong.sum():,} such sequences)"
+            number = is_wrong.sum()
+            yield f"sequence {name!r} (row {row:,}) {fault} (affected sequences: {number:,})"
     table, rows = table.filter(as_arrow(is_known)), rows[is_known]
     lengths = sequences.lengths[rows]
     is_overlong = lengths > summary.limits.max_residues
@@ -112,13 +114,13 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
             at = int(np.argmax(differs))
             yield (
                 f"{name} of row {rows[at]:,} is {found[at].as_py()!r}, expected "
-                f"{values[at].as_py()!r} ({differs.sum():,} such rows)"
+                f"{values[at].as_py()!r} (affected rows: {differs.sum():,})"
             )
     if summary.overlong == "error" and is_overlong.any():
         row = rows[int(np.argmax(is_overlong))]
         yield (
             f"row {row:,} has more than {summary.limits.max_residues:,} residues, which "
-            f"--overlong error does not allow ({is_overlong.sum():,} such rows)"
+            f"--overlong error does not allow (affected rows: {is_overlong.sum():,})"
         )
     has_batch = column(table, "batch") >= 0
     for fault, is_wrong in (
@@ -126,11 +128,12 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
         ("is in a batch, but should be dropped", has_batch & is_dropped),
     ):
         if is_wrong.any():
-            yield f"row {rows[int(np.argmax(is_wrong))]:,} {fault} ({is_wrong.sum():,} such rows)"
+            row = rows[int(np.argmax(is_wrong))]
+            yield f"row {row:,} {fault} (affected rows: {is_wrong.sum():,})"
 
 
 def check_batches(table: Any, summary: Summary) -> Iterator[str]:
-    """Yield what is wrong with the batches of a plan, regardless of the input."""
+    """Yield the errors in the batches of a plan, regardless of the input."""
     budget = summary.limits.max_tokens_per_batch
     max_sequences = summary.limits.max_sequences_per_batch or len(table)
     batch = column(table, "batch")
@@ -143,14 +146,14 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
         return
     if (np.diff(batch) < 0).any():
         at = batch[:-1][np.diff(batch) < 0][0]
-        yield f"rows are not in order of batches, first after batch {at:,}"
+        yield f"rows are not in order of batches (first after batch {at:,})"
         order = np.argsort(batch, kind="stable")
         table, batch = table.take(as_arrow(order)), batch[order]
     present = np.unique(batch)
     missing = int(present[-1]) + 1 - len(present)
     if missing:
         first = int(np.argmax(present != np.arange(len(present))))
-        yield f"batch {first:,} is missing ({missing:,} such batches)"
+        yield f"batch {first:,} is missing (missing batches: {missing:,})"
     tokens = column(table, "tokens")
     starts = np.flatnonzero(np.append(True, np.diff(batch) != 0))
     limits = {
@@ -162,7 +165,7 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
             worst = int(np.argmax(totals))
             yield (
                 f"batch {present[worst]:,} has {totals[worst]:,} {unit}, more than {limit:,} "
-                f"({(totals > limit).sum():,} such batches)"
+                f"(affected batches: {(totals > limit).sum():,})"
             )
     rises = (np.diff(batch) == 0) & (np.diff(tokens) > 0)
     if rises.any():
@@ -173,7 +176,7 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
     opened = tokens[np.append(True, np.diff(batch) != 0)]
     if (np.diff(opened) > 0).any():
         at = np.unique(batch)[1:][np.diff(opened) > 0][0]
-        yield f"batch {at:,} begins with a longer sequence than the batch before it"
+        yield f"batch {at:,} begins with a longer sequence than the previous batch"
     if summary.method == "ffd":
         yield from check_first_fit(batch, tokens, budget, max_sequences)
     yield from check_ties(table, tokens)
@@ -182,7 +185,7 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
 def check_first_fit(
     batch: NDArray[Any], tokens: NDArray[Any], budget: int, max_sequences: int
 ) -> Iterator[str]:
-    """Yield whether a sequence is not in the first batch with room, given rows in batch order.
+    """Yield an error if a sequence is not in the first batch with room; rows are in batch order.
 
     In First-Fit Decreasing, if a batch has room for a size after its own sequences of this size
     and of larger ones, then no later batch has a sequence of this size.
@@ -211,7 +214,7 @@ def check_first_fit(
         at = int(np.argmax(too_late))
         yield (
             f"batch {in_batch[has_room][at]:,} had room for a sequence that is in batch "
-            f"{latest[at]:,}: the plan is not First-Fit Decreasing ({too_late.sum():,} such cases)"
+            f"{latest[at]:,}: the plan is not First-Fit Decreasing (cases: {too_late.sum():,})"
         )
 
 
@@ -237,7 +240,7 @@ def range_maxima(
 
 
 def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
-    """Yield whether sequences with equally many tokens are not in order of ID and row."""
+    """Yield an error if sequences with the same number of tokens are not in order of ID and row."""
     order = np.argsort(-tokens, kind="stable")
     is_equal = np.diff(tokens[order]) == 0
     ids = table["id"].combine_chunks().cast(pa.large_string()).take(as_arrow(order))
@@ -248,13 +251,13 @@ def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
     if wrong.any():
         at = int(np.argmax(wrong))
         yield (
-            f"sequence {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}, which has equally "
-            f"many tokens: not in order of IDs ({wrong.sum():,} such cases)"
+            f"sequence {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}, which has the "
+            f"same number of tokens: not in order of IDs (cases: {wrong.sum():,})"
         )
 
 
 def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterator[str]:
-    """Yield the totals of the summary that differ from those of the rows and the input."""
+    """Yield an error for each total of the summary that differs from the rows and the input."""
     limits = summary.limits
     batch, tokens, length = (column(table, name) for name in ("batch", "tokens", "length"))
     is_packed = batch >= 0

@@ -44,7 +44,7 @@ RARE = {
 
 
 def label_totals(totals: Totals) -> dict[str, str]:
-    """Return the totals as text by label, without those that are 0 and rare."""
+    """Return the totals as text by label, without rare ones that are 0."""
     values = asdict(totals)
     if totals.first_fit_batches == totals.batches:
         del values["first_fit_batches"]
@@ -52,7 +52,7 @@ def label_totals(totals: Totals) -> dict[str, str]:
 
 
 def label_layout(layout: Layout) -> dict[str, str]:
-    """Return the totals that a layout has as text by label."""
+    """Return the totals of a layout as text by label."""
     kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
     values = {
         "read": layout.num_sequences,

@@ -37,21 +37,22 @@ def pack_files(
     Args:
         inputs: FASTA files, plain or compressed, or tables of lengths; "-" for FASTA from standard
             input.
-        output: The Parquet file to write, which appears once it is complete.
+        output: The Parquet file to write. An existing file is replaced only when the new one is
+            complete.
         packer: The packer.
         overlong: How to handle sequences with more than `packer.limits.max_residues` residues:
             "truncate", "error" or "drop". Dropped sequences are in the plan without a batch.
         options: How to read the files; None for the defaults of `ReadOptions`.
         duplicates: How to handle IDs that occur more than once: "report" (one WARNING) or "error".
-        progress: Called with the name of each stage: "Reading", "Packing", "Writing". Returns a
-            function that is called from time to time with the number of sequences done.
+        progress: Called with the name of each stage: "Reading", "Packing" and "Writing". Must
+            return a function, which is called from time to time with the number of sequences done.
 
     Returns:
         The summary that the plan file stores.
 
     Raises:
-        ValueError: An argument or an input is not valid; a sequence is too long under
-            overlong="error", or an ID occurs more than once under duplicates="error".
+        ValueError: An argument or an input is not valid; a sequence is too long and
+            overlong="error"; or an ID occurs more than once and duplicates="error".
         OSError: A file cannot be read or written.
 
     Cost: reading the files, sorting the IDs, and O(n) for packing n sequences.
@@ -76,7 +77,7 @@ def pack_files(
 
     sequences = read_files(paths, options, progress("Reading"))
     num_duplicates, examples = sequences.find_duplicates()
-    warning = f"{num_duplicates:,} duplicate IDs, such as {', '.join(examples)}"
+    warning = f"duplicate IDs: {num_duplicates:,} (for example {', '.join(examples)})"
     if num_duplicates and duplicates == "error":
         raise ValueError(warning)
     rows = rows_to_pack(sequences, packer.limits.max_residues, overlong)
@@ -108,13 +109,13 @@ def no_progress(_stage: str) -> Callable[[int], None]:
 def rows_to_pack(
     sequences: Sequences, max_residues: int, overlong: str
 ) -> NDArray[np.int64] | None:
-    """Return the rows to pack; None for all. Raise ValueError under overlong="error"."""
+    """Return the rows to pack; None for all. May raise ValueError if overlong="error"."""
     is_overlong = sequences.lengths > max_residues
     if overlong == "error" and is_overlong.any():
         row = int(np.argmax(is_overlong))
         name = sequences.inputs[int(sequences.file_of(np.array([row]))[0])].name
         raise ValueError(
             f"{name}: sequence {sequences.ids[row].as_py()!r} has {sequences.lengths[row]:,} "
-            f"residues, more than {max_residues:,} ({is_overlong.sum():,} such sequences)"
+            f"residues, more than {max_residues:,} (affected sequences: {is_overlong.sum():,})"
         )
     return np.flatnonzero(~is_overlong) if overlong == "drop" else None

@@ -1,4 +1,4 @@
-"""Write a report about a plan: one self-contained HTML page."""
+"""Write a report on a plan: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -39,11 +39,12 @@ svg {{ width: 100%; height: auto; }}
 
 
 def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None:
-    """Write a report about a plan.
+    """Write a report on a plan.
 
     Args:
         plan: The plan file.
-        output: The HTML file to write, which appears once it is complete.
+        output: The HTML file to write. An existing file is replaced only when the new one is
+            complete.
 
     Raises:
         ValueError: The file is not a plan file, or damaged.
@@ -72,7 +73,7 @@ def make_page(name: str, summary: Summary, table: Any) -> str:
         *(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in cells.items()),
         "</dl>",
         f"<p>Next-Fit Decreasing (NFD), which keeps a single batch open, needs {next_fit:,} "
-        f"batches; this plan saves {saved:,}{share}. No packing needs fewer than "
+        f"batches; this plan saves {saved:,}{share}. Any packing needs at least "
         f"{totals.lower_bound:,}.</p>",
         "<h2>Sequence lengths</h2>",
         draw(lambda axes: draw_lengths(axes, lengths, limits.max_residues)),
@@ -99,8 +100,8 @@ def count_next_fit_decreasing(sizes: NDArray[Any], counts: NDArray[Any], limits:
     """Return the number of batches that Next-Fit Decreasing makes.
 
     Args:
-        sizes: The distinct numbers of tokens per sequence, in increasing order.
-        counts: Number of sequences with each of them.
+        sizes: Distinct sizes of sequences in tokens, in increasing order.
+        counts: Number of sequences of each size.
         limits: The limits on batches.
     """
     budget = limits.max_tokens_per_batch
@@ -120,7 +121,7 @@ def count_next_fit_decreasing(sizes: NDArray[Any], counts: NDArray[Any], limits:
 
 def draw(plot: Callable[[Axes], None]) -> str:
     """Return a plot as an SVG element."""
-    # A fixed salt for element IDs, so that the same plan gives the same page.
+    # A fixed salt for element IDs makes the page reproducible.
     style: Any = {"svg.hashsalt": "virnucpro", "svg.fonttype": "none", "font.family": "sans-serif"}
     with mpl.rc_context(style):
         figure = Figure(figsize=(9, 3.2), layout="constrained")
@@ -139,13 +140,13 @@ def draw(plot: Callable[[Axes], None]) -> str:
 def draw_lengths(axes: Axes, lengths: NDArray[Any], max_residues: int) -> None:
     """Draw a histogram of sequence lengths and the maximum length."""
     longest = int(lengths.max(initial=0))
-    # A few very long sequences would make the rest too small to see.
+    # With a few very long sequences in range, all others would be too small to see.
     quantile = float(np.quantile(lengths, 0.995)) if len(lengths) else 1.0
     end = min(max(max_residues * 1.05, quantile), max(longest, 1))
     axes.hist(lengths[lengths <= end], bins=np.linspace(0, end, 81).tolist(), color=BLUE)
     if longest > max_residues:
         number = int((lengths > max_residues).sum())
-        label = f"maximum {max_residues:,}: {number:,} sequences are longer, up to {longest:,}"
+        label = f"maximum {max_residues:,} (longer sequences: {number:,}, up to {longest:,})"
         axes.axvline(max_residues, color=ORANGE, label=label)
         axes.legend(loc="upper right", framealpha=1, edgecolor="none")
     axes.set_xlabel("length (residues)")
@@ -154,13 +155,13 @@ def draw_lengths(axes: Axes, lengths: NDArray[Any], max_residues: int) -> None:
 
 def draw_fill(axes: Axes, fill: NDArray[Any]) -> None:
     """Draw the fill of batches in order of their numbers."""
-    # A line cannot show more points than this, so neighbouring batches are summarized.
+    # A line cannot show more points than this, so neighboring batches are summarized.
     parts = np.array_split(fill, min(len(fill), 400)) if len(fill) else []
     means = [float(part.mean()) for part in parts]
     minima = [float(part.min()) for part in parts]
     ends = np.cumsum([len(part) for part in parts])
-    axes.plot(ends, means, color=BLUE, label="mean of neighbouring batches")
-    axes.plot(ends, minima, color=ORANGE, linewidth=0.8, label="minimum of neighbouring batches")
+    axes.plot(ends, means, color=BLUE, label="mean of neighboring batches")
+    axes.plot(ends, minima, color=ORANGE, linewidth=0.8, label="minimum of neighboring batches")
     axes.set_ylim(0, 1.05)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
     axes.set_xlabel("batch")
@@ -180,10 +181,10 @@ def draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
 
 
 def list_truncated(table: Any, max_residues: int) -> str:
-    """Return a table of the 20 longest sequences that were truncated."""
+    """Return a table of the 20 longest truncated sequences."""
     truncated = table.filter(table["truncated"])
     if len(truncated) == 0:
-        return "<p>No sequence was truncated.</p>"
+        return "<p>No sequences were truncated.</p>"
     order = pc.sort_indices(truncated, sort_keys=[("length", "descending"), ("id", "ascending")])
     rows = [
         (row["id"], row["length"], row["length"] - max_residues)

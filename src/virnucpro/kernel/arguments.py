@@ -53,7 +53,7 @@ def check_version(state: Any, name: str, version: int) -> None:
         raise TypeError(f"the state of a {name} must be a dict (got {type(state).__name__})")
     if state.get("version") != version:
         raise ValueError(
-            f"the state of a {name} must be of version {version} (got {state.get('version')!r})"
+            f"the state of a {name} must have version {version} (got {state.get('version')!r})"
         )
 
 
@@ -63,7 +63,7 @@ def check_list(values: Iterable[Any], name: str, wanted: str) -> list[Any]:
         iterator = iter(values)
     except TypeError:
         iterator = None
-    # Iteration would yield letters, keys or columns.
+    # Iteration would yield characters, keys or columns.
     if iterator is None or isinstance(values, (str, bytes, dict)) or hasattr(values, "columns"):
         raise TypeError(f"{name} must be {wanted} (got {type(values).__name__})")
     return list(iterator)
@@ -150,7 +150,9 @@ def check_arrow_ids(ids: Any, arrow: Any) -> OrderedIds:
 def check_count(num_ids: int, num_sequences: int) -> None:
     """Check that there is one ID per sequence."""
     if num_ids != num_sequences:
-        raise ValueError(f"ids must have one ID per sequence (got {num_ids} for {num_sequences})")
+        raise ValueError(
+            f"ids must have one ID per sequence (got {num_ids} for {num_sequences} sequences)"
+        )
 
 
 def check_id_objects(
@@ -174,7 +176,7 @@ def check_id_objects(
 
 
 def kind_of_id(kind: type) -> str | None:
-    """Return "str" or "int" if IDs of a type sort as such, None if they are not valid IDs."""
+    """Return "str" or "int" for types whose values sort as such, None for other types."""
     if issubclass(kind, str):
         return "str"
     return "int" if is_integer_type(kind) else None
@@ -183,7 +185,7 @@ def kind_of_id(kind: type) -> str | None:
 def check_out(
     out: NDArray[Any] | None, lengths: NDArray[Any], num_sequences: int
 ) -> NDArray[np.signedinteger[Any]]:
-    """Return the array for one number per row, each below `num_sequences`; a new one if None."""
+    """Return a valid `out` for one number below `num_sequences` per row; a new array if None."""
     narrow = num_sequences < 2**31
     if out is None:
         return np.empty(len(lengths), np.int32 if narrow else np.int64)
@@ -208,7 +210,7 @@ def check_dimension(values: Any, name: str) -> NDArray[Any]:
         raise TypeError(f"{name} must not be a masked array")
     array = np.asarray(values)
     if array.ndim != 1:
-        raise ValueError(f"{name} must have one dimension (got {array.ndim})")
+        raise ValueError(f"{name} must be one-dimensional (got {array.ndim} dimensions)")
     return array
 
 

@@ -13,12 +13,13 @@ master problem, with the patterns generated so far, gives a dual value for each 
 problem, a knapsack problem, finds the patterns of lowest reduced cost: 1 minus the sum of the dual
 values of their sequences.
 
-Any dual values prove a lower bound: if no batch has a total dual value above w, at least the total
-of all sequences divided by w batches are needed (A. A. Farley, A Note on Bounding a Class of Linear
-Programming Problems, Including Cutting Stock Problems, Operations Research 38, 1990). Dual values
-are scaled to integers first, so the bound is exact whatever the tolerance of the solver.
+Any dual values prove a lower bound: if no batch has a total dual value above w, then the number of
+batches is at least the total dual value of all sequences divided by w (A. A. Farley, A Note on
+Bounding a Class of Linear Programming Problems, Including Cutting Stock Problems, Operations
+Research 38, 1990). Dual values are scaled to integers first, so the bound is exact regardless of
+the solver's tolerance.
 
-Whole batches result from rounding x down and repeating this for the remaining sequences.
+To obtain whole batches, x is rounded down, and the remaining sequences are packed in the same way.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def lay_out(counts: kernel.TokenCounts) -> kernel.Layout:
 
 
 class RestrictedMaster(highspy.Highs):
-    """The restricted master problem: a row per size, and a column per pattern added."""
+    """The restricted master problem: one row per size, one column per pattern added."""
 
     def __init__(self, num_sizes: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -104,7 +105,7 @@ class RestrictedMaster(highspy.Highs):
         super().enableCallbacks()  # type: ignore[no-untyped-call]
 
     def add_patterns(self, patterns: list[Pattern]) -> None:
-        """Add a column per pattern."""
+        """Add one column per pattern."""
         number = len(patterns)
         ends = np.cumsum([len(sizes) for sizes, _ in patterns])
         starts = np.append(0, ends[:-1]).astype(np.int32)
@@ -116,7 +117,7 @@ class RestrictedMaster(highspy.Highs):
         )
 
     def set_bounds(self, sequences: NDArray[np.int64], is_usable: list[bool]) -> None:
-        """Set the number of sequences required of each size, and which patterns may be used."""
+        """Set the required number of sequences of each size, and which patterns may be used."""
         # Keep the right-hand sides in a range that suits the tolerances of the solver.
         self.scale = min(1.0, 1e6 / sequences.sum())
         rows = np.arange(len(sequences), dtype=np.int32)
@@ -136,7 +137,7 @@ class RestrictedMaster(highspy.Highs):
         limit = max(0, MAX_TOTAL_PIVOTS - self.pivots) // self.num_sizes
         self.setOptionValue("simplex_iteration_limit", limit)
         if self.run() == highspy.HighsStatus.kError:
-            # All solvers of a process share a thread pool, whose size another one has set.
+            # All solvers in a process share a thread pool; another solver has set its size.
             self.setOptionValue("threads", 0)
             self.run()
         self.pivots += self.getInfo().simplex_iteration_count * self.num_sizes
@@ -190,8 +191,8 @@ class ColumnGeneration:
                 break
         if self.limit_reached:
             logger.warning(
-                "Stopped at the limit on work or because the solver failed: %s batches, lower "
-                "bound %s",
+                "Stopped early, at the limit on work or because the solver failed: %s batches, "
+                "lower bound %s",
                 f"{self.best.num_batches:,}",
                 f"{self.bound:,}",
             )
@@ -282,7 +283,7 @@ class ColumnGeneration:
         num_batches: list[int],
         remaining: NDArray[np.int64],
     ) -> None:
-        """Take whole batches of patterns; if there are none, one batch of each of the top tenth.
+        """Take whole batches of patterns, or one batch of each of the top tenth if there are none.
 
         Updates `num_batches` and `remaining`.
         """
@@ -302,7 +303,7 @@ class ColumnGeneration:
                 take(column, 1)
 
     def layout(self, num_batches: list[int]) -> kernel.Layout:
-        """Return the layout of batches of patterns, with all other sequences added by first fit."""
+        """Return the layout with these batches of each pattern; first fit adds all others."""
         columns = np.flatnonzero(num_batches).tolist()
         chosen = [self.patterns[column] for column in columns]
         offsets = np.cumsum([0, *(len(sizes) for sizes, _ in chosen)])
@@ -318,7 +319,7 @@ def scale_duals(
     duals: NDArray[np.float64], counts: kernel.TokenCounts
 ) -> tuple[NDArray[np.int64], int]:
     """Return dual values as integers, and the cost of a batch on the same scale."""
-    # No batch then has a total of 2**53 or more.
+    # On this scale, no batch has a total dual value of 2**53 or more.
     largest = float((duals / counts.tokens).max()) * counts.max_tokens_per_batch
     scale = 2 ** (51 - max(0, math.frexp(largest)[1]))
     return np.floor(duals * scale).astype(np.int64), scale
@@ -327,7 +328,7 @@ def scale_duals(
 def split_patterns(
     arrays: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], sizes: NDArray[np.int64]
 ) -> list[Pattern]:
-    """Return concatenated patterns one by one, with their sizes looked up in `sizes`."""
+    """Split concatenated patterns, and look up their sizes in `sizes`."""
     offsets, indices, sequences = arrays
     ranges = itertools.pairwise(offsets.tolist())
     return [(sizes[indices[begin:end]], sequences[begin:end]) for begin, end in ranges]

@@ -51,7 +51,7 @@ class Limits:
             self._check("max_sequences_per_batch", 1, 2**63 - 1)
         if self.max_tokens_per_batch <= self.special_tokens:
             raise ValueError(
-                f"max_tokens_per_batch must have room for one residue and "
+                f"max_tokens_per_batch must leave room for one residue and "
                 f"{self.special_tokens:,} special tokens (got {self.max_tokens_per_batch:,})"
             )
 

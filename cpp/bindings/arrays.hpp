@@ -36,7 +36,7 @@ std::span<Number> mutable_view(pybind11::array& array) {
     return {static_cast<Number*>(array.mutable_data()), static_cast<std::size_t>(array.size())};
 }
 
-// Calls use(lengths) with a span of the array's integer type.
+// Calls use(span) with a span of lengths of the array's integer type.
 template <class Use>
 auto with_lengths(const pybind11::array& lengths, const Use& use) {
     require_plain(lengths, "lengths");
@@ -60,7 +60,7 @@ auto with_lengths(const pybind11::array& lengths, const Use& use) {
     throw pybind11::type_error("lengths must be integers");
 }
 
-// Calls use(number) with a number of the array's type.
+// Calls use(number) with a zero of the array's integer type.
 template <class Use>
 auto with_number(const pybind11::array& array, const char* name, const Use& use) {
     require_plain(array, name);

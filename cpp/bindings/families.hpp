@@ -2,7 +2,7 @@
 
 #include <pybind11/pybind11.h>
 
-// Each adds a family of functions and classes to the module.
+// Each function adds a family of functions and classes to the module.
 void add_counts(pybind11::module_& module);
 void add_layouts(pybind11::module_& module);
 void add_patterns(pybind11::module_& module);

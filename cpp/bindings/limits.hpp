@@ -8,7 +8,7 @@
 
 namespace pybind11::detail {
 
-// Takes any object with the attributes that `all_limits` names; None means unlimited.
+// Accepts any object with the attributes named in `all_limits`; None means unlimited.
 template <>
 struct type_caster<packing::Limits> {
     PYBIND11_TYPE_CASTER(packing::Limits, const_name("Limits"));

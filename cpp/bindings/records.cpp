@@ -63,7 +63,7 @@ py::object get_record(const py::list& records, py::ssize_t row) {
     return py::reinterpret_borrow<py::object>(PyList_GET_ITEM(records.ptr(), row));
 }
 
-// Returns the number of residues of a record, or nothing unless it is a dict with a str.
+// Returns the number of residues of a record, or nothing if it is not a dict with a str.
 std::optional<std::int64_t> length_of(const py::object& record, const py::str& sequence_key) {
     const py::object sequence = get_text(record, sequence_key);
     if (!sequence) {
@@ -72,7 +72,7 @@ std::optional<std::int64_t> length_of(const py::object& record, const py::str& s
     return PyUnicode_GET_LENGTH(sequence.ptr());
 }
 
-// Returns IDs and lengths of records, or None unless all are dicts with str.
+// Returns the IDs and lengths of records, or None unless all records are dicts of str.
 py::object read_records(const py::list& records) {
     const auto id_key = owned<py::str>(PyUnicode_InternFromString("id"));
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
@@ -92,7 +92,7 @@ py::object read_records(const py::list& records) {
     return owned<py::tuple>(PyTuple_Pack(2, ids.ptr(), lengths.ptr()));
 }
 
-// Returns the tokens of records, or None unless all are dicts with str.
+// Returns the total number of tokens of records, or nothing unless all are dicts with a str.
 std::optional<std::int64_t> count_record_tokens(const py::list& records,
                                                 const packing::Limits& limits) {
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));

@@ -48,8 +48,8 @@ struct Letters {
 };
 
 // Checks whether a text consists of ASCII letters, eight bytes at a time: no byte has its high bit
-// set, and in lower case each is at least 'a' and at most 'z'. A carry between bytes only occurs if
-// the lower one is not a letter.
+// set, and each is between 'a' and 'z' when converted to lower case. A carry into the next byte
+// occurs only if a byte is not a letter.
 Letters find_letters(std::string_view text) {
     constexpr std::uint64_t ones = 0x0101010101010101;
     constexpr std::uint64_t case_bits = ones << 5;
@@ -122,9 +122,9 @@ void Scanner::finish() {
         refuse_start(byte_order_mark.front());
     } else if (place_ == Place::start) {
         line_ = 0;
-        refuse(position_ == 0 ? "an empty file" : "no record");
+        refuse(position_ == 0 ? "empty file" : "no records");
     } else if (place_ == Place::mark && at_line_start_ && !after_cr_) {
-        refuse("incomplete: it ends with '>'");
+        refuse("incomplete: the text ends with '>'");
     } else {
         end_id();
         if (!fault_) {
@@ -229,7 +229,7 @@ void Scanner::scan_residues(std::string_view part) {
             part.remove_prefix(1);
         }
         if (!part.empty()) {
-            refuse(part.front() == '\r' ? cr_alone : "the title of a record in PIR format");
+            refuse(part.front() == '\r' ? cr_alone : "the title line of a record in PIR format");
         }
         return;
     }
@@ -312,7 +312,7 @@ void Scanner::begin_record(std::int64_t begin) {
     place_ = Place::mark;
 }
 
-// Checks the ID, if the place is in one.
+// Checks the ID, if the scanner is in one.
 void Scanner::end_id() {
     if (place_ != Place::id) {
         return;
@@ -320,7 +320,7 @@ void Scanner::end_id() {
     const std::string_view id =
         std::string_view(records_.ids).substr(static_cast<std::size_t>(records_.id_offsets.back()));
     if (!is_utf8(id)) {
-        refuse("an ID that is not text in UTF-8");
+        refuse("an ID that is not valid UTF-8");
     }
     const auto begins_id = [&](std::string_view type) { return id.starts_with(type); };
     title_line_ = std::ranges::any_of(pir_types, begins_id) ? line_ + 1 : 0;
@@ -350,7 +350,8 @@ void Scanner::refuse_start(char c) {
     } else if (c == '>') {
         refuse("a '>' that does not begin its line");
     } else {
-        refuse("it begins with " + describe(c) + ", not with '>'" + (c == '@' ? ": FASTQ?" : ""));
+        refuse("the text begins with " + describe(c) + ", not with '>'" +
+               (c == '@' ? ": FASTQ?" : ""));
     }
 }
 
@@ -360,7 +361,7 @@ void Scanner::refuse_residue(char c, bool is_first) {
     } else if (c == '\r') {
         refuse(cr_alone);
     } else if (c == '>') {
-        refuse("a '>' in a sequence; is the end of a line missing before it?");
+        refuse("a '>' in a sequence; is a line end missing before it?");
     } else if (c >= '0' && c <= '9') {
         refuse("a digit in a sequence (" + describe(c) + ")");
     } else if (is_first && c == ';') {

@@ -9,13 +9,13 @@
 
 namespace fasta {
 
-// How to handle characters that are residues to some readers and not to others.
+// How to handle characters that only some readers count as residues.
 struct Options {
     // Remove each '*' at the end of a sequence.
     bool strip_stop = true;
-    // Treat lower case as soft-masking, and convert it to upper case.
+    // Convert lower case, which is taken to be soft-masking, to upper case.
     bool uppercase = true;
-    // Remove '-' and '.', and lower case that is not converted: the insertions of A3M.
+    // Remove '-' and '.', and lower case that is not converted (insertions in A3M).
     bool drop_gaps = false;
 };
 
@@ -31,7 +31,7 @@ struct Changes {
 
 // Complete records, in order.
 struct Records {
-    // Offset of each ID in `ids` (UTF-8), and the end.
+    // Offset of each ID in `ids` (UTF-8), and the end of the last.
     std::vector<std::int64_t> id_offsets{0};
     std::string ids;
     // Number of residues of each record.
@@ -45,7 +45,7 @@ struct Records {
 };
 
 // The first error in a text. Lines and records are numbered from 1. `record` is 0 before the first
-// record, and `line` is 0 for errors of the text as a whole.
+// record, and `line` is 0 if the error concerns the whole text.
 struct Fault {
     std::int64_t line;
     std::int64_t record;
@@ -104,15 +104,15 @@ class Scanner {
     bool at_line_start_ = true;
     bool after_cr_ = false;
     bool is_finished_ = false;
-    // Number of bytes scanned, and of the current line and record.
+    // Number of bytes scanned, and the numbers of the current line and record.
     std::int64_t position_ = 0;
     std::int64_t line_ = 1;
     std::int64_t record_ = 0;
-    // The line that is a title if the current record is in PIR format, which is not FASTA.
+    // The number of the title line if the current record seems to be in PIR format, otherwise 0.
     std::int64_t title_line_ = 0;
-    // Number of bytes seen of the byte order mark.
+    // Number of bytes of the byte order mark scanned.
     std::int64_t mark_ = 0;
-    // Number of residues of the current record, and of '*' at their end.
+    // Number of residues of the current record, and of trailing '*' among them.
     std::int64_t length_ = 0;
     std::int64_t trailing_stops_ = 0;
     // Includes the current record, which has no length yet.

@@ -47,7 +47,7 @@ struct Limits {
     bool operator==(const Limits&) const = default;
 };
 
-// The members of Limits, by the names that they have outside the kernel too.
+// The members of Limits, by the names that are also used outside the kernel.
 struct NamedLimit {
     const char* name;
     std::int64_t Limits::* member;

@@ -72,7 +72,7 @@ std::optional<std::int64_t> length_of(const py::object& record, const py::str& s
     return PyUnicode_GET_LENGTH(sequence.ptr());
 }
 
-// Returns the IDs and lengths of records, or None unless all records are dicts of str.
+// Returns the IDs and lengths of records, or None unless all are dicts with a str ID and sequence.
 py::object read_records(const py::list& records) {
     const auto id_key = owned<py::str>(PyUnicode_InternFromString("id"));
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));

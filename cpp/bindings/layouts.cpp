@@ -2,6 +2,7 @@
 #include <pybind11/operators.h>
 #include <pybind11/pybind11.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
@@ -45,8 +46,9 @@ py::dict to_dict(std::span<const Run> runs) {
 }
 
 std::vector<Run> to_runs(const py::dict& columns) {
-    if (columns.size() != std::size(run_names)) {
-        throw py::value_error("runs must have one array per field");
+    const auto is_field = [&](const auto& field) { return columns.contains(field.name); };
+    if (columns.size() != std::size(run_names) || !std::ranges::all_of(run_names, is_field)) {
+        throw py::value_error("inconsistent layout: runs must have one array per field");
     }
     std::vector<Run> runs;
     for (const auto& [name, member] : run_names) {

@@ -96,6 +96,7 @@ py::object read_records(const py::list& records) {
 std::optional<std::int64_t> count_record_tokens(const py::list& records,
                                                 const packing::Limits& limits) {
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
+    limits.validate();
     std::int64_t tokens = 0;
     for (py::ssize_t row = 0; row < PyList_GET_SIZE(records.ptr()); ++row) {
         const std::optional<std::int64_t> length =

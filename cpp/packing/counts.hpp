@@ -23,7 +23,12 @@ struct TokenCounts {
     // Throws std::invalid_argument if the members are inconsistent.
     void validate() const;
 
-    bool operator==(const TokenCounts&) const = default;
+    // Limits that do not change the tokens of a sequence make no difference.
+    bool operator==(const TokenCounts& other) const {
+        return limits.same_tokens(other.limits) && tokens == other.tokens &&
+               sequences == other.sequences && num_truncated == other.num_truncated &&
+               truncated_residues == other.truncated_residues;
+    }
 };
 
 // Counts lengths (in residues). Throws std::invalid_argument, naming the first, if a length is

@@ -52,7 +52,11 @@ struct Layout {
     // are filled from 0 in order of decreasing size, and no batch is empty or exceeds the limits.
     void validate() const;
 
-    bool operator==(const Layout&) const = default;
+    bool operator==(const Layout& other) const {
+        return limits() == other.limits() && counts == other.counts &&
+               num_batches == other.num_batches && proven_bound == other.proven_bound &&
+               first_run == other.first_run && runs == other.runs;
+    }
 };
 
 // First-Fit Decreasing (Johnson, Near-Optimal Bin Packing Algorithms, 1973): each sequence, longest

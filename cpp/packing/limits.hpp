@@ -44,7 +44,8 @@ struct Limits {
         }
     }
 
-    bool operator==(const Limits&) const = default;
+    // Whether the same batches are allowed and every sequence has the same number of tokens.
+    bool operator==(const Limits& other) const;
 };
 
 // The members of Limits, by the names that are also used outside the kernel.
@@ -58,5 +59,12 @@ inline constexpr NamedLimit all_limits[] = {
     {"special_tokens", &Limits::special_tokens},
     {"max_sequences_per_batch", &Limits::max_sequences_per_batch}};
 static_assert(sizeof(Limits) == sizeof(std::int64_t) * std::size(all_limits));
+
+inline bool Limits::operator==(const Limits& other) const {
+    return same_tokens(other) && std::ranges::all_of(all_limits, [&](const NamedLimit& limit) {
+               return limit.member == &Limits::max_sequence_length ||
+                      this->*limit.member == other.*limit.member;
+           });
+}
 
 }  // namespace packing

@@ -53,13 +53,13 @@ def test_limits_count_as_the_kernel_does(case: Case) -> None:
 
 def test_bad_limits_in_a_dict() -> None:
     with pytest.raises(ValueError, match=r"unknown limit 'colour'"):
-        Limits.from_dict({"max_tokens_per_batch": 100, "colour": 1})
-    with pytest.raises(ValueError, match=r"limits have no 'max_tokens_per_batch'"):
-        Limits.from_dict({})
+        Limits.from_dict({**Limits(100).to_dict(), "colour": 1})
+    limits = Limits(100).to_dict()
+    for name in limits:
+        with pytest.raises(ValueError, match=rf"limits have no {name!r}"):
+            Limits.from_dict({key: value for key, value in limits.items() if key != name})
     with pytest.raises(ValueError, match=r"at least 1 \(got 0\)"):
-        Limits.from_dict({"max_tokens_per_batch": 0})
-    # A limit that is newer than the dict has its default.
-    assert Limits.from_dict({"max_tokens_per_batch": 100}) == Limits(100)
+        Limits.from_dict({**limits, "max_tokens_per_batch": 0})
 
 
 def test_parameters_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,3 +83,42 @@ def test_parameters_are_checked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         with pytest.raises(ValueError, match="room for one residue"):
             packer.pack_lengths([60, 30])
+
+
+def test_parameters_are_those_of_the_moment() -> None:
+    """However they were changed."""
+
+    class Halved(GreedyPacker):
+        @property
+        def max_sequence_length(self) -> int:
+            return self.max_tokens_per_batch // 2
+
+        @max_sequence_length.setter
+        def max_sequence_length(self, _: int) -> None:
+            pass
+
+    packer = GreedyPacker(100)
+    vars(packer)["max_tokens_per_batch"] = 50
+    assert packer.limits.max_residues == 48
+    packer.max_tokens_per_batch = True
+    with pytest.raises(TypeError, match=r"must be an integer \(got True\)"):
+        packer.pack_lengths([1])
+    halved = Halved(100)
+    assert halved.limits.max_residues == 50
+    halved.max_tokens_per_batch = 60
+    assert halved.limits.max_residues == 30
+    with pytest.raises(AttributeError):
+        packer.limits = Limits(100)  # type: ignore[misc]
+
+
+def test_equal_in_effect() -> None:
+    """Limits on length that the budget makes equal, and budgets for counts, do not matter."""
+    one, other = GreedyPacker(100), GreedyPacker(100, 500)
+    assert one.limits != other.limits
+    assert one.count([5, 200]) == other.count([5, 200])
+    assert one.pack_lengths([5, 200]) == other.pack_lengths([5, 200])
+    wider = GreedyPacker(200, 98)
+    a, b = one.count([5]), wider.count([6])
+    assert a + b == b + a
+    assert one.pack_lengths([5]) != wider.pack_lengths([5])
+    assert one.pack_lengths([5]) != GreedyPacker(100, max_sequences_per_batch=2).pack_lengths([5])

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from virnucpro.data import GreedyPacker, Layout, Limits, TokenCounts
+from virnucpro.data import GreedyPacker, Layout, Limits, PackingPlan, TokenCounts
+from virnucpro.kernel.limits import NEWER_LIMITS
 
 
 def forgeries_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -47,7 +49,7 @@ def test_forged_state_is_refused() -> None:
                 continue
             # Sound, then, and another one.
             assert isinstance(other, (Layout, TokenCounts))
-            assert other != value
+            assert other != value or other.limits != value.limits
             if isinstance(other, Layout):
                 tokens = other.batch_tokens
                 assert tokens.sum() == other.total_tokens
@@ -70,14 +72,58 @@ def test_state_of_another_version_is_refused(version: Any) -> None:
         packer.__setstate__({**packer.__getstate__(), "version": version})
 
 
-def test_limits_newer_than_a_state_have_their_defaults() -> None:
+def test_limits_newer_than_a_state_have_their_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     packer = GreedyPacker(100, 50, special_tokens=1, max_sequences_per_batch=3)
     state = packer.__getstate__()
-    del state["max_sequences_per_batch"], state["special_tokens"]
+    counts = packer.count([5]).to_dict()
+    for attributes in (state["attributes"], counts["limits"]):
+        del attributes["max_sequences_per_batch"]
+    with pytest.raises(ValueError, match="limits have no 'max_sequences_per_batch'"):
+        TokenCounts.from_dict(counts)
+    monkeypatch.setitem(NEWER_LIMITS, "max_sequences_per_batch", None)
+    assert TokenCounts.from_dict(counts).limits == Limits(100, 50, 1)
     older = GreedyPacker.__new__(GreedyPacker)
     older.__setstate__(state)
-    assert older.limits == Limits(100, 50)
-    assert older.pack_lengths([5, 6]) == GreedyPacker(100, 50).pack_lengths([5, 6])
-    counts = packer.count([5]).to_dict()
-    del counts["limits"]["max_sequences_per_batch"]
-    assert TokenCounts.from_dict(counts).limits == Limits(100, 50, 1)
+    assert older.limits == Limits(100, 50, 1)
+
+
+def test_fields_of_a_state_are_named_in_errors() -> None:
+    packer = GreedyPacker(100)
+    state = packer.lay_out(packer.count([5])).to_dict()
+    for changed, error, message in (
+        (
+            {"num_batches": "1"},
+            TypeError,
+            r"num_batches in .* Layout must be int \(got <class 'str",
+        ),
+        ({"first_run": [0, 1]}, TypeError, r"first_run in .* must be int64 \(got <class 'list"),
+        ({"runs": {}}, ValueError, "runs must have one array per field"),
+        ({"colour": 1}, ValueError, "Layout has an unknown field 'colour'"),
+    ):
+        with pytest.raises(error, match=message):
+            Layout.from_dict({**state, **changed})
+    del state["num_batches"]
+    with pytest.raises(ValueError, match="Layout has no field 'num_batches'"):
+        Layout.from_dict(state)
+
+
+def test_rows_of_a_plan_match_its_layout() -> None:
+    state = GreedyPacker(100).pack_lengths([60, 30, 60]).to_dict()
+    for name, values in (("offsets", [0, 3, 3]), ("offsets", [0, 2]), ("indices", [0, 1])):
+        array = np.array(values, state[name].dtype)
+        with pytest.raises(ValueError, match="rows of a plan do not match its layout"):
+            PackingPlan.from_dict({**state, name: array})
+
+
+def test_copies_keep_their_class() -> None:
+    class OwnCounts(TokenCounts):
+        pass
+
+    class OwnLayout(Layout):
+        pass
+
+    packer = GreedyPacker(100)
+    counts = packer.count([5])
+    layout = packer.lay_out(counts)
+    assert type(copy.copy(OwnCounts(counts.core, counts.limits))) is OwnCounts
+    assert type(copy.copy(OwnLayout(layout.core, layout.limits))) is OwnLayout

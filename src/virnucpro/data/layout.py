@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -97,12 +98,12 @@ class TokenCounts:
             ValueError: The version is not supported, or the values are inconsistent.
             TypeError: A value has the wrong type.
         """
-        limits, fields = read_state(state, "TokenCounts", "limits")
+        limits, fields = read_state(state, cls.__name__, "limits", COUNTS_FIELDS)
         limits = Limits.from_dict(limits)
         return cls(kernel.make_counts(limits=limits, **fields), limits)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return TokenCounts.from_dict, (self.to_dict(),)
+        return type(self).from_dict, (self.to_dict(),)
 
     def __repr__(self) -> str:
         return f"TokenCounts({self.num_sequences:,} sequences of {len(self.tokens):,} sizes)"
@@ -299,9 +300,9 @@ class Layout:
             ValueError: The version is not supported, or the values are inconsistent.
             TypeError: A value has the wrong type.
         """
-        counts, fields = read_state(state, "Layout", "counts")
+        counts, fields = read_state(state, cls.__name__, "counts", LAYOUT_FIELDS)
         counts = TokenCounts.from_dict(counts)
-        return Layout(kernel.make_layout(counts=counts.core, **fields), counts.limits, num_threads)
+        return cls(kernel.make_layout(counts=counts.core, **fields), counts.limits, num_threads)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).from_dict, (self.to_dict(), self.num_threads)
@@ -314,10 +315,35 @@ class Layout:
         )
 
 
-def read_state(state: dict[str, Any], name: str, part: str) -> tuple[Any, dict[str, Any]]:
-    """Split the state of a value into one part and the other fields, after checking its version."""
+# The types of the fields in the state of a value; that of an array's elements.
+COUNTS_FIELDS = {
+    "tokens": (np.int64,),
+    "sequences": (np.int64,),
+    "num_truncated": (int,),
+    "truncated_residues": (int,),
+}
+LAYOUT_FIELDS = {
+    "num_batches": (int,),
+    "proven_bound": (int,),
+    "first_run": (np.int64,),
+    "runs": (dict,),
+}
+
+
+def read_state(
+    state: dict[str, Any], name: str, part: str, types: Mapping[str, tuple[type, ...]]
+) -> tuple[Any, dict[str, Any]]:
+    """Split the state of a value into one part and its other fields, of the types given."""
     check_version(state, name, 1)
-    if part not in state:
-        raise ValueError(f"the state of a {name} has no {part!r}")
-    fields = {key: value for key, value in state.items() if key not in ("version", part)}
-    return state[part], fields
+    names = {"version", part, *types}
+    if state.keys() != names:
+        wrong = min(state.keys() ^ names, key=str)
+        problem = "an unknown" if wrong in state else "no"
+        raise ValueError(f"the state of a {name} has {problem} field {wrong!r}")
+    for key, kinds in types.items():
+        value = state[key]
+        found: Any = value.dtype if isinstance(value, np.ndarray) else type(value)
+        if found not in kinds:
+            wanted = " or ".join(kind.__name__ for kind in kinds)
+            raise TypeError(f"{key} in the state of a {name} must be {wanted} (got {found})")
+    return state[part], {key: state[key] for key in types}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import numbers
+import operator
 from collections.abc import Iterable
-from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from virnucpro import kernel
 from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.methods import lay_out
+from virnucpro.data.parameters import check_parameters, read_parameters
 from virnucpro.data.plan import PackingPlan
 from virnucpro.data.records import Record, check_sequence, count_tokens, read_records
 from virnucpro.data.truncation import describe_overlong, warn_of_truncation
@@ -28,7 +28,7 @@ from virnucpro.kernel.arguments import (
     check_threads,
     check_version,
 )
-from virnucpro.kernel.limits import MAX_TOKENS, Limits
+from virnucpro.kernel.limits import MAX_TOKENS, NEWER_LIMITS, Limits
 
 __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
 
@@ -93,35 +93,27 @@ class GreedyPacker:
         self.num_threads = num_threads
         self.method = method
         self._num_truncated = 0
+        self._checked: tuple[tuple[Any, ...], Limits | None] = ((), None)
         _ = self.limits
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        if not name.startswith("_"):
-            # Parameters are checked again on the next use.
-            vars(self).pop("limits", None)
-
-    @functools.cached_property
+    @property
     def limits(self) -> Limits:
         """The limits on batches and sequences. Raises if any parameter is invalid."""
-        limits = Limits(**{field.name: getattr(self, field.name) for field in fields(Limits)})
-        if self.overlong not in ("truncate", "error"):
-            raise ValueError(f"overlong must be 'truncate' or 'error' (got {self.overlong!r})")
-        if self.method not in ("ffd", "tight"):
-            raise ValueError(f"method must be 'ffd' or 'tight' (got {self.method!r})")
-        check_threads(self.num_threads)
+        parameters = read_parameters(self)
+        checked, limits = self._checked
+        # The same objects need no second check; equal ones might be of another type.
+        if limits is None or not all(map(operator.is_, parameters, checked)):
+            limits = check_parameters(*parameters)
+            self._checked = parameters, limits
         return limits
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in vars(self).items() if name != "limits"}
-        return {"version": 1, **state}
+        attributes = {name: value for name, value in vars(self).items() if name != "_checked"}
+        return {"version": 1, "attributes": attributes}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         check_version(state, "GreedyPacker", 1)
-        # Limits that are newer than the state have their defaults.
-        newer = {field.name: field.default for field in fields(Limits) if field.name not in state}
-        vars(self).update({**state, **newer})
-        del vars(self)["version"]
+        vars(self).update({**NEWER_LIMITS, **state["attributes"], "_checked": ((), None)})
 
     def __repr__(self) -> str:
         return (

@@ -15,6 +15,9 @@ from virnucpro.data.layout import Layout, read_state
 from virnucpro.extras import needing
 from virnucpro.kernel.arguments import check_integer, check_threads, plain
 
+# The types of the fields in the state of a plan.
+PLAN_FIELDS = {"indices": (np.int32, np.int64), "offsets": (np.int64,)}
+
 
 class PackingPlan(Layout):
     """A layout with rows: a sequence of batches, each an array of row numbers.
@@ -192,8 +195,19 @@ class PackingPlan(Layout):
             ValueError: The version is not supported, or the layout is inconsistent.
             TypeError: A value has the wrong type.
         """
-        layout, fields = read_state(state, "PackingPlan", "layout")
-        return cls(Layout.from_dict(layout, num_threads), **fields)
+        state_of_layout, rows = read_state(state, cls.__name__, "layout", PLAN_FIELDS)
+        layout = Layout.from_dict(state_of_layout, num_threads)
+        check_rows(layout, **rows)
+        return cls(layout, **rows)
+
+
+def check_rows(layout: Layout, indices: NDArray[Any], offsets: NDArray[np.int64]) -> None:
+    """Raise ValueError unless arrays have the shape of a plan with this layout."""
+    shapes = ((layout.num_sequences,), (layout.num_batches + 1,))
+    if (indices.shape, offsets.shape) != shapes or (
+        (offsets[0], offsets[-1]) != (0, layout.num_sequences) or (np.diff(offsets) < 1).any()
+    ):
+        raise ValueError("the rows of a plan do not match its layout")
 
 
 class BatchRows:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from virnucpro.data.layout import Layout
-from virnucpro.data.plan import PackingPlan
+from virnucpro.data.plan import PackingPlan, check_rows
 from virnucpro.files.fasta import check_exists
 from virnucpro.files.output import atomic_write
 from virnucpro.files.plan_file import KEY, VERSION, not_a_plan, parse_metadata
@@ -42,7 +42,7 @@ def load_plan(path: str | PathLike[str]) -> PackingPlan:
         ValueError: The file is not a saved plan, damaged, or of another version.
         OSError: The file cannot be read.
     """
-    check_exists(Path(path))
+    check_exists(Path(os.fsdecode(path)))
     try:
         with pa.memory_map(os.fspath(path)) as source:
             file = pa.ipc.open_file(source)
@@ -53,13 +53,11 @@ def load_plan(path: str | PathLike[str]) -> PackingPlan:
     try:
         layout = Layout.from_dict(decode_arrays(state["layout"]))
         indices, offsets = as_numpy(rows.values), as_numpy(rows.offsets)
-        num_sequences = layout.num_sequences
-        if (len(indices), len(offsets)) != (num_sequences, layout.num_batches + 1) or (
-            (offsets[0], offsets[-1]) != (0, num_sequences) or (np.diff(offsets) < 1).any()
-        ):
-            raise ValueError("its rows do not match its layout")
-    except (KeyError, TypeError, AttributeError, OverflowError, ValueError) as error:
+        check_rows(layout, indices, offsets)
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
         raise not_a_plan(path, str(error)) from error
+    except RecursionError as error:
+        raise not_a_plan(path, "its layout is nested too deeply") from error
     return PackingPlan(layout, indices, offsets)
 
 

@@ -1,5 +1,6 @@
-"""The compiled kernel, limits, and validation of arguments. Needs only NumPy, but for
-`column_generation`, which needs highspy.
+"""The compiled kernel, limits, and validation of arguments.
+
+Needs only NumPy, but for `column_generation`, which needs highspy.
 """
 
 from virnucpro.kernel._core import (

@@ -13,6 +13,9 @@ from virnucpro.kernel.arguments import check_integer
 # The kernel counts tokens in 64 bits; this leaves room for the sum of two sizes.
 MAX_TOKENS = 2**62
 
+# Limits that values saved by earlier versions do not have, with the defaults to read them with.
+NEWER_LIMITS: dict[str, Any] = {}
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -94,7 +97,7 @@ class Limits:
         """Return limits from the result of `to_dict`, of this or an earlier version.
 
         Raises:
-            ValueError: A limit is unknown or out of range, or `max_tokens_per_batch` is missing.
+            ValueError: A limit is unknown, missing or out of range.
             TypeError: A limit is not an integer.
         """
         if not isinstance(limits, dict):
@@ -102,9 +105,10 @@ class Limits:
         unknown = limits.keys() - {field.name for field in fields(cls)}
         if unknown:
             raise ValueError(f"unknown limit {sorted(unknown)[0]!r}")
-        if "max_tokens_per_batch" not in limits:
-            raise ValueError("limits have no 'max_tokens_per_batch'")
-        return cls(**limits)
+        missing = {field.name for field in fields(cls)} - limits.keys() - NEWER_LIMITS.keys()
+        if missing:
+            raise ValueError(f"limits have no {min(missing)!r}")
+        return cls(**{**NEWER_LIMITS, **limits})
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Limits.from_dict, (self.to_dict(),)

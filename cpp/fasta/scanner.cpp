@@ -17,7 +17,7 @@ constexpr const char* cr_alone = "lines that end with CR alone";
 
 enum class Kind : std::uint8_t { other, upper, lower, stop, gap, blank };
 
-constexpr std::array<Kind, 256> make_kinds() {
+consteval std::array<Kind, 256> make_kinds() {
     std::array<Kind, 256> kinds{};
     const auto set = [&](std::string_view characters, Kind kind) {
         for (const char c : characters) {
@@ -279,7 +279,7 @@ void Scanner::scan_letters(std::string_view part) {
             case Kind::blank:
                 is_kept = false;
                 break;
-            case Kind::other:
+            default:  // Kind::other
                 refuse_residue(c, is_first);
                 return;
         }

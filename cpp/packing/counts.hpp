@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <span>
+#include <tuple>
 #include <vector>
 
 #include "packing/limits.hpp"
@@ -23,11 +24,11 @@ struct TokenCounts {
     // Throws std::invalid_argument if the members are inconsistent.
     void validate() const;
 
+    auto fields() const { return std::tie(tokens, sequences, num_truncated, truncated_residues); }
+
     // Limits that do not change the tokens of a sequence make no difference.
     bool operator==(const TokenCounts& other) const {
-        return limits.same_tokens(other.limits) && tokens == other.tokens &&
-               sequences == other.sequences && num_truncated == other.num_truncated &&
-               truncated_residues == other.truncated_residues;
+        return limits.same_tokens(other.limits) && fields() == other.fields();
     }
 };
 

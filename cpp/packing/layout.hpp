@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -52,11 +53,11 @@ struct Layout {
     // are filled from 0 in order of decreasing size, and no batch is empty or exceeds the limits.
     void validate() const;
 
-    bool operator==(const Layout& other) const {
-        return limits() == other.limits() && counts == other.counts &&
-               num_batches == other.num_batches && proven_bound == other.proven_bound &&
-               first_run == other.first_run && runs == other.runs;
+    auto fields() const {
+        return std::tie(counts.limits, counts, num_batches, proven_bound, first_run, runs);
     }
+
+    bool operator==(const Layout& other) const { return fields() == other.fields(); }
 };
 
 // First-Fit Decreasing (Johnson, Near-Optimal Bin Packing Algorithms, 1973): each sequence, longest

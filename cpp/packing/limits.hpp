@@ -61,10 +61,13 @@ inline constexpr NamedLimit all_limits[] = {
 static_assert(sizeof(Limits) == sizeof(std::int64_t) * std::size(all_limits));
 
 inline bool Limits::operator==(const Limits& other) const {
-    return same_tokens(other) && std::ranges::all_of(all_limits, [&](const NamedLimit& limit) {
-               return limit.member == &Limits::max_sequence_length ||
-                      this->*limit.member == other.*limit.member;
-           });
+    Limits mine = *this;
+    Limits others = other;
+    mine.max_sequence_length = max_residues();
+    others.max_sequence_length = other.max_residues();
+    return std::ranges::all_of(all_limits, [&](const NamedLimit& limit) {
+        return mine.*limit.member == others.*limit.member;
+    });
 }
 
 }  // namespace packing

@@ -24,11 +24,18 @@ void check_errors() {
     expect_error<Invalid>("lengths[2] is negative (got -7)", [&] { count_of({1, 2, -7, -8}); });
     expect_error<Invalid>("out of range",
                           [&] { count(std::span<const std::int32_t>(), Limits{12, 0, 2}, 1); });
+    const TokenCounts one = count_of({1});
+    for (const TokenCounts& other :
+         {count_of({2}), count(std::span<const std::int32_t>(), Limits{13, 11, 2}, 1)}) {
+        if (one == other) {
+            fail({}, "different counts are equal");
+        }
+    }
     for (const int num_threads : {1, 2}) {
         expect_error<std::overflow_error>("truncated residues", [&] {
             // 2^63 are cut off each: 2^64 together, which wrap to nothing.
             const std::vector<std::uint64_t> lengths(2, (std::uint64_t{1} << 63) + 10);
-            count(std::span<const std::uint64_t>(lengths), narrow, num_threads);
+            count(std::span<const std::uint64_t>(lengths), narrow, {num_threads, 1});
         });
     }
     expect_error<std::overflow_error>("number of tokens", [] {

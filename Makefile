@@ -171,7 +171,7 @@ sanitize-python: .venv/dev
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1 PYTHONMALLOC=malloc \
 		PYTHONPATH=build/sanitize-python python -c '$(SANITIZED)' -p no:cacheprovider -q \
 		tests/kernel tests/data tests/tight/test_column_generation.py tests/tight/test_method.py \
-		-m "not process and not long"
+		-m "not process and not slow and not long"
 
 # libFuzzer is part of clang. Each of the three targets gets a third of the time, rounded up, since 0
 # means no limit.

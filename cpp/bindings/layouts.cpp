@@ -128,4 +128,27 @@ void add_layouts(py::module_& module) {
             return tokens;
         },
         py::arg("layout"));
+
+    module.def(
+        "batch_offsets",
+        [](const Layout& layout) {
+            py::array_t<std::int64_t> offsets(layout.num_batches + 1);
+            const std::span span = mutable_view<std::int64_t>(offsets);
+            const py::gil_scoped_release release;
+            batch_offsets(layout, span);
+            return offsets;
+        },
+        py::arg("layout"));
+
+    module.def(
+        "tokens_of_batches",
+        [](const Layout& layout, std::int64_t first, std::int64_t last) {
+            const auto tokens = [&] {
+                const py::gil_scoped_release release;
+                return tokens_of_batches(layout, first, last);
+            }();
+            return py::array_t<std::int64_t>(static_cast<py::ssize_t>(tokens.size()),
+                                             tokens.data());
+        },
+        py::arg("layout"), py::arg("first"), py::arg("last"));
 }

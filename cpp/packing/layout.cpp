@@ -328,45 +328,6 @@ std::int64_t lower_bound(const Layout& layout) {
         {bound, ceil_divide(total, layout.limits().max_sequences_per_batch), layout.proven_bound});
 }
 
-namespace {
-
-// Writes the sum over the runs that cover each batch of amount(size, run).
-template <class Amount>
-void add_over_batches(const Layout& layout, std::span<std::int64_t> out, Amount amount) {
-    std::ranges::fill(out, 0);
-    for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
-        for (const Run& run : layout.runs_of(size)) {
-            const std::int64_t value = amount(size, run);
-            const auto first = static_cast<std::size_t>(run.first_batch);
-            const auto last = first + static_cast<std::size_t>(run.num_batches);
-            out[first] += value;
-            if (last < out.size()) {
-                out[last] -= value;
-            }
-        }
-    }
-    for (std::size_t batch = 1; batch < out.size(); ++batch) {
-        out[batch] += out[batch - 1];
-    }
-}
-
-}  // namespace
-
-void batch_tokens(const Layout& layout, std::span<std::int64_t> tokens) {
-    add_over_batches(layout, tokens, [&](std::size_t size, const Run& run) {
-        return layout.counts.tokens[size] * run.per_batch;
-    });
-}
-
-void batch_offsets(const Layout& layout, std::span<std::int64_t> offsets) {
-    const std::span<std::int64_t> sequences = offsets.subspan(1);
-    add_over_batches(layout, sequences, [](std::size_t, const Run& run) { return run.per_batch; });
-    offsets[0] = 0;
-    for (std::size_t batch = 1; batch < offsets.size(); ++batch) {
-        offsets[batch] += offsets[batch - 1];
-    }
-}
-
 Stretches::Stretches(const Layout& layout) {
     starts_.reserve(layout.runs.size());
     for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {

@@ -91,6 +91,12 @@ void batch_tokens(const Layout& layout, std::span<std::int64_t> tokens);
 // Writes the number of sequences before each batch, and the total.
 void batch_offsets(const Layout& layout, std::span<std::int64_t> offsets);
 
+// Returns the tokens of each sequence of the batches [first, last), in order of batches and slots.
+// Throws std::invalid_argument unless the layout has these batches. Cost: O(sizes * log(runs)) and
+// O(sequences).
+std::vector<std::int64_t> tokens_of_batches(const Layout& layout, std::int64_t first,
+                                            std::int64_t last);
+
 // A run that covers a batch.
 struct Part {
     std::size_t size;  // index into counts.tokens

@@ -284,14 +284,21 @@ void check(const Case& at, std::mt19937_64& random) {
     }
     Rows tokens(expected.size());
     batch_tokens(layout, tokens);
+    Rows all_sizes;
     for (std::size_t batch = 0; batch < expected.size(); ++batch) {
-        std::int64_t sum = 0;
+        Rows sizes;
         for (const std::int64_t row : expected[batch]) {
-            sum += at.tokens(at.lengths[static_cast<std::size_t>(row)]);
+            sizes.push_back(at.tokens(at.lengths[static_cast<std::size_t>(row)]));
         }
-        if (tokens[batch] != sum) {
+        const auto number = static_cast<std::int64_t>(batch);
+        if (tokens[batch] != std::reduce(sizes.begin(), sizes.end()) ||
+            tokens_of_batches(layout, number, number + 1) != sizes) {
             fail(at, "the tokens of a batch differ");
         }
+        all_sizes.insert(all_sizes.end(), sizes.begin(), sizes.end());
+    }
+    if (tokens_of_batches(layout, 0, layout.num_batches) != all_sizes) {
+        fail(at, "the tokens of all batches differ");
     }
     check_places(at, layout, expected, random);
     check_shuffled(at, layout, random);

@@ -57,6 +57,10 @@ void check_errors() {
         fail({}, "counts do not have the limits that they were given");
     }
     const Layout layout = first_fit_decreasing(count_of({1, 1, 5}));
+    for (const auto& [first, last] : {std::pair{-1, 0}, {1, 0}, {0, 3}}) {
+        expect_error<Invalid>("does not have batches",
+                              [&] { tokens_of_batches(layout, first, last); });
+    }
     const auto assign_to = [&](std::vector<std::int32_t> lengths, const TokenCounts& before) {
         Rows out(lengths.size());
         assign(layout, std::span<const std::int32_t>(lengths), before, Place::batch, std::span(out),

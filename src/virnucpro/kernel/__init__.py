@@ -10,6 +10,7 @@ from virnucpro.kernel._core import (
     __version__,
     assign_batches,
     assign_slots,
+    batch_offsets,
     batch_tokens,
     count,
     count_record_tokens,
@@ -27,6 +28,7 @@ from virnucpro.kernel._core import (
     read_records,
     shuffle_rows,
     subset,
+    tokens_of_batches,
     with_bound,
 )
 
@@ -37,6 +39,7 @@ __all__ = [
     "__version__",
     "assign_batches",
     "assign_slots",
+    "batch_offsets",
     "batch_tokens",
     "count",
     "count_record_tokens",
@@ -54,5 +57,6 @@ __all__ = [
     "read_records",
     "shuffle_rows",
     "subset",
+    "tokens_of_batches",
     "with_bound",
 ]

@@ -147,6 +147,20 @@ def check_arrow_ids(ids: Any, arrow: Any) -> OrderedIds:
     return offsets, np.frombuffer(texts or b"", np.uint8)
 
 
+def take_ids(ids: OrderedIds, rows: NDArray[np.int64]) -> OrderedIds:
+    """Return the IDs of rows, which may repeat."""
+    if isinstance(ids, np.ndarray):
+        return ids[rows]
+    if not ids or isinstance(ids[0], str):
+        return tuple(ids[row] for row in rows.tolist())
+    offsets, texts = ids
+    begins = offsets[rows]
+    lengths = offsets[rows + 1] - begins
+    ends = np.cumsum(lengths)
+    places = np.arange(int(lengths.sum())) + np.repeat(begins - ends + lengths, lengths)
+    return np.append(0, ends), texts[places]
+
+
 def check_count(num_ids: int, num_sequences: int) -> None:
     """Check that there is one ID per sequence."""
     if num_ids != num_sequences:

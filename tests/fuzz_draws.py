@@ -173,17 +173,19 @@ def draw_parameters(choices: Choices) -> Drawn:
         "max_sequences_per_batch": most,
     }
     rest = {
-        "overlong": choices.one_of(["truncate", "truncate", "truncate", "error"]),
+        "overlong": choices.one_of(["truncate", "drop", "split", "error"]),
         "num_threads": choices.one_of([1, 1, 2, 3]),
     }
+    overlap = min(budget - special_tokens, limit) // 3 if rest["overlong"] == "split" else 0
+    parameters_and_rest = {**parameters, **rest, "overlap": overlap}
     if not choices.rarely():
-        return Drawn({**parameters, **rest}, parameters)
+        return Drawn(parameters_and_rest, parameters)
     name = choices.one_of([*parameters, *rest, "method"])
     odd = choices.one_of([*ODD_VALUES, -1, 0, 2**62, 2**70, "best", ShyNumber(3), Number(9)])
     if choices.below(2):
         odd = choices.one_of([np.int8(9), np.uint64(9), np.float64(9), np.bool_(True)])
     meaning = {**parameters, name: odd} if name in parameters else parameters
-    return Drawn({**parameters, **rest, name: odd}, meaning, "either")
+    return Drawn({**parameters_and_rest, name: odd}, meaning, "either")
 
 
 CONTAINERS: list[Any] = [list, list, list, tuple, iter, deque]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import reference
+from fragments import parts_of
 from fuzz_draws import (
     CONTAINERS,
     ODD_CONTAINERS,
@@ -85,6 +86,9 @@ def check_records(choices: Choices) -> None:
         container, verdict = choices.one_of(ODD_CONTAINERS), "either"
     else:
         container = choices.one_of(CONTAINERS)
+    if verdict == "either" and packer.overlong == "split":
+        # A sequence that lies about its length has more fragments than fit in memory.
+        return
     if verdict == "either":
         for call in (packer.pack_sequences, packer.sort_by_length):
             attempt(lambda call=call: call(container(records)), verdict)  # type: ignore[misc]
@@ -96,6 +100,7 @@ def check_records(choices: Choices) -> None:
     in_order = attempt(lambda: packer.sort_by_length(container(records)), verdict)
     if verdict == "good" and packer.overlong == "error" and max(lengths, default=0) > limit:
         verdict = "bad"
+    parts = parts_of(lengths, limit, packer.overlong, packer.overlap)
     batches = attempt(lambda: packer.pack_sequences(container(records)), verdict)
     assert list(map(contents, records)) == before
     if in_order is not None:
@@ -103,19 +108,29 @@ def check_records(choices: Choices) -> None:
         assert list(map(id, in_order)) == [id(records[row]) for row in rows]
     if batches is None:
         return
-    expected = reference.first_fit_decreasing(lengths, **parameters, ids=ids)
+    kept = [stop - start for _, start, stop in parts]
+    expected = reference.first_fit_decreasing(
+        kept, **parameters, ids=[ids[row] for row, _, _ in parts]
+    )
     assert list(map(len, batches)) == list(map(len, expected))
-    for batch, rows in zip(batches, expected, strict=True):
-        for record, row in zip(batch, rows, strict=True):
+    for batch, numbers in zip(batches, expected, strict=True):
+        for record, (row, start, stop) in zip(batch, map(parts.__getitem__, numbers), strict=True):
             if lengths[row] <= limit:
                 assert record is records[row]
-            else:
-                kept = {"sequence": records[row]["sequence"][:limit], "truncated": True}
-                assert type(record) is dict
-                assert record == {**records[row], **kept}
-    tokens = sum(min(n, limit) for n in lengths) + len(lengths) * parameters["special_tokens"]
+                continue
+            more = {"start": start, "stop": stop}
+            if packer.overlong == "truncate":
+                more = {"truncated": True}
+            assert type(record) is dict
+            assert record == {
+                **records[row],
+                "sequence": records[row]["sequence"][start:stop],
+                **more,
+            }
+    tokens = sum(kept) + len(kept) * parameters["special_tokens"]
     room = len(batches) * parameters["max_tokens_per_batch"]
     assert packer.compute_efficiency(batches) == (tokens / room if room else 0.0)
+    tokens = sum(min(n, limit) for n in lengths) + len(lengths) * parameters["special_tokens"]
     verdict = "good" if tokens <= parameters["max_tokens_per_batch"] else "bad"
     attempt(lambda: packer.compute_efficiency([container(records)]), verdict)
 
@@ -126,33 +141,51 @@ def check_lengths(choices: Choices) -> None:
     if packer is None:
         return
     lengths = draw_lengths(choices)
+    limit, special_tokens = limit_of(parameters), parameters["special_tokens"]
+    # Long ones have more fragments than fit in memory.
+    if packer.overlong == "split" and (
+        lengths.meaning is None or max(lengths.meaning, default=0) > 100 * limit
+    ):
+        return
     if lengths.meaning is None:
         attempt(lambda: packer.pack_lengths(lengths.value), lengths.verdict)
         attempt(lambda: packer.assign_batches(lengths.value), "either")
         return
     ids = draw_ids(choices, len(lengths.meaning))
     verdict = worst([lengths, ids])
-    limit, special_tokens = limit_of(parameters), parameters["special_tokens"]
-    kept = [min(n, limit) for n in lengths.meaning]
-    tokens, cut = sum(kept) + len(kept) * special_tokens, sum(lengths.meaning) - sum(kept)
+    parts = parts_of(lengths.meaning, limit, packer.overlong, packer.overlap)
+    kept = [stop - start for _, start, stop in parts]
+    tokens = sum(kept) + len(kept) * special_tokens
+    cut = sum(max(0, n - limit) for n in lengths.meaning)
+    if packer.overlong in ("drop", "split"):
+        cut = 0
     if max(tokens, cut) >= 2**63 or (packer.overlong == "error" and cut):
         verdict = "bad" if verdict == "good" else verdict
     plan = attempt(lambda: packer.pack_lengths(lengths.value, ids.value), verdict)
     if plan is None or ids.verdict == "either":
         return
-    expected = reference.first_fit_decreasing(lengths.meaning, **parameters, ids=ids.meaning)
-    assert [rows.tolist() for rows in plan] == expected
+    rows_of = [row for row, _, _ in parts]
+    of_parts = None if ids.meaning is None else [ids.meaning[row] for row in rows_of]
+    expected = reference.first_fit_decreasing(kept, **parameters, ids=of_parts)
+    numbers = rows_of if packer.overlong == "drop" else range(len(parts))
+    assert [rows.tolist() for rows in plan] == [[numbers[i] for i in batch] for batch in expected]
     assert (plan.total_tokens, plan.truncated_residues) == (tokens, cut)
-    in_rows = reference.first_fit_decreasing(lengths.meaning, **parameters)
-    batch_of = {row: batch for batch, rows in enumerate(in_rows) for row in rows}
-    slot_of = {row: slot for rows in in_rows for slot, row in enumerate(rows)}
+    assert plan.num_rows == len(lengths.meaning)
+    if packer.overlong == "split":
+        fragments = [values.tolist() for values in plan.fragments or ()]
+        has_long = max(lengths.meaning, default=0) > limit
+        assert list(zip(*fragments, strict=True)) == (parts if has_long else [])
+        return
+    in_rows = reference.first_fit_decreasing(kept, **parameters)
+    batch_of = {rows_of[i]: batch for batch, places in enumerate(in_rows) for i in places}
+    slot_of = {rows_of[i]: slot for places in in_rows for slot, i in enumerate(places)}
     every = range(len(lengths.meaning))
     array = np.array(lengths.meaning, np.uint64)
-    assert plan.slots(array).tolist() == [slot_of[row] for row in every]
+    assert plan.slots(array[rows_of]).tolist() == [slot_of[row] for row in rows_of]
     out = choices.one_of([None, np.zeros(len(array), np.int64), np.zeros(len(array), ">i4"), array])
     verdict = "good" if out is None or out.dtype == np.int64 else "bad"
     batches = attempt(lambda: packer.assign_batches(array, out), verdict)
-    assert batches is None or batches.tolist() == [batch_of[row] for row in every]
+    assert batches is None or batches.tolist() == [batch_of.get(row, -1) for row in every]
 
 
 def check(data: bytes) -> None:
@@ -177,7 +210,7 @@ INSTRUMENTED = [
     "virnucpro.data.packing",
     "virnucpro.data.plan",
     "virnucpro.data.records",
-    "virnucpro.data.truncation",
+    "virnucpro.data.overlong",
     "virnucpro.kernel.arguments",
     "virnucpro.kernel.limits",
 ]

@@ -27,6 +27,11 @@ def test_plan_indexing_and_shards() -> None:
     for rank, shard in enumerate(shards):
         for _ in range(2):
             assert [rows.tolist() for rows in shard] == batches[rank::3]
+        assert [shard[i].tolist() for i in range(len(shard))] == batches[rank::3]
+        assert shard[-1].tolist() == batches[rank::3][-1]
+        with pytest.raises(IndexError):
+            shard[len(shard)]
+    assert repr(plan.shard(1, 2)) == f"BatchRows({len(plan) // 2} of {len(plan)} batches)"
     with pytest.raises(ValueError, match=r"rank must be at most 2 \(got 3\)"):
         plan.shard(3, 3)
     with pytest.raises(ValueError, match=r"rank must be at least 0 \(got -1\)"):
@@ -89,7 +94,7 @@ def test_repr_is_one_line() -> None:
     assert plan.max_sequences_per_batch == 3
     assert repr(packer) == (
         "GreedyPacker(100, 1022, special_tokens=2, overlong='truncate', "
-        "max_sequences_per_batch=3, num_threads=None, method='ffd')"
+        "overlap=0, max_sequences_per_batch=3, num_threads=None, method='ffd')"
     )
 
 

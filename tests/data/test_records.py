@@ -228,7 +228,7 @@ def test_keys_that_change_their_record_when_compared(key: str) -> None:
 
 @pytest.mark.parametrize("identifier", ["a", 3])
 @pytest.mark.parametrize("key", ["id", "sequence"])
-@pytest.mark.parametrize("overlong", ["truncate", "error"])
+@pytest.mark.parametrize("overlong", ["truncate", "error", "drop", "split"])
 def test_records_that_lose_a_key_at_any_look_up(overlong: str, key: str, identifier: Any) -> None:
     def pack(look_up: int) -> None:
         record: dict[Any, Any] = {}

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from virnucpro.data import GreedyPacker, Layout, Limits, PackingPlan, TokenCounts
+from virnucpro.data.parameters import NEWER_PARAMETERS
 from virnucpro.kernel.limits import NEWER_LIMITS
 
 
@@ -57,18 +58,24 @@ def test_forged_state_is_refused() -> None:
         assert refused > (50 if value is counts else 100)
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 3, "1", None])
 def test_state_of_another_version_is_refused(version: Any) -> None:
     packer = GreedyPacker(100)
     plan = packer.pack_lengths([60, 30])
-    message = r"the state of a {} must have version 1 \(got"
-    values: list[Any] = [packer.count([5]), packer.lay_out(packer.count([5])), plan]
-    for value in values:
+    message = r"the state of a {} must have version {} \(got"
+    values: list[tuple[Any, int]] = [
+        (packer.count([5]), 1),
+        (packer.lay_out(packer.count([5])), 1),
+        (plan, 2),
+    ]
+    for value, current in values:
         function, (state, *rest) = value.__reduce__()
-        assert state["version"] == 1
-        with pytest.raises(ValueError, match=message.format(type(value).__name__)):
+        assert state["version"] == current
+        with pytest.raises(ValueError, match=message.format(type(value).__name__, current)):
             function({**state, "version": version}, *rest)
-    with pytest.raises(ValueError, match=message.format("GreedyPacker")):
+    with pytest.raises(TypeError, match=r"the state of a PackingPlan must be a dict \(got list\)"):
+        PackingPlan.from_dict([])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=message.format("GreedyPacker", 1)):
         packer.__setstate__({**packer.__getstate__(), "version": version})
 
 
@@ -80,7 +87,8 @@ def test_limits_newer_than_a_state_have_their_defaults(monkeypatch: pytest.Monke
         del attributes["max_sequences_per_batch"]
     with pytest.raises(ValueError, match="limits have no 'max_sequences_per_batch'"):
         TokenCounts.from_dict(counts)
-    monkeypatch.setitem(NEWER_LIMITS, "max_sequences_per_batch", None)
+    for newer in (NEWER_LIMITS, NEWER_PARAMETERS):
+        monkeypatch.setitem(newer, "max_sequences_per_batch", None)
     assert TokenCounts.from_dict(counts).limits == Limits(100, 50, 1)
     older = GreedyPacker.__new__(GreedyPacker)
     older.__setstate__(state)
@@ -107,12 +115,43 @@ def test_fields_of_a_state_are_named_in_errors() -> None:
         Layout.from_dict(state)
 
 
+def test_packers_older_than_overlap_are_read() -> None:
+    state = GreedyPacker(100, overlong="error").__getstate__()
+    del state["attributes"]["overlap"]
+    older = GreedyPacker.__new__(GreedyPacker)
+    older.__setstate__(state)
+    assert older.overlap == 0
+    assert repr(older) == repr(GreedyPacker(100, overlong="error"))
+
+
 def test_rows_of_a_plan_match_its_layout() -> None:
-    state = GreedyPacker(100).pack_lengths([60, 30, 60]).to_dict()
+    plan = GreedyPacker(100).pack_lengths([60, 30, 60])
+    state = plan.to_dict()
+    older = {
+        "version": 1,
+        "layout": state["layout"],
+        "indices": plan.indices,
+        "offsets": plan.offsets,
+    }
+    assert PackingPlan.from_dict(older) == plan
     for name, values in (("offsets", [0, 3, 3]), ("offsets", [0, 2]), ("indices", [0, 1])):
-        array = np.array(values, state[name].dtype)
+        array = np.array(values, older[name].dtype)
         with pytest.raises(ValueError, match="rows of a plan do not match its layout"):
-            PackingPlan.from_dict({**state, name: array})
+            PackingPlan.from_dict({**older, name: array})
+    for rows in ([0, 1], [0, 1, 2, 3], [[0], [1], [2]]):
+        with pytest.raises(ValueError, match="rows of a plan do not match its layout"):
+            PackingPlan.from_dict({**state, "indices": np.array(rows, np.int32)})
+
+
+def test_fragments_of_a_plan_match_its_layout() -> None:
+    state = GreedyPacker(42, overlong="split").pack_lengths([60, 30]).to_dict()
+    assert state["rows"].tolist() == [0, 0, 1]
+    for name in ("rows", "starts", "stops"):
+        for array in (state[name][:2], np.append(state[name], 1), state[name][:, None]):
+            with pytest.raises(ValueError, match="fragments of a plan do not match its layout"):
+                PackingPlan.from_dict({**state, name: array})
+        with pytest.raises(TypeError, match=f"{name} in the state .* must be int64"):
+            PackingPlan.from_dict({**state, name: state[name].astype(np.int32)})
 
 
 def test_copies_keep_their_class() -> None:

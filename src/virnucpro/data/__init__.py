@@ -7,6 +7,7 @@ from pkgutil import extend_path
 from typing import TYPE_CHECKING, Any
 
 from virnucpro.data.layout import Layout, TokenCounts
+from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
 from virnucpro.data.plan import PackingPlan
 from virnucpro.extras import needing
@@ -15,30 +16,40 @@ from virnucpro.kernel.limits import Limits
 if TYPE_CHECKING:
     from virnucpro.cluster.ray_data import pack_dataset
     from virnucpro.files.fasta import ReadOptions
+    from virnucpro.files.plan_summary import Summary, Totals
+    from virnucpro.jobs.pack import pack_files
     from virnucpro.model.attention import packed_sdpa
     from virnucpro.model.check import check_packed
     from virnucpro.model.collator import VarlenCollator, unpack
-    from virnucpro.model.datasets import PackedFastaDataset, SequenceDataset
+    from virnucpro.model.datasets import SequenceDataset
     from virnucpro.model.inputs import model_inputs
     from virnucpro.model.loader import create_async_dataloader
+    from virnucpro.model.packed_datasets import PackedDataset, PackedFastaDataset
+    from virnucpro.model.plan_dataset import PackedPlanDataset
     from virnucpro.model.sampler import PackedBatchSampler
 
 __all__ = [
+    "Fragments",
     "GreedyPacker",
     "Layout",
     "Limits",
     "PackedBatchSampler",
+    "PackedDataset",
     "PackedFastaDataset",
+    "PackedPlanDataset",
     "PackingPlan",
     "ReadOptions",
     "SequenceDataset",
+    "Summary",
     "TokenCounts",
+    "Totals",
     "VarlenCollator",
     "calculate_token_budget",
     "check_packed",
     "create_async_dataloader",
     "model_inputs",
     "pack_dataset",
+    "pack_files",
     "packed_sdpa",
     "unpack",
 ]
@@ -49,14 +60,19 @@ __path__ = extend_path(__path__, __name__)
 # Names from the layers above, imported on first use, with their module and the extra it requires.
 LAZY = {
     "PackedBatchSampler": ("model.sampler", "torch"),
-    "PackedFastaDataset": ("model.datasets", "torch"),
+    "PackedDataset": ("model.packed_datasets", "torch"),
+    "PackedFastaDataset": ("model.packed_datasets", "torch"),
+    "PackedPlanDataset": ("model.plan_dataset", "torch,cli"),
     "ReadOptions": ("files.fasta", "fasta"),
     "SequenceDataset": ("model.datasets", "torch"),
+    "Summary": ("files.plan_summary", "cli"),
+    "Totals": ("files.plan_summary", "cli"),
     "VarlenCollator": ("model.collator", "torch"),
     "check_packed": ("model.check", "torch"),
     "create_async_dataloader": ("model.loader", "torch"),
     "model_inputs": ("model.inputs", "torch"),
     "pack_dataset": ("cluster.ray_data", "ray"),
+    "pack_files": ("jobs.pack", "cli"),
     "packed_sdpa": ("model.attention", "torch"),
     "unpack": ("model.collator", "torch"),
 }

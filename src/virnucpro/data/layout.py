@@ -331,10 +331,14 @@ LAYOUT_FIELDS = {
 
 
 def read_state(
-    state: dict[str, Any], name: str, part: str, types: Mapping[str, tuple[type, ...]]
+    state: dict[str, Any],
+    name: str,
+    part: str,
+    types: Mapping[str, tuple[type, ...]],
+    version: int = 1,
 ) -> tuple[Any, dict[str, Any]]:
     """Split the state of a value into one part and its other fields, of the types given."""
-    check_version(state, name, 1)
+    check_version(state, name, version)
     names = {"version", part, *types}
     if state.keys() != names:
         wrong = min(state.keys() ^ names, key=str)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import numbers
-import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -15,20 +14,27 @@ from numpy.typing import ArrayLike, NDArray
 from virnucpro import kernel
 from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.methods import lay_out
-from virnucpro.data.parameters import check_parameters, read_parameters
+from virnucpro.data.overlong import (
+    check_not_negative,
+    choose,
+    choose_records,
+    describe_overlong,
+    warn_of_dropped,
+    warn_of_truncation,
+)
+from virnucpro.data.parameters import Parameters
 from virnucpro.data.plan import PackingPlan
-from virnucpro.data.records import Record, check_sequence, count_tokens, read_records
-from virnucpro.data.truncation import describe_overlong, warn_of_truncation
+from virnucpro.data.records import Record, check_sequence, compute_efficiency, read_records
 from virnucpro.kernel.arguments import (
     OrderedIds,
     check_ids,
     check_integer,
     check_lengths,
     check_list,
+    check_out,
     check_threads,
-    check_version,
 )
-from virnucpro.kernel.limits import MAX_TOKENS, NEWER_LIMITS, Limits
+from virnucpro.kernel.limits import MAX_TOKENS
 
 __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
 
@@ -38,7 +44,7 @@ logger = logging.getLogger(__name__)
 MAX_WARNINGS = 100
 
 
-class GreedyPacker:
+class GreedyPacker(Parameters):
     """Packs sequences into batches within a token budget, by exact First-Fit Decreasing.
 
     Sequences are placed in order of decreasing length, each in the first batch with enough room
@@ -51,8 +57,9 @@ class GreedyPacker:
         max_tokens_per_batch: Token budget per batch, including special tokens; at most 2**62.
         max_sequence_length: Maximum residues kept per sequence, from the N-terminal end.
         special_tokens: Number of special tokens added to each sequence; 2 for BOS and EOS.
-        overlong: How to handle sequences above the limit: "truncate", or "error" to raise
-            ValueError.
+        overlong: How to handle sequences above the limit: "truncate"; "error" to raise ValueError;
+            "drop" to leave them out; or "split" into fragments of at most the limit.
+        overlap: Residues that neighboring fragments share, with overlong="split".
         max_sequences_per_batch: Maximum sequences per batch; None for unlimited.
         num_threads: Maximum number of threads; None for the number of cores available.
         method: "ffd" for First-Fit Decreasing, or "tight" for column generation. The latter often
@@ -81,47 +88,22 @@ class GreedyPacker:
         *,
         special_tokens: int = 2,
         overlong: str = "truncate",
+        overlap: int = 0,
         max_sequences_per_batch: int | None = None,
         num_threads: int | None = None,
         method: str = "ffd",
     ) -> None:
-        self.max_tokens_per_batch = max_tokens_per_batch
-        self.max_sequence_length = max_sequence_length
-        self.special_tokens = special_tokens
-        self.overlong = overlong
-        self.max_sequences_per_batch = max_sequences_per_batch
-        self.num_threads = num_threads
-        self.method = method
-        self._num_truncated = 0
-        self._checked: tuple[tuple[Any, ...], Limits | None] = ((), None)
-        _ = self.limits
-
-    @property
-    def limits(self) -> Limits:
-        """The limits on batches and sequences. Raises if any parameter is invalid."""
-        parameters = read_parameters(self)
-        checked, limits = self._checked
-        # The same objects need no second check; equal ones might be of another type.
-        if limits is None or not all(map(operator.is_, parameters, checked)):
-            limits = check_parameters(*parameters)
-            self._checked = parameters, limits
-        return limits
-
-    def __getstate__(self) -> dict[str, Any]:
-        attributes = {name: value for name, value in vars(self).items() if name != "_checked"}
-        return {"version": 1, "attributes": attributes}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        check_version(state, "GreedyPacker", 1)
-        vars(self).update({**NEWER_LIMITS, **state["attributes"], "_checked": ((), None)})
-
-    def __repr__(self) -> str:
-        return (
-            f"GreedyPacker({self.max_tokens_per_batch}, {self.max_sequence_length}, "
-            f"special_tokens={self.special_tokens}, overlong={self.overlong!r}, "
-            f"max_sequences_per_batch={self.max_sequences_per_batch}, "
-            f"num_threads={self.num_threads}, method={self.method!r})"
+        super().__init__(
+            max_tokens_per_batch=max_tokens_per_batch,
+            max_sequence_length=max_sequence_length,
+            special_tokens=special_tokens,
+            max_sequences_per_batch=max_sequences_per_batch,
+            overlong=overlong,
+            overlap=overlap,
+            method=method,
+            num_threads=num_threads,
         )
+        self._num_truncated = 0
 
     def pack_sequences(self, sequences: Iterable[Record]) -> list[list[Record]]:
         """Return batches of the sequences.
@@ -133,16 +115,17 @@ class GreedyPacker:
         Returns:
             The batches in order of placement. Within a batch, the longest sequence comes first;
             ties are broken by `id`, then by input order. A truncated sequence is a copy of its
-            dict with the truncated `sequence` and ``truncated=True``; all others are the dicts
-            passed in.
+            dict with the truncated `sequence` and ``truncated=True``; a fragment is a copy with a
+            part of the `sequence`, and `start` and `stop`, its positions in the sequence, from 0.
+            All others are the dicts passed in.
 
         Raises:
             ValueError: A dict has no `id` or no `sequence`, or a sequence exceeds the limit and
                 overlong="error".
             TypeError: A record is not a dict, a `sequence` is not a str, or IDs have mixed types.
 
-        The first 100 sequences that a packer truncates are logged at WARNING, one message each.
-        Later ones are logged at DEBUG, with their total at WARNING once per call.
+        The first 100 sequences that a packer truncates are logged at WARNING, one message each;
+        later ones at DEBUG, with their total at WARNING, as is the number of dropped sequences.
 
         Cost: O(n), plus sorting the IDs of equally long sequences.
 
@@ -158,12 +141,16 @@ class GreedyPacker:
             if self.overlong == "error":
                 name = f"Sequence {records[overlong[0]].get('id')}"
                 raise ValueError(describe_overlong(name, lengths, limit))
-            self._warn_of_truncation(records, lengths, overlong)
-            for row in overlong.tolist():
-                # The record may have changed since its length was read.
-                sequence = check_sequence(records[row], "sequences", row)
-                records[row] = {**records[row], "sequence": sequence[:limit], "truncated": True}
-        plan = self._plan(self.count_silently(lengths), lengths, ids)
+            if self.overlong == "truncate":
+                self._warn_of_truncation(records, lengths, overlong)
+                for row in overlong.tolist():
+                    # The record may have changed since its length was read.
+                    sequence = check_sequence(records[row], "sequences", row)
+                    records[row] = {**records[row], "sequence": sequence[:limit], "truncated": True}
+            else:
+                records = choose_records(records, lengths, limit, self.overlong, self.overlap)
+                ids, lengths = read_records(records, "sequences")
+        plan = self._plan(self._count(lengths), lengths, ids)
         return kernel.gather(records, plan.indices, plan.offsets)
 
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
@@ -186,7 +173,7 @@ class GreedyPacker:
         unlimited = GreedyPacker(
             MAX_TOKENS, MAX_TOKENS, special_tokens=0, num_threads=self.num_threads
         )
-        plan = unlimited._plan(unlimited.count_silently(lengths), lengths, ids)
+        plan = unlimited._plan(unlimited._count(lengths), lengths, ids)
         return kernel.gather(records, plan.indices, np.array([0, len(records)], np.int64))[0]
 
     def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:
@@ -208,19 +195,7 @@ class GreedyPacker:
             >>> GreedyPacker(10).compute_efficiency([[{"id": "a", "sequence": "MKT"}]])
             0.5
         """
-        limits = self.limits
-        budget = limits.max_tokens_per_batch
-        total = 0
-        num_batches = 0
-        for num_batches, batch in enumerate(batches, start=1):
-            name = f"batches[{num_batches - 1}]"
-            tokens = count_tokens(check_list(batch, name, "a list of dicts"), name, limits)
-            if tokens > budget:
-                raise ValueError(
-                    f"{name} has {tokens:,} tokens, more than the budget of {budget:,}"
-                )
-            total += tokens
-        return total / (num_batches * budget) if num_batches else 0.0
+        return compute_efficiency(batches, self.limits)
 
     def pack_lengths(self, lengths: ArrayLike, ids: Iterable[Any] | None = None) -> PackingPlan:
         """Return a plan for sequences of the given lengths.
@@ -233,9 +208,9 @@ class GreedyPacker:
                 broken by row.
 
         Returns:
-            A plan of row numbers, from 0 in the order of `lengths`. Batches are in order of
-            placement. Within a batch, the largest size comes first; ties are broken by ID, then by
-            row.
+            A plan of row numbers, from 0 in the order of `lengths`, or, if any sequence was split,
+            of the numbers of `PackingPlan.fragments`. Batches are in order of placement. Within a
+            batch, the largest size comes first; ties are broken by ID, then by row.
 
         Raises:
             ValueError: A length is negative, or exceeds the limit and overlong="error"; `lengths`
@@ -249,17 +224,28 @@ class GreedyPacker:
             >>> plan = GreedyPacker(100).pack_lengths([30, 60, 60], ids=["x", "z", "y"])
             >>> [rows.tolist() for rows in plan]
             [[2, 0], [1]]
+            >>> plan = GreedyPacker(52, overlong="split").pack_lengths([30, 115])
+            >>> [rows.tolist() for rows in plan]
+            [[1], [2], [0, 3]]
+            >>> plan.fragments.rows, plan.fragments.starts, plan.fragments.stops
+            (array([0, 1, 1, 1]), array([  0,   0,  50, 100]), array([ 30,  50, 100, 115]))
         """
         lengths = check_lengths(lengths)
         order = None if ids is None else check_ids(ids, len(lengths))
-        return self._plan(self.count(lengths), lengths, order)
+        chosen = choose(lengths, order, self.limits.max_residues, self.overlong, self.overlap)
+        counts = self._count(chosen.lengths)
+        warn_of_truncation(counts)
+        plan = self._plan(counts, chosen.lengths, chosen.ids)
+        indices = plan.indices if chosen.rows is None else chosen.rows[plan.indices]
+        return PackingPlan(plan, indices, plan.offsets, chosen.dropped, chosen.fragments)
 
     def assign_batches(
         self, lengths: ArrayLike, out: NDArray[Any] | None = None
     ) -> NDArray[np.signedinteger[Any]]:
         """Return the batch number of each row, with ties broken by row.
 
-        Equivalent to `count`, `lay_out` and `Layout.assign`, with their arguments and errors.
+        Equivalent to `count`, `lay_out` and `Layout.assign`, with their arguments and errors, but
+        -1 for dropped rows.
 
         Args:
             lengths: Residues of each row, a 1-D array of any integer type and stride, or a list of
@@ -277,20 +263,29 @@ class GreedyPacker:
             array([0, 0, 1], dtype=int32)
         """
         lengths = check_lengths(lengths)
-        return self.lay_out(self.count(lengths)).assign(lengths, out=out)
+        layout = self.lay_out(self.count(lengths))
+        limit = layout.limits.max_residues
+        if self.overlong != "drop" or lengths.max(initial=0) <= limit:
+            return layout.assign(lengths, out=out)
+        out = check_out(out, lengths, len(lengths))
+        kept = lengths <= limit
+        out[kept] = layout.assign(lengths[kept])
+        out[~kept] = -1
+        return out
 
     def count(self, lengths: ArrayLike) -> TokenCounts:
-        """Return the number of sequences of each size.
+        """Return the number of sequences of each size, without those that are dropped.
 
-        Logs one WARNING with the number of truncated sequences, if any.
+        Logs one WARNING with the number of truncated or dropped sequences, if any.
 
         Args:
             lengths: Residues of each sequence, a 1-D array of any integer type and stride, or a
                 list of int.
 
         Raises:
-            ValueError: A length is negative, or exceeds the limit and overlong="error"; or
-                `lengths` is not one-dimensional.
+            ValueError: A length is negative, or exceeds the limit and overlong="error"; `lengths`
+                is not one-dimensional; or overlong="split", which only `pack_sequences`,
+                `pack_lengths` and `pack_files` support.
             TypeError: Lengths are not integers.
             OverflowError: The number of truncated residues does not fit in 64 bits. The number of
                 tokens is checked by `lay_out`.
@@ -302,14 +297,27 @@ class GreedyPacker:
             >>> GreedyPacker(4096).count([30, 30, 500])
             TokenCounts(3 sequences of 2 sizes)
         """
+        lengths = check_lengths(lengths)
         counts = self.count_silently(lengths)
         warn_of_truncation(counts)
+        if self.overlong == "drop":
+            warn_of_dropped(lengths, counts.limits.max_residues)
         return counts
 
     def count_silently(self, lengths: ArrayLike) -> TokenCounts:
         """Return the result of `count` without logging the WARNING."""
-        limits = self.limits
+        limit = self.limits.max_residues
         lengths = check_lengths(lengths)
+        if self.overlong == "split":
+            raise ValueError("overlong='split' needs pack_lengths, pack_sequences or pack_files")
+        if self.overlong == "drop" and lengths.max(initial=0) > limit:
+            check_not_negative(lengths)
+            lengths = lengths[lengths <= limit]
+        return self._count(lengths)
+
+    def _count(self, lengths: NDArray[Any]) -> TokenCounts:
+        """Return the counts of checked lengths, none of which is dropped or split."""
+        limits = self.limits
         if self.overlong == "error" and lengths.max(initial=0) > limits.max_residues:
             name = f"lengths[{np.argmax(lengths > limits.max_residues)}]"
             raise ValueError(describe_overlong(name, lengths, limits.max_residues))

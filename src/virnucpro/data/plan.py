@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro import kernel
 from virnucpro.data.layout import Layout, read_state
+from virnucpro.data.overlong import Fragments
 from virnucpro.extras import needing
 from virnucpro.kernel.arguments import check_integer, check_threads, plain
 
-# The types of the fields in the state of a plan.
-PLAN_FIELDS = {"indices": (np.int32, np.int64), "offsets": (np.int64,)}
+if TYPE_CHECKING:
+    from virnucpro.files.plan_reader import MappedFile
+    from virnucpro.files.plan_summary import Summary
+
+# The types of the fields in the state of a plan, and in that of version 1.
+ROWS = (np.int32, np.int64)
+PLAN_FIELDS = {
+    "indices": ROWS,
+    "dropped": ROWS,
+    "rows": (np.int64,),
+    "starts": (np.int64,),
+    "stops": (np.int64,),
+}
+OLD_PLAN_FIELDS = {"indices": ROWS, "offsets": (np.int64,)}
 
 
 class PackingPlan(Layout):
@@ -26,10 +40,8 @@ class PackingPlan(Layout):
     ``len(plan)`` is the number of batches.
 
     Attributes:
-        indices: Row numbers, batch by batch, the longest sequence of each batch first. int32
-            [num_sequences], or int64 for 2**31 rows or more.
-        offsets: Start of each batch in `indices`, and the end of the last. int64
-            [num_batches + 1].
+        summary: How the plan was made, and from which files: the `Summary` of a plan that was
+            loaded; otherwise None.
 
     Example:
         >>> from virnucpro.data import GreedyPacker
@@ -40,25 +52,106 @@ class PackingPlan(Layout):
         array([0, 2, 3])
     """
 
-    def __init__(self, layout: Layout, indices: NDArray[Any], offsets: NDArray[np.int64]) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        indices: NDArray[Any],
+        offsets: NDArray[np.int64] | None = None,
+        dropped: NDArray[Any] | None = None,
+        fragments: Fragments | Callable[[], Fragments] | None = None,
+        summary: Summary | None = None,
+        file: MappedFile | None = None,
+    ) -> None:
         super().__init__(layout.core, layout.limits, layout.num_threads)
-        self.indices = indices
-        self.offsets = offsets
+        self.summary = summary
+        self._indices = indices
+        self._dropped = np.empty(0, indices.dtype) if dropped is None else dropped
+        self._fragments = fragments
+        # The file of which `indices` is a part, if it is mapped into memory.
+        self._file = file
+        if offsets is not None:
+            self.offsets = offsets
+
+    @property
+    def indices(self) -> NDArray[Any]:
+        """Row numbers, batch by batch, the longest sequence of each batch first.
+
+        int32 [num_sequences], or int64 for 2**31 rows or more. The numbers are those of fragments
+        if the plan has `fragments`.
+
+        Raises:
+            OSError: The plan was loaded from an `.arrow` file, and the file has changed since.
+        """
+        if self._file is not None:
+            self._file.check()
+        return self._indices
+
+    @property
+    def dropped(self) -> NDArray[Any]:
+        """Rows that were dropped because they exceed the limit, in increasing order.
+
+        Their type is that of `indices`, and errors are the same.
+        """
+        if self._file is not None:
+            self._file.check()
+        return self._dropped
+
+    @functools.cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """Start of each batch in `indices`, and the end of the last, int64 [num_batches + 1]."""
+        return kernel.batch_offsets(self.core)
+
+    @property
+    def fragments(self) -> Fragments | None:
+        """The row and positions of each fragment; None if no sequence was split.
+
+        Computed on first use, in O(n), if the plan was loaded from an `.arrow` file.
+        """
+        if callable(self._fragments):
+            self._fragments = self._fragments()
+        return self._fragments
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows of the data that the plan is for, packed or dropped."""
+        if self.fragments is not None:
+            return int(self.fragments.rows[-1]) + 1
+        return self.num_sequences + len(self.dropped)
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __getitem__(self, batch: int) -> NDArray[Any]:
-        """Return a view of the rows of a batch; negative numbers count from the end.
+        """Return the rows of a batch; negative numbers count from the end.
 
         Raises:
             IndexError: The number is out of range.
+            OSError: As for `indices`.
         """
+        batch = self._check_batch(batch)
+        rows = self.indices[self.offsets[batch] : self.offsets[batch + 1]]
+        # A view of a mapped file would be lost if the file shrinks.
+        return rows if self._file is None else rows.copy()
+
+    def tokens(self, batch: int) -> NDArray[np.int64]:
+        """Return the tokens of each sequence of a batch, including special tokens, longest first.
+
+        Raises:
+            IndexError: The number is out of range.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> GreedyPacker(100).pack_lengths([30, 60, 60]).tokens(0)
+            array([62, 32])
+        """
+        batch = self._check_batch(batch)
+        return kernel.tokens_of_batches(self.core, batch, batch + 1)
+
+    def _check_batch(self, batch: int) -> int:
         batch = operator.index(batch)
         if not -len(self) <= batch < len(self):
             raise IndexError(f"batch {batch} is out of range for {len(self):,} batches")
-        batch %= len(self)
-        return self.indices[self.offsets[batch] : self.offsets[batch + 1]]
+        return batch % len(self)
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return iter(BatchRows(self, range(len(self))))
@@ -90,12 +183,14 @@ class PackingPlan(Layout):
         return BatchRows(self, range(rank, len(self), world_size))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan as an Arrow IPC file.
+        """Write the plan to a file, `.parquet` or `.arrow`.
 
-        The file has one row per batch, with the columns `rows` (list of row numbers) and `tokens`
-        (int64). An existing file is replaced only when the new one is complete. Needs pyarrow.
+        The file has one row per sequence, in order of batches, with the columns `batch`, `row` and
+        `tokens`. It has no IDs and lengths, which a plan does not keep: `pack_files` writes those
+        too. An existing file is replaced only when the new one is complete. Needs pyarrow.
 
         Raises:
+            ValueError: The path has another suffix.
             OSError: The file cannot be written, or the path exists and is not a file.
             ModuleNotFoundError: pyarrow is not installed.
 
@@ -112,21 +207,29 @@ class PackingPlan(Layout):
             True
         """
         with needing("PackingPlan.save", "cli"):
-            from virnucpro.files.saved_plan import save_plan
+            from virnucpro.files.plan_writer import save_plan
         save_plan(path, self)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> PackingPlan:
-        """Return a plan written by `save`.
+        """Return a plan that was written by `save`, by `pack_files` or by ``virnucpro pack``.
 
-        Its arrays are read-only and memory-mapped: opening takes constant time, and pages are read
-        when they are used. The file must not change while the plan is in use. Row numbers are not
-        validated. Needs pyarrow.
+        An `.arrow` file is mapped into memory: opening it takes no longer for more rows, and
+        processes share its pages. `indices` is then read-only, and a part of the file. The plan is
+        pickled as the path of the file. Row numbers are not validated when it is opened. If the
+        file is overwritten or cut later, using the plan raises an error; an array obtained from
+        `indices` before that must not be used any more. A file that is replaced by another one, as
+        `save` and `pack_files` do, stays as it was for those who have opened it.
+
+        A `.parquet` file, or a folder of them that ``virnucpro pack --engine ray`` wrote, is read
+        into memory, and its rows are validated. Needs pyarrow.
 
         Raises:
-            ValueError: The file is not a plan written by `save`.
+            ValueError: The file is not a plan, or damaged.
             OSError: The file cannot be read.
             ModuleNotFoundError: pyarrow is not installed.
+
+        Cost: O(runs) for `.arrow` (see `GreedyPacker.lay_out`), O(n) for `.parquet`.
 
         Example:
             >>> from pathlib import Path
@@ -138,7 +241,7 @@ class PackingPlan(Layout):
             [1, 0]
         """
         with needing("PackingPlan.load", "cli"):
-            from virnucpro.files.saved_plan import load_plan
+            from virnucpro.files.plan_reader import load_plan
         return load_plan(path)
 
     def reshuffle(self, seed: int) -> PackingPlan:
@@ -167,24 +270,34 @@ class PackingPlan(Layout):
         seed = check_integer(seed, "seed", 0, 2**64 - 1)
         num_threads = check_threads(self.num_threads)
         indices = kernel.shuffle_rows(self.core, plain(self.indices), seed, num_threads)
-        return PackingPlan(self, indices, self.offsets)
+        # A part of a mapped file would not be checked in the new plan.
+        dropped = self.dropped if self._file is None else self.dropped.copy()
+        return PackingPlan(self, indices, self.offsets, dropped, self._fragments, self.summary)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, PackingPlan)
             and super().__eq__(other)
             and np.array_equal(self.indices, other.indices)
+            and np.array_equal(self.dropped, other.dropped)
+            and np.array_equal(self.fragments or (), other.fragments or ())
         )
 
     __hash__ = None
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the plan as a dict: the dict of its layout, `indices` and `offsets`."""
+        """Return the plan as a dict: its layout as a dict, and the arrays of its rows.
+
+        The arrays are `indices` and `dropped`, and `rows`, `starts` and `stops` of `fragments`,
+        which are empty if no sequence was split.
+        """
+        fragments = self.fragments or Fragments(*(np.empty(0, np.int64) for _ in range(3)))
         return {
-            "version": 1,
+            "version": 2,
             "layout": super().to_dict(),
             "indices": self.indices,
-            "offsets": self.offsets,
+            "dropped": self.dropped,
+            **fragments._asdict(),
         }
 
     @classmethod
@@ -192,26 +305,56 @@ class PackingPlan(Layout):
         """Return a plan from the result of `to_dict`. Row numbers are not validated.
 
         Raises:
-            ValueError: The version is not supported, or the layout is inconsistent.
+            ValueError: The version is not supported, or the values are inconsistent.
             TypeError: A value has the wrong type.
         """
-        state_of_layout, rows = read_state(state, cls.__name__, "layout", PLAN_FIELDS)
+        if isinstance(state, dict) and state.get("version") == 1:
+            state_of_layout, fields = read_state(state, cls.__name__, "layout", OLD_PLAN_FIELDS)
+        else:
+            state_of_layout, fields = read_state(state, cls.__name__, "layout", PLAN_FIELDS, 2)
         layout = Layout.from_dict(state_of_layout, num_threads)
-        check_rows(layout, **rows)
-        return cls(layout, **rows)
+        indices, offsets = fields["indices"], kernel.batch_offsets(layout.core)
+        if indices.shape != (layout.num_sequences,) or not np.array_equal(
+            fields.get("offsets", offsets), offsets
+        ):
+            raise ValueError("the rows of a plan do not match its layout")
+        parts = [fields[name] for name in Fragments._fields if name in fields]
+        fragments = Fragments(*parts) if any(map(len, parts)) else None
+        if fragments is not None and any(part.shape != indices.shape for part in parts):
+            raise ValueError("the fragments of a plan do not match its layout")
+        return cls(layout, indices, offsets, fields.get("dropped"), fragments)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._file is not None:
+            return self._file.reduce(self.num_threads)
+        return unpickle, (self.to_dict(), self.num_threads, self.summary)
 
 
-def check_rows(layout: Layout, indices: NDArray[Any], offsets: NDArray[np.int64]) -> None:
-    """Raise ValueError unless arrays have the shape of a plan with this layout."""
-    shapes = ((layout.num_sequences,), (layout.num_batches + 1,))
-    if (indices.shape, offsets.shape) != shapes or (
-        (offsets[0], offsets[-1]) != (0, layout.num_sequences) or (np.diff(offsets) < 1).any()
-    ):
-        raise ValueError("the rows of a plan do not match its layout")
+def as_plan(plan: PackingPlan | str | PathLike[str]) -> PackingPlan:
+    """Return a plan, which may be given as the path of its file.
+
+    Raises:
+        TypeError: It is neither.
+        ValueError, OSError: As for `PackingPlan.load`.
+    """
+    if isinstance(plan, (str, PathLike)):
+        return PackingPlan.load(plan)
+    if not isinstance(plan, PackingPlan):
+        raise TypeError(f"plan must be a PackingPlan or a path (got {type(plan).__name__})")
+    return plan
+
+
+def unpickle(
+    state: dict[str, Any], num_threads: int | None, summary: Summary | None
+) -> PackingPlan:
+    """Return a plan from its pickled state."""
+    plan = PackingPlan.from_dict(state, num_threads)
+    plan.summary = summary
+    return plan
 
 
 class BatchRows:
-    """Some batches of a plan: a sized iterable of views of their rows."""
+    """Some batches of a plan: a sequence of arrays of row numbers, as the plan itself is."""
 
     def __init__(self, plan: PackingPlan, batches: range) -> None:
         self._plan = plan
@@ -220,5 +363,12 @@ class BatchRows:
     def __len__(self) -> int:
         return len(self._batches)
 
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        """Return the rows of the batch at an index; see `PackingPlan`."""
+        return self._plan[self._batches[operator.index(index)]]
+
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self._plan[batch] for batch in self._batches)
+
+    def __repr__(self) -> str:
+        return f"BatchRows({len(self):,} of {len(self._plan):,} batches)"

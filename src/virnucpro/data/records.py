@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro import kernel
-from virnucpro.kernel.arguments import OrderedIds, check_ids
+from virnucpro.kernel.arguments import OrderedIds, check_ids, check_list
 from virnucpro.kernel.limits import Limits
 
 Record = dict[str, Any]
@@ -28,6 +29,20 @@ def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.
         sequences.append(check_sequence(record, name, row))
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
     return check_ids(ids, len(ids), f"{name}[{{}}]['id']".format), lengths
+
+
+def compute_efficiency(batches: Iterable[Iterable[Record]], limits: Limits) -> float:
+    """Return the efficiency of batches; see `GreedyPacker.compute_efficiency`."""
+    budget = limits.max_tokens_per_batch
+    total = 0
+    num_batches = 0
+    for num_batches, batch in enumerate(batches, start=1):
+        name = f"batches[{num_batches - 1}]"
+        tokens = count_tokens(check_list(batch, name, "a list of dicts"), name, limits)
+        if tokens > budget:
+            raise ValueError(f"{name} has {tokens:,} tokens, more than the budget of {budget:,}")
+        total += tokens
+    return total / (num_batches * budget) if num_batches else 0.0
 
 
 def count_tokens(records: list[Any], name: str, limits: Limits) -> int:

@@ -14,6 +14,7 @@ import io
 import json
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,6 +25,8 @@ STORED = Path(__file__).parent / "stored"
 FASTA = "proteins.fasta"
 LENGTHS = [320, 45, 700, 120, 0, 120, 501, 33, 500, 120, 8, 260]
 OPTIONS = ("--max-tokens", 600, "--max-length", 500, "--max-sequences", 3)
+SPLIT = ("--max-tokens", 600, "--max-length", 200, "--overlong", "split", "--overlap", 30)
+DROP = ("--max-tokens", 600, "--max-length", 300, "--overlong", "drop")
 
 
 def make_packer() -> GreedyPacker:
@@ -32,6 +35,14 @@ def make_packer() -> GreedyPacker:
 
 def make_plan() -> PackingPlan:
     return make_packer().pack_lengths(LENGTHS)
+
+
+def make_split_plan() -> PackingPlan:
+    return GreedyPacker(600, 200, overlong="split", overlap=30).pack_lengths(LENGTHS)
+
+
+def make_dropping_plan() -> PackingPlan:
+    return GreedyPacker(600, 300, overlong="drop").pack_lengths(LENGTHS)
 
 
 def make_values() -> dict[str, Any]:
@@ -43,6 +54,8 @@ def make_values() -> dict[str, Any]:
         "layout": packer.lay_out(counts),
         "limits": packer.limits,
         "packing_plan": make_plan(),
+        "split_plan": make_split_plan(),
+        "dropping_plan": make_dropping_plan(),
         "token_counts": counts,
     }
 
@@ -57,6 +70,14 @@ def make_sampler() -> Any:
     from virnucpro.data import PackedBatchSampler
 
     return PackedBatchSampler(make_plan(), shuffle=True, seed=5, rank=1, world_size=2)
+
+
+# Plans in files: as a value, and the options that `pack` makes them with.
+PLANS: dict[str, tuple[Callable[[], PackingPlan], tuple[object, ...]]] = {
+    "plan": (make_plan, OPTIONS),
+    "split_plan": (make_split_plan, (*SPLIT, "--sequences")),
+    "dropping_plan": (make_dropping_plan, DROP),
+}
 
 
 def write_fasta(path: Path) -> None:
@@ -95,7 +116,7 @@ def version_of(value: Any) -> str:
 def main() -> None:
     from command import run
 
-    from virnucpro.files.plan_file import VERSION
+    from virnucpro.files.plan_summary import VERSION
 
     STORED.mkdir(exist_ok=True)
     os.chdir(STORED)
@@ -112,13 +133,14 @@ def main() -> None:
     path = Path(f"sampler-{state['version']}.json")
     if not path.exists():
         path.write_text(json.dumps(state, indent=2) + "\n")
-    path = Path(f"plan-{VERSION}.parquet")
-    if not path.exists():
-        result = run("pack", FASTA, "-o", path, *OPTIONS)
-        assert result.returncode == 0, result.stderr
-    path = Path(f"plan-{VERSION}.arrow")
-    if not path.exists():
-        make_plan().save(path)
+    for name, (make, options) in PLANS.items():
+        path = Path(f"{name}-{VERSION}.parquet")
+        if not path.exists():
+            result = run("pack", FASTA, "-o", path, *options)
+            assert result.returncode == 0, result.stderr
+        path = Path(f"{name}-{VERSION}.arrow")
+        if not path.exists():
+            make().save(path)
 
 
 if __name__ == "__main__":

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import enum
-import functools
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,12 +14,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from virnucpro.extras import needing
+from virnucpro.terminal import (
+    exit_on_error,
+    format_value,
+    log_to_stderr,
+    make_table,
+    print_error,
+    print_line,
+    progress_display,
+    stderr,
+)
 
 # Each command imports what it needs, so that --help and --version are fast.
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.table import Table
-
     from virnucpro.data.packing import GreedyPacker
 
 app = typer.Typer(
@@ -54,6 +59,8 @@ class Overlong(str, enum.Enum):
     truncate = "truncate"
     error = "error"
     drop = "drop"
+    # `split` is a method of str.
+    split_up = "split"
 
 
 class Duplicates(str, enum.Enum):
@@ -72,7 +79,7 @@ Inputs = Annotated[
         show_default=False,
     ),
 ]
-Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan file written by `pack`.")]
+Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan written by `pack`.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Suppress all output except errors.")]
 
 
@@ -111,7 +118,7 @@ def pack(
             "-o",
             "--output",
             metavar="PLAN",
-            help="Parquet file to write (a folder with --engine ray).",
+            help="File to write, .parquet or .arrow (a folder with --engine ray).",
         ),
     ],
     max_tokens: Annotated[int, typer.Option(help="Token budget per batch.")] = 4096,
@@ -130,6 +137,16 @@ def pack(
     overlong: Annotated[
         Overlong, typer.Option(help="How to handle sequences longer than --max-length.")
     ] = Overlong.truncate,
+    overlap: Annotated[
+        int, typer.Option(help="Residues that neighboring fragments share (--overlong split).")
+    ] = 0,
+    sequences: Annotated[
+        bool,
+        typer.Option(
+            "--sequences",
+            help="Store the residues in the plan too (.parquet, from FASTA).",
+        ),
+    ] = False,
     duplicates: Annotated[
         Duplicates, typer.Option(help="How to handle IDs that occur more than once.")
     ] = Duplicates.report,
@@ -165,7 +182,8 @@ def pack(
     """Pack sequences and write the plan.
 
     The plan has one row per sequence, in order of batches. Sequences with the same number of tokens
-    are in order of their IDs. Dropped sequences come last, without a batch.
+    are in order of their IDs. Dropped sequences come last, without a batch. With --overlong split,
+    there is one row per fragment.
     """
     from virnucpro.data.methods import column_generation
     from virnucpro.data.packing import GreedyPacker
@@ -176,7 +194,8 @@ def pack(
             max_tokens,
             max_length,
             special_tokens=special_tokens,
-            overlong="error" if overlong is Overlong.error else "truncate",
+            overlong=overlong.value,
+            overlap=overlap,
             max_sequences_per_batch=max_sequences,
             num_threads=threads,
             method=method.value,
@@ -190,6 +209,8 @@ def pack(
     if engine is Engine.ray:
         unsupported = {
             "--overlong drop": overlong is Overlong.drop,
+            "--overlong split": overlong is Overlong.split_up,
+            "--sequences": sequences,
             "--duplicates error": duplicates is Duplicates.error,
             "--keep-stop": keep_stop,
             "--keep-case": keep_case,
@@ -216,9 +237,9 @@ def pack(
             inputs,
             output,
             packer,
-            overlong=overlong.value,
             options=options,
             duplicates=duplicates.value,
+            sequences=sequences,
             progress=progress,
         )
     if not quiet:
@@ -238,8 +259,9 @@ def pack_on_ray(
     with exit_on_error(), needing("--engine ray", "ray"):
         import ray
 
-        from virnucpro.cluster.ray_data import list_tables, pack_tables
-    from virnucpro.jobs.labels import label_layout
+        from virnucpro.cluster.ray_data import pack_tables
+        from virnucpro.cluster.tables import list_tables
+    from virnucpro.jobs.labels import label_totals
 
     shows_progress = stderr().is_terminal and not quiet
     # Ray prints to stdout.
@@ -251,12 +273,12 @@ def pack_on_ray(
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         columns = {"id_column": id_column, "length_column": length_column}
         try:
-            layout = pack_tables(inputs, output, packer, **columns)
+            summary = pack_tables(inputs, output, packer, **columns)
         except (ray.exceptions.RayError, TypeError, RuntimeError) as error:
             # The last line of Ray's message gives the cause.
             raise OSError(str(error).strip().splitlines()[-1]) from error
     if not quiet:
-        stderr().print(make_table(label_layout(layout)))
+        stderr().print(make_table(label_totals(summary.totals)))
         print_line(f"Plan written to {output}")
 
 
@@ -276,7 +298,7 @@ def stats(
         raise typer.BadParameter("--json and --tsv are mutually exclusive")
     from rich.console import Console
 
-    from virnucpro.files.plan_file import read_summary
+    from virnucpro.files.plan_reader import read_summary
     from virnucpro.jobs.labels import label_totals
 
     with exit_on_error():
@@ -291,29 +313,56 @@ def stats(
 
 
 @app.command()
-def verify(plan: Plan, inputs: Inputs, quiet: Quiet = False) -> None:
+def verify(
+    plan: Plan,
+    inputs: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[INPUT]...",
+            help="The input of the plan, in the same order.  [default: the files it was made of]",
+            show_default=False,
+        ),
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
     """Verify a plan against its input.
 
     Re-reads the input and checks that the plan contains each sequence exactly once, as in the
     input; that batches are within the limits and, with --method ffd, are those of First-Fit
-    Decreasing; and that the totals are correct. Prints one line per error found, and exits with
-    status 1 if there are any.
+    Decreasing; and that the totals are correct. A plan without names of its input, which
+    `PackingPlan.save` wrote, is checked as far as it can be.
+
+    Prints one line per error found. Exits with status 1 if there are any, and with status 2 if the
+    plan or its input cannot be read.
     """
-    from virnucpro.files.plan_file import read_summary
+    from virnucpro.files.fasta import ReadOptions
+    from virnucpro.files.plan_reader import open_plan
     from virnucpro.files.sequences import read_files
     from virnucpro.files.verify import verify_plan
 
-    with exit_on_error():
-        options = read_summary(plan).options
-        with progress_display(quiet) as progress:
-            sequences = read_files(inputs, options, progress("Reading"))
+    with exit_on_error(status=2):
+        file = open_plan(plan)
+        names = inputs or [recorded.name for recorded in file.summary.inputs]
+        for name in names if not inputs else ():
+            if not Path(name).is_file():
+                found = "was standard input" if name == "-" else "is not found from this folder"
+                raise FileNotFoundError(f"{name}: the input of {plan} {found}; name it after PLAN")
+        sequences = None
+        if names:
+            has_residues = "sequence" in file.schema.names
+            options = file.summary.options or ReadOptions()
+            with progress_display(quiet) as progress:
+                sequences = read_files(
+                    names, options, lambda done: progress("reading", done), has_residues
+                )
         findings = verify_plan(plan, sequences)
     for finding in findings:
-        typer.echo(f"virnucpro: {plan}: {finding}", err=True)
+        print_error(f"{plan}: {finding}")
     if findings:
         raise typer.Exit(1)
     if not quiet:
-        print_line(f"{plan}: OK ({len(sequences.lengths):,} sequences)")
+        number = f"{file.summary.totals.read:,} sequences"
+        print_line(f"{plan}: OK ({number}{'' if names else ', without its input'})")
 
 
 @app.command()
@@ -335,94 +384,3 @@ def report(
         check_output(output, [str(plan)])
         write_report(plan, output)
     print_line(f"Report written to {output}")
-
-
-@contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Print an expected error as one line and exit with status 1."""
-    try:
-        yield
-    except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
-        typer.echo(f"virnucpro: {str(error) or 'out of memory'}", err=True)
-        raise typer.Exit(1) from error
-
-
-@contextmanager
-def progress_display(quiet: bool) -> Iterator[Callable[[str], Callable[[int], None]]]:
-    """Yield a function that begins a stage and returns a function that shows its progress.
-
-    Shows nothing if stderr is not a terminal.
-    """
-    if quiet or not stderr().is_terminal:
-        yield lambda _: lambda _: None
-        return
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    with Progress(
-        SpinnerColumn(),
-        TextColumn("{task.description} {task.completed:,.0f} sequences"),
-        TimeElapsedColumn(),
-        console=stderr(),
-        transient=True,
-    ) as progress:
-
-        def begin(stage: str) -> Callable[[int], None]:
-            task = progress.add_task(stage)
-            return lambda done: progress.update(task, completed=done)
-
-        yield begin
-
-
-@contextmanager
-def log_to_stderr(quiet: bool) -> Iterator[None]:
-    """Show the warnings of long-running modules on stderr; on a terminal, their progress too."""
-    is_terminal = not quiet and stderr().is_terminal
-    handler: logging.Handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("virnucpro: %(message)s"))
-    if is_terminal:
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=stderr(), show_level=False, show_path=False)
-    level = logging.INFO if is_terminal else logging.WARNING
-    names = () if quiet else ("kernel.column_generation", "cluster.ray_data", "jobs.pack")
-    loggers = [logging.getLogger(f"virnucpro.{name}") for name in names]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(level)
-    try:
-        yield
-    finally:
-        for logger, previous in zip(loggers, levels, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(previous)
-
-
-@functools.cache
-def stderr() -> Console:
-    """Return a console on stderr."""
-    from rich.console import Console
-
-    return Console(stderr=True)
-
-
-def print_line(text: str) -> None:
-    """Print a line on stderr, without markup or wrapping."""
-    stderr().print(text, highlight=False, soft_wrap=True, markup=False, emoji=False)
-
-
-def format_value(value: object) -> str:
-    """Return a value as text for scripts: None as the empty string, bools as true or false."""
-    return "" if value is None else json.dumps(value) if isinstance(value, bool) else str(value)
-
-
-def make_table(rows: dict[str, str]) -> Table:
-    """Return a table of labels and values."""
-    from rich.table import Table
-
-    table = Table(box=None, show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for label, value in rows.items():
-        table.add_row(label, value)
-    return table

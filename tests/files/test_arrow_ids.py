@@ -31,6 +31,38 @@ def test_arrow_ids(sequences: list[tuple[int, str]], data: st.DataObject) -> Non
     )
 
 
+@given(
+    st.lists(st.tuples(st.integers(0, 30), st.text(max_size=4)), max_size=20),
+    st.sampled_from([("drop", 0), ("split", 0), ("split", 3)]),
+    st.data(),
+)
+def test_arrow_ids_of_some_rows(
+    sequences: list[tuple[int, str]], handling: tuple[str, int], data: st.DataObject
+) -> None:
+    """Those that are left when others are dropped, and those of fragments."""
+    lengths, ids = [n for n, _ in sequences], [name for _, name in sequences]
+    packer = GreedyPacker(20, 7, overlong=handling[0], overlap=handling[1])
+    expected = packer.pack_lengths(lengths, ids)
+    cut = data.draw(st.integers(0, len(ids)))
+    plain = pa.array(ids, pa.string())
+    for arrow in (
+        plain,
+        plain.dictionary_encode(),
+        pa.chunked_array([plain[:cut], plain[cut:]]),
+        pa.array(["x", *ids, "y"], pa.large_string()).slice(1, len(ids)),
+    ):
+        assert packer.pack_lengths(lengths, arrow) == expected
+    numbers = [len(name) for name in ids]
+    assert packer.pack_lengths(lengths, pa.array(numbers, pa.int8())) == packer.pack_lengths(
+        lengths, numbers
+    )
+
+
+def test_arrow_ids_of_no_rows() -> None:
+    plan = GreedyPacker(20, 5, overlong="drop").pack_lengths([6, 7], pa.array(["b", "a"]))
+    assert (len(plan), plan.dropped.tolist()) == (0, [0, 1])
+
+
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [

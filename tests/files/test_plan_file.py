@@ -1,10 +1,10 @@
-"""Plans on disk: what they hold, how they are read, and how faults in them are found."""
+"""Plan files that `pack` writes: what they hold, and how they are read by others."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,91 +13,42 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from command import run
 from fasta import fasta
 from hypothesis import given
 from hypothesis import strategies as st
+from plans import (
+    OVERLONG,
+    SUFFIXES,
+    lengths_for,
+    make_packer,
+    read_table,
+    rewrite,
+    sequences_of,
+    with_summary,
+    with_totals,
+    with_values,
+    write,
+)
 from strategies import Case, cases
 
-from virnucpro.data import GreedyPacker, PackingPlan
-from virnucpro.files import plan_file
-from virnucpro.files.fasta import ReadChanges, ReadOptions
-from virnucpro.files.plan_file import Summary, compute_totals, read_summary, write_plan
-from virnucpro.files.sequences import InputFile, Sequences, read_files
-from virnucpro.files.verify import check_first_fit, verify_plan
+from virnucpro.data import GreedyPacker, PackingPlan, Totals
+from virnucpro.files import plan_summary, plan_writer
+from virnucpro.files.plan_reader import read_summary
+from virnucpro.files.plan_schema import make_schema
+from virnucpro.files.plan_summary import VERSION
+from virnucpro.files.plan_writer import write_plan
+from virnucpro.files.sequences import read_files
+from virnucpro.files.tables import PLAN_KEY
+
+MAX_LENGTH = 700
 
 
-def sequences_of(lengths: list[int], ids: list[str]) -> Sequences:
-    half = len(lengths) // 2
-    sources = [
-        InputFile("first", 10, "00", half),
-        InputFile("second", 20, "11", len(lengths) - half),
-    ]
-    array = np.array(lengths, np.int64)
-    return Sequences(pa.array(ids, pa.large_string()), array, sources, ReadChanges())
-
-
-def write(path: Path, sequences: Sequences, packer: GreedyPacker, overlong: str) -> PackingPlan:
-    is_kept = sequences.lengths <= packer.limits.max_residues
-    rows = np.flatnonzero(is_kept) if overlong == "drop" else None
-    lengths, ids = sequences.lengths, sequences.ids
-    if rows is not None:
-        lengths, ids = lengths[rows], ids.take(pa.array(rows))
-    plan = packer.pack_lengths(lengths, ids)
-    totals = compute_totals(plan, sequences, rows, sequences.find_duplicates()[0])
-    summary = Summary(
-        packer.limits, packer.method, overlong, ReadOptions(), totals, sequences.inputs
-    )
-    write_plan(path, plan, sequences, summary, rows)
-    return plan
-
-
-@given(cases(), st.sampled_from(["truncate", "drop"]), st.data())
-def test_what_is_written_is_verified(case: Case, overlong: str, data: st.DataObject) -> None:
-    """Other plans are not: any two sequences of different batches and sizes exchanged."""
-    ids = data.draw(
-        st.lists(st.sampled_from("abc"), min_size=len(case.lengths), max_size=len(case.lengths))
-    )
-    sequences = sequences_of(case.lengths, ids)
-    path = Path(pytest_folder, "plan.parquet")
-    write(path, sequences, GreedyPacker(**case.parameters), overlong)
-    assert verify_plan(path, sequences) == []
-    table = pq.read_table(path)
-    batch = table["batch"].to_numpy(zero_copy_only=False)
-    tokens = table["tokens"].to_numpy(zero_copy_only=False)
-    if len(batch) < 2 or len(np.unique(batch[~np.isnan(batch)])) < 2:
-        return
-    one = data.draw(st.integers(0, len(batch) - 1))
-    two = data.draw(st.integers(0, len(batch) - 1))
-    if np.isnan(batch[[one, two]]).any() or batch[one] == batch[two] or tokens[one] == tokens[two]:
-        return
-    exchanged = np.arange(len(batch))
-    exchanged[[one, two]] = two, one
-    order = pa.array(exchanged)
-    columns = [table[name].take(order) for name in table.column_names[1:]]
-    spoilt = pa.table([table["batch"], *columns], schema=table.schema)
-    pq.write_table(spoilt, path)
-    assert verify_plan(path, sequences) != []
-
-
-@given(cases(), st.sampled_from(["truncate", "drop"]))
-def test_tight_plans_are_verified(case: Case, overlong: str) -> None:
-    sequences = sequences_of(case.lengths, ["a"] * len(case.lengths))
-    path = Path(pytest_folder, "plan.parquet")
-    write(path, sequences, GreedyPacker(**case.parameters, method="tight"), overlong)
-    assert verify_plan(path, sequences) == []
-
-
-pytest_folder = ""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _folder(tmp_path_factory: pytest.TempPathFactory) -> None:
-    global pytest_folder
-    pytest_folder = str(tmp_path_factory.mktemp("plans"))
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("plans")
 
 
 @pytest.fixture
@@ -112,138 +63,111 @@ def packed(tmp_path: Path) -> tuple[Path, Path]:
     return plan, path
 
 
-def rewrite(plan: Path, change: Callable[[Any], Any]) -> None:
-    pq.write_table(change(pq.read_table(plan)), plan)
+@given(
+    case=cases(),
+    overlong=st.sampled_from(OVERLONG),
+    suffix=st.sampled_from(SUFFIXES),
+    data=st.data(),
+)
+def test_columns(folder: Path, case: Case, overlong: str, suffix: str, data: st.DataObject) -> None:
+    """The columns that come from the input are those of each row; both encodings are alike."""
+    packer = make_packer(case, overlong)
+    lengths = lengths_for(packer, case)
+    names = st.lists(st.text(max_size=3), min_size=len(lengths), max_size=len(lengths))
+    ids = data.draw(names)
+    path = folder / f"plan{suffix}"
+    plan = write(path, sequences_of(lengths, ids), packer)
+    table = read_table(path)
+    limit, special = packer.limits.max_residues, packer.special_tokens
+    half = len(lengths) // 2
+    for row in table.to_pylist():
+        length = lengths[row["row"]]
+        kept = min(length, limit)
+        is_dropped = overlong == "drop" and length > limit
+        if "start" in row:
+            kept = row["stop"] - row["start"]
+        assert row["id"] == ids[row["row"]]
+        assert row["length"] == length
+        assert row["file"] == ("first" if row["row"] < half else "second")
+        assert row["truncated"] == (overlong == "truncate" and length > limit)
+        assert row["tokens"] == (None if is_dropped else kept + special)
+        assert (row["batch"] is None) == is_dropped
+    assert ("fragment" in table.schema.names) == (plan.fragments is not None)
+    assert table.schema.names[0:2] == ["batch", "row"]
+    assert PackingPlan.load(path) == plan
 
 
-def with_values(name: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Change a column."""
-
-    def changed(table: Any) -> Any:
-        place = table.schema.get_field_index(name)
-        values = pa.array(change(table[name].to_pylist()), table.schema.field(name).type)
-        return table.set_column(place, table.schema.field(name), values)
-
-    return changed
-
-
-def with_totals(**totals: Any) -> Callable[[Any], Any]:
-    def changed(table: Any) -> Any:
-        found = json.loads(table.schema.metadata[b"virnucpro"])
-        found["totals"].update(totals)
-        return table.replace_schema_metadata({b"virnucpro": json.dumps(found)})
-
-    return changed
-
-
-def exchange(values: list[Any], one: int, two: int) -> list[Any]:
-    values[one], values[two] = values[two], values[one]
-    return values
-
-
-def move_to_last_batch(batches: list[int]) -> list[int]:
-    """The shortest sequence of the first batch goes to the last."""
-    batches[batches.index(1) - 1] = batches[-1]
-    return batches
-
-
-def reverse_last_batch(table: Any) -> Any:
-    batches = table["batch"].to_pylist()
-    begin = batches.index(batches[-1])
-    order = [*range(begin), *range(begin, len(batches))[::-1]]
-    return table.take(order)
-
-
-def swap_equal(table: Any) -> Any:
-    """Exchange two sequences of equally many tokens."""
-    tokens = table["tokens"].to_pylist()
-    one = next(i for i in range(len(tokens)) if tokens[i] in tokens[i + 1 :])
-    order = exchange(list(range(len(tokens))), one, tokens.index(tokens[one], one + 1))
-    columns = [table[name].take(pa.array(order)) for name in table.column_names[1:]]
-    return pa.table([table["batch"], *columns], schema=table.schema)
-
-
-FAULTS: list[tuple[Callable[[Any], Any], str]] = [
-    (with_values("row", lambda v: [*v[:-1], v[0]]), "more than once (affected sequences: 1)"),
-    (with_values("row", lambda v: [*v[:-1], 400]), "row 400 is not in the input (affected"),
-    (lambda table: table.slice(0, 399), "is missing (affected sequences: 1)"),
-    (lambda table: table.filter(pc.not_equal(table["batch"], 3)), "batch 3 is missing (missing ba"),
-    (with_values("id", lambda v: ["other", *v[1:]]), "is 'other', expected 's"),
-    (with_values("length", lambda v: [*v[:-1], v[-1] + 1]), "length of row "),
-    (with_values("tokens", lambda v: [*v[:-1], v[-1] + 1]), "tokens of row "),
-    (with_values("truncated", lambda v: [not v[0], *v[1:]]), "truncated of row "),
-    (with_values("file", lambda v: ["b.fa", *v[1:]]), "file of row "),
-    (
-        with_values("batch", lambda v: [None, *v[1:]]),
-        "has no batch, but should not be dropped (affected rows: 1)",
-    ),
-    (with_values("batch", lambda v: [0] * 40 + v[40:]), "more than 4,096"),
-    (with_values("batch", lambda v: [b // 2 for b in v]), "more than 4,096"),
-    (with_values("batch", lambda v: [v[-1]] * 21 + v[21:]), "sequences, more than 20"),
-    (with_values("batch", lambda v: exchange(v, 0, 399)), "rows are not in order of batches"),
-    (reverse_last_batch, "are not in order of decreasing length"),
-    (with_values("batch", move_to_last_batch), "the plan is not First-Fit Decreasing"),
-    (swap_equal, "not in order of IDs"),
-    (with_values("batch", lambda v: [*v[:-1], 10**13]), "missing batches: 9,999,999,999,930)"),
-    (with_totals(lower_bound=1), "lower_bound is 1 in the summary, expected"),
-    (with_totals(batches=1), "batches is 1 in the summary, expected"),
-    (with_totals(residues_truncated=0), "residues_truncated is 0 in the summary, expected"),
-    (with_totals(efficiency=1.0), "efficiency is 1.0 in the summary, expected"),
-]
+@given(case=cases(), overlong=st.sampled_from(OVERLONG))
+def test_totals(folder: Path, case: Case, overlong: str) -> None:
+    packer = make_packer(case, overlong)
+    lengths = lengths_for(packer, case)
+    limit, overlap = packer.limits.max_residues, packer.overlap
+    path = folder / "plan.parquet"
+    ids = ["ab"[row % 2] for row in range(len(lengths))]
+    plan = write(path, sequences_of(lengths, ids), packer)
+    totals = read_summary(path).totals
+    long = [length for length in lengths if length > limit]
+    dropped = long if overlong == "drop" else []
+    split = long if overlong == "split" else []
+    numbers = [1 + -(-(length - limit) // (limit - overlap)) for length in split]
+    truncated = long if overlong == "truncate" else []
+    repeated = sum(overlap * (number - 1) for number in numbers)
+    assert totals == Totals(
+        read=len(lengths),
+        packed=len(lengths) - len(dropped),
+        dropped=len(dropped),
+        truncated=len(truncated),
+        split=len(split),
+        fragments=sum(numbers),
+        empty=lengths.count(0),
+        stops=0,
+        lower_case=0,
+        gaps=0,
+        insertions=0,
+        duplicate_ids=max(0, len(lengths) - 2),
+        residues=sum(lengths),
+        residues_kept=sum(lengths) - sum(dropped) - sum(truncated) + limit * len(truncated),
+        residues_repeated=repeated,
+        residues_truncated=sum(truncated) - limit * len(truncated),
+        residues_dropped=sum(dropped),
+        tokens=int(plan.batch_tokens.sum()),
+        batches=len(plan),
+        first_fit_batches=len(plan),
+        efficiency=plan.efficiency,
+        lower_bound=plan.lower_bound,
+    )
+    parts = (totals.residues_kept, totals.residues_truncated, totals.residues_dropped)
+    assert totals.residues == sum(map(int, filter(None, parts)))
+    # What was saved without its input has the same totals, as far as it can know them.
+    plan.save(path)
+    saved = read_summary(path).totals
+    for field in fields(Totals):
+        value = getattr(saved, field.name)
+        assert value is None or value == getattr(totals, field.name)
+    unknown = {field.name for field in fields(Totals) if getattr(saved, field.name) is None}
+    changes = {"stops", "lower_case", "gaps", "insertions", "duplicate_ids"}
+    assert unknown == changes | ({"residues", "residues_dropped"} if dropped else set())
 
 
-@pytest.mark.parametrize(("change", "message"), FAULTS, ids=[fault[1] for fault in FAULTS])
-def test_faults_are_named(
-    packed: tuple[Path, Path], change: Callable[[Any], Any], message: str
-) -> None:
-    plan, path = packed
-    good = run("verify", plan, path)
-    assert (good.returncode, good.stderr) == (0, f"{plan}: OK (400 sequences)\n")
-    rewrite(plan, change)
-    result = run("verify", plan, path)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert "Traceback" not in result.stderr
-    lines = result.stderr.splitlines()
-    assert all(line.startswith(f"virnucpro: {plan}: ") for line in lines)
-    assert any(message in line for line in lines), result.stderr
-
-
-def test_a_changed_input_is_named(packed: tuple[Path, Path]) -> None:
-    plan, path = packed
-    content = path.read_bytes()
-    path.write_bytes(content.replace(b"some protein", b"same protein", 1))
-    result = run("verify", plan, path)
-    assert result.returncode == 1
-    (line,) = result.stderr.splitlines()
-    assert f"input {path} has changed: 400 sequences in {len(content):,} bytes" in line
-    result = run("verify", plan, path, path)
-    assert result.returncode == 1
-    assert "number of inputs is 2, expected 1" in result.stderr
-
-
-def test_next_fit_is_not_first_fit() -> None:
-    """Next-Fit Decreasing, which some packers call First-Fit Decreasing, does not pass."""
-    random = np.random.default_rng(0)
-    sizes = -np.sort(-random.integers(3, 1024, 500))
-    batch = np.zeros(500, np.int64)
-    used = number = 0
-    for i, size in enumerate(sizes.tolist()):
-        if used + size > 4096:
-            number, used = number + 1, 0
-        batch[i] = number
-        used += size
-    assert list(check_first_fit(batch, sizes, 4096, 500)) != []
-    plan = GreedyPacker(4096, 4096, special_tokens=0).pack_lengths(sizes)
-    first_fit = np.repeat(np.arange(len(plan)), np.diff(plan.offsets))
-    assert list(check_first_fit(first_fit, sizes[plan.indices], 4096, 500)) == []
+def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
+    lengths = np.random.default_rng(0).integers(1, 1500, 3000).tolist()
+    sequences = sequences_of(lengths, [f"s{i}" for i in range(3000)])
+    for suffix in SUFFIXES:
+        written = []
+        for threads in (1, 2, 7):
+            path = tmp_path / f"{threads}{suffix}"
+            packer = GreedyPacker(4096, MAX_LENGTH, overlong="split", num_threads=threads)
+            write(path, sequences, packer)
+            written.append(path.read_bytes())
+        assert written[0] == written[1] == written[2]
 
 
 def test_row_groups_hold_whole_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_file, "ROW_GROUP_SIZE", 50)
+    monkeypatch.setattr(plan_writer, "ROW_GROUP_SIZE", 50)
     lengths = np.random.default_rng(0).integers(1, 1500, 600).tolist()
     sequences = sequences_of(lengths, [f"s{i}" for i in range(600)])
     path = tmp_path / "plan.parquet"
-    plan = write(path, sequences, GreedyPacker(4096), "drop")
+    plan = write(path, sequences, GreedyPacker(4096, overlong="drop"))
     file = pq.ParquetFile(path)
     assert file.num_row_groups > 5
     seen: list[int] = []
@@ -262,6 +186,53 @@ def test_row_groups_hold_whole_batches(tmp_path: Path, monkeypatch: pytest.Monke
     assert len(dropped) > 1
     assert [group.null_count for group in dropped] == list(map(len, dropped))
     assert sum(map(len, dropped)) == 600 - len(seen)
+
+
+def test_a_batch_of_many_rows_is_one_group(tmp_path: Path) -> None:
+    sequences = sequences_of([0] * 1_100_000, ["x"] * 1_100_000)
+    path = tmp_path / "plan.parquet"
+    write(path, sequences, GreedyPacker(10**7))
+    assert pq.ParquetFile(path).num_row_groups == 1
+
+
+def test_row_groups_with_residues_are_small(
+    packed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They have few tokens, but whole batches."""
+    monkeypatch.setattr(plan_writer, "ROW_GROUP_TOKENS", 10_000)
+    plan, path = packed
+    assert run("pack", path, "-o", plan, "--sequences").returncode == 0
+    file = pq.ParquetFile(plan)
+    groups = [file.read_row_group(number) for number in range(file.num_row_groups)]
+    assert max(sum(map(len, group["sequence"].to_pylist())) for group in groups) <= 10_000
+    batches = [sorted(set(group["batch"].to_pylist())) for group in groups]
+    assert [batch for some in batches for batch in some] == list(
+        range(read_summary(plan).totals.batches)
+    )
+    assert pa.types.is_large_string(file.schema_arrow.field("sequence").type)
+
+
+def test_damaged_pages_are_found(packed: tuple[Path, Path]) -> None:
+    """Pages have checksums."""
+    plan, _ = packed
+    column = pq.read_metadata(plan).row_group(0).column(1)
+    assert column.path_in_schema == "row"
+    content = bytearray(plan.read_bytes())
+    content[column.data_page_offset + column.total_compressed_size // 2] ^= 1
+    plan.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{plan}: not a plan file .damaged: .*CRC"):
+        PackingPlan.load(plan)
+
+
+def test_row_numbers_are_64_bits_wide_for_many_rows() -> None:
+    """As many rows as need them do not fit in a test."""
+    for is_wide, kind in ((False, pa.int32()), (True, pa.int64())):
+        schema = make_schema(is_wide, True, True, True, None)
+        assert {schema.field(name).type for name in ("batch", "row", "fragment")} == {kind}
+        for name in ("length", "start", "stop", "tokens"):
+            assert schema.field(name).type == pa.int64()
+        names = "batch row fragment id length start stop tokens truncated file sequence"
+        assert schema.names == names.split()
 
 
 def test_shares_of_ranks_in_other_libraries(packed: tuple[Path, Path]) -> None:
@@ -284,46 +255,84 @@ def test_shares_of_ranks_in_other_libraries(packed: tuple[Path, Path]) -> None:
     assert sorted(rows) == sorted(expected)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda table: table.drop_columns(["tokens"]), "not a plan file (no column 'tokens')"),
-        (with_values("id", lambda v: [None, *v[1:]]), "column 'id' contains nulls"),
-        (lambda table: table.cast(table.schema.set(0, pa.field("batch", pa.float64()))), "double"),
-        (with_totals(read="many"), "not a plan file (invalid read 'many')"),
-        (
-            lambda table: table.replace_schema_metadata({b"virnucpro": b"null"}),
-            "not a plan file (no summary",
-        ),
-    ],
-)
+def without(name: str) -> Callable[[Any], Any]:
+    """Leave out a part of the metadata."""
+    return with_summary(lambda state: state.pop(name))
+
+
+def put(**values: Any) -> Callable[[Any], Any]:
+    """Put other values into the metadata."""
+    return with_summary(lambda state: state.update(values))
+
+
+DAMAGES: list[tuple[Callable[[Any], Any], str]] = [
+    (lambda table: table.drop_columns(["tokens"]), "not a plan file (no column 'tokens')"),
+    (lambda table: table.drop_columns(["file"]), "not a plan file (no column 'file')"),
+    (lambda table: table.append_column("start", table["length"]), "(no column 'fragment')"),
+    (with_values("id", lambda v: [None, *v[1:]]), "column 'id' contains nulls"),
+    (lambda table: table.cast(table.schema.set(0, pa.field("batch", pa.float64()))), "double"),
+    (lambda table: table.replace_schema_metadata(None), "not a plan file (no summary"),
+    (
+        lambda table: table.replace_schema_metadata({PLAN_KEY: b"null"}),
+        "not a plan file (no summary",
+    ),
+    (lambda table: table.replace_schema_metadata({PLAN_KEY: b"[" * 10**6}), "(no summary"),
+    (
+        lambda table: table.replace_schema_metadata({PLAN_KEY: b"\xff"}),
+        "not a plan file (no summary",
+    ),
+    (with_totals(read="many"), "not a plan file (invalid read 'many')"),
+    (with_totals(read=True), "not a plan file (invalid read True)"),
+    (with_totals(dropped=-1), "not a plan file (invalid dropped -1)"),
+    (with_totals(tokens=2**63), f"not a plan file (invalid tokens {2**63})"),
+    (with_totals(efficiency=float("nan")), "not a plan file (invalid efficiency nan)"),
+    (with_totals(packed=None), "not a plan file (invalid packed None)"),
+    (put(totals={}), "not a plan file (no 'read' in its summary)"),
+    (put(totals=[]), "not a plan file ("),
+    (put(method="best"), "not a plan file (invalid method 'best')"),
+    (put(overlong="cut"), "not a plan file (invalid overlong 'cut')"),
+    (put(overlap=-1), "not a plan file (invalid overlap -1)"),
+    (put(overlap=1022), "not a plan file (invalid overlap 1022)"),
+    (put(options={"trim": True}), "not a plan file ("),
+    (put(options={"strip_stop": 1}), "not a plan file ("),
+    (put(inputs=[{"name": "a"}]), "not a plan file ("),
+    (put(inputs=5), "not a plan file ("),
+    (put(limits={}), "not a plan file (limits have no"),
+    (without("limits"), "not a plan file (no 'limits' in its summary)"),
+    (without("layout"), "not a plan file (its layout: 'layout')"),
+    (put(layout=5), "not a plan file (its layout: "),
+    (put(layout={"version": 2}), "not a plan file (its layout: "),
+    (put(version=99), "plan file of version 99 (this release reads versions 4 and 5)"),
+    (put(version=True), "plan file of version True"),
+    (put(version="5"), "plan file of version '5'"),
+]
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(("change", "message"), DAMAGES, ids=[damage[1] for damage in DAMAGES])
 def test_damaged_plans_are_reported_in_one_line(
-    packed: tuple[Path, Path], change: Callable[[Any], Any], message: str
+    tmp_path: Path, change: Callable[[Any], Any], message: str, suffix: str
 ) -> None:
-    plan, path = packed
+    plan, path = tmp_path / f"plan{suffix}", tmp_path / "a.fa"
+    path.write_bytes(fasta([("a", "MKT" * 500), ("b", "MK")]))
+    assert run("pack", path, "-o", plan).returncode == 0
     rewrite(plan, change)
-    for arguments in (["verify", plan, path], ["report", plan, "-o", path.with_suffix(".html")]):
+    for arguments, status in (
+        (["verify", plan, path], 2),
+        (["report", plan, "-o", path.with_suffix(".html")], 1),
+    ):
         result = run(*arguments)
-        assert result.returncode == 1
+        assert result.returncode == status
         (line,) = result.stderr.splitlines()
         assert line.startswith(f"virnucpro: {plan}: ")
         assert message in line
 
 
-def test_a_batch_of_many_rows_is_one_group(tmp_path: Path) -> None:
-    sequences = sequences_of([0] * 1_100_000, ["x"] * 1_100_000)
-    path = tmp_path / "plan.parquet"
-    write(path, sequences, GreedyPacker(10**7), "truncate")
-    assert pq.ParquetFile(path).num_row_groups == 1
-
-
-def test_plans_of_other_versions_are_refused(packed: tuple[Path, Path]) -> None:
-    def later(table: Any) -> Any:
-        found = json.loads(table.schema.metadata[b"virnucpro"])
-        return table.replace_schema_metadata({b"virnucpro": json.dumps({**found, "version": 99})})
-
-    rewrite(packed[0], later)
-    with pytest.raises(ValueError, match=r"plan.parquet: plan file of version 99"):
+def test_a_giant_summary_is_not_parsed(
+    packed: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan_summary, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"its summary has [0-9,]+ bytes, more than 1,000\)$"):
         read_summary(packed[0])
 
 
@@ -333,3 +342,18 @@ def test_summary_is_what_was_written(packed: tuple[Path, Path]) -> None:
     totals = summary.totals
     assert totals.packed == totals.read == 400
     assert replace(totals, packed=1) != totals
+    state = json.loads(pq.read_schema(packed[0]).metadata[PLAN_KEY])
+    assert state["version"] == summary.to_dict()["version"] == VERSION
+    del state["layout"]
+    assert state == json.loads(json.dumps(summary.to_dict()))
+
+
+def test_residues_are_stored_in_parquet_alone(tmp_path: Path) -> None:
+    sequences = sequences_of([5], ["a"])
+    plan = GreedyPacker(100).pack_lengths([5])
+    plan.save(tmp_path / "plan.parquet")
+    summary = read_summary(tmp_path / "plan.parquet")
+    path = tmp_path / "plan.arrow"
+    with pytest.raises(ValueError, match=f"^{path}: sequences can be stored in Parquet files only"):
+        write_plan(path, plan, sequences, summary, lambda *_: ["MKTAY"])
+    assert not path.exists()

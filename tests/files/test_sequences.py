@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -142,3 +143,48 @@ def test_duplicates_are_found(ids: list[str]) -> None:
     repeated = {name for name, count in Counter(ids).items() if count > 1}
     assert set(some) <= repeated
     assert len(some) == min(3, len(repeated))
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_residues_of_rows_are_read(tmp_path: Path, compress: Callable[[bytes], bytes]) -> None:
+    """Those of any rows, in their order; what else is read is the same as without them."""
+    records = [(f"s{i}", "ACDE"[i % 4] * (i % 7)) for i in range(40)]
+    names = [str(tmp_path / "a.fa"), str(tmp_path / "b.fa")]
+    for name, part in zip(names, (records[:15], records[15:]), strict=True):
+        Path(name).write_bytes(compress(fasta(part)))
+    progress: list[int] = []
+    sequences = read_files(names, progress=progress.append, keep_texts=True)
+    assert progress[-1] == 40
+    rows = np.random.default_rng(0).integers(0, 40, 100)
+    assert sequences.read(rows) == [records[row][1] for row in rows.tolist()]
+    assert sequences.read(rows[:0]) == []
+    plain = read_files(names)
+    assert plain.texts == []
+    assert sequences.inputs == plain.inputs
+    assert sequences.changes == plain.changes
+    assert sequences.ids.equals(plain.ids)
+    assert sequences.lengths.tolist() == plain.lengths.tolist()
+    Path(names[0]).write_bytes(compress(fasta(records[:15][::-1])))
+    if compress is bytes:
+        with pytest.raises(ValueError, match=r"a\.fa: the file has changed"):
+            sequences.read(rows)
+    else:
+        # The copy is of the file that was read.
+        assert sequences.read(rows) == [records[row][1] for row in rows.tolist()]
+
+
+def test_pipes_are_not_read_twice(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with pytest.raises(ValueError, match=f"^{pipe}: not a regular file, so it cannot be read more"):
+        read_files([str(pipe)], keep_texts=True)
+    for keep_texts in (False, True):
+        with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a directory$"):
+            read_files([str(tmp_path)], keep_texts=keep_texts)
+
+
+def test_tables_have_no_residues(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["a"], "length": [1]}), path)
+    with pytest.raises(ValueError, match=f"^{path}: a table of lengths, which has no residues$"):
+        read_files([str(path)], keep_texts=True)

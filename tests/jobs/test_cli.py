@@ -96,10 +96,15 @@ def test_standard_input(tmp_path: Path) -> None:
     for content in (fasta(PROTEINS), gzip.compress(fasta(PROTEINS))):
         plan = tmp_path / "plan.parquet"
         command = [sys.executable, "-m", "virnucpro", "pack", "-", "-q", "-o", str(plan)]
-        result = subprocess.run(command, input=content, capture_output=True, check=False)
-        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
-        assert columns(plan)["row"] == [3, 1, 0, 2]
-        assert columns(plan)["file"] == ["-"] * 4
+        for options in ([], ["--sequences"]):
+            result = subprocess.run(
+                [*command, *options], input=content, capture_output=True, check=False
+            )
+            assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+            assert columns(plan)["row"] == [3, 1, 0, 2]
+            assert columns(plan)["file"] == ["-"] * 4
+        expected = [residues[:1022] for _, residues in (PROTEINS[row] for row in (3, 1, 0, 2))]
+        assert columns(plan)["sequence"] == expected
 
 
 def test_links_are_followed(tmp_path: Path) -> None:
@@ -130,6 +135,39 @@ def test_overlong(tmp_path: Path) -> None:
     found = summary_of(result.stderr)
     names = ("Sequences", "Packed", "Dropped", "Residues", "Residues kept", "Residues dropped")
     assert [found[name] for name in names] == ["4", "3", "1", "2,102", "602", "1,500"]
+    limits = ("--max-length", 700, "--overlap", 100)
+    result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "split", *limits)
+    assert result.returncode == 0
+    written = columns(plan)
+    fragments = zip(*(written[name] for name in ("row", "start", "stop")), strict=True)
+    assert sorted(fragments) == [
+        *((0, 0, 300), (1, 0, 300), (2, 0, 2)),
+        *((3, 0, 700), (3, 600, 1300), (3, 1200, 1500)),
+    ]
+    found = summary_of(result.stderr)
+    names = ("Sequences", "Packed", "Split", "Fragments", "Residues kept", "Residues repeated")
+    assert [found[name] for name in names] == ["4", "4", "1", "3", "2,102", "200"]
+
+
+def test_arrow_files_and_residues(tmp_path: Path) -> None:
+    """Both encodings have the same rows; the residues are those that are packed."""
+    path, plan, arrow = (tmp_path / name for name in ("a.fa", "plan.parquet", "plan.arrow"))
+    path.write_bytes(fasta(PROTEINS))
+    assert run("pack", path, "-o", plan, "--sequences").returncode == 0
+    assert run("pack", path, "-o", arrow).returncode == 0
+    table = pq.read_table(plan)
+    residues = dict(PROTEINS)
+    assert table["sequence"].to_pylist() == [
+        residues[name][:1022] for name in table["id"].to_pylist()
+    ]
+    with pa.OSFile(str(arrow)) as source:
+        assert pa.ipc.open_file(source).read_all().equals(table.drop_columns(["sequence"]))
+    assert run("stats", arrow).stdout == run("stats", plan).stdout
+    result = run("pack", path, "-o", arrow, "--sequences")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"virnucpro: {arrow}: sequences can be stored in Parquet files only (.parquet)\n"
+    )
 
 
 def test_duplicates(tmp_path: Path) -> None:
@@ -185,19 +223,31 @@ def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ("good.fa", "is also an input"),
-        (".", "is a directory"),
+        ("good.parquet", "is also an input"),
+        ("folder.arrow", "is a directory"),
         ("missing/plan.parquet", "its directory does not exist"),
-        ("/dev/null", "not a regular file"),
+        ("null.parquet", "not a regular file"),
+        ("plan", "a plan file must have the suffix .parquet or .arrow"),
+        ("plan.txt", "a plan file must have the suffix .parquet or .arrow"),
+        ("good.fa", "a plan file must have the suffix .parquet or .arrow"),
+        ("/dev/null", "a plan file must have the suffix .parquet or .arrow"),
     ],
 )
 def test_bad_output_is_reported_in_one_line(tmp_path: Path, output: str, message: str) -> None:
     (tmp_path / "good.fa").write_bytes(fasta(PROTEINS))
-    result = run("pack", tmp_path / "good.fa", "-o", tmp_path / output)
+    pq.write_table(pa.table({"id": ["a"], "length": [5]}), tmp_path / "good.parquet")
+    (tmp_path / "folder.arrow").mkdir()
+    (tmp_path / "null.parquet").symlink_to("/dev/null")
+    before = sorted(tmp_path.iterdir())
+    contents = [path.read_bytes() for path in before if path.is_file()]
+    inputs = [tmp_path / "good.fa", tmp_path / "good.parquet"]
+    result = run("pack", *inputs, "-o", tmp_path / output)
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
+    assert line.startswith(f"virnucpro: {tmp_path / output}: ")
     assert message in line
-    assert (tmp_path / "good.fa").read_bytes() == fasta(PROTEINS)
+    assert sorted(tmp_path.iterdir()) == before
+    assert [path.read_bytes() for path in before if path.is_file()] == contents
 
 
 @pytest.mark.parametrize(
@@ -210,8 +260,10 @@ def test_bad_output_is_reported_in_one_line(tmp_path: Path, output: str, message
         ["pack", "a.fa", "-o", "b", "--max-length", "0"],
         ["pack", "a.fa", "-o", "b", "--threads", "0"],
         ["pack", "a.fa", "-o", "b", "--overlong", "cut"],
+        ["pack", "a.fa", "-o", "b", "--overlap", "5"],
+        ["pack", "a.fa", "-o", "b", "--overlong", "split", "--overlap", "1022"],
         ["stats", "a.parquet", "--json", "--tsv"],
-        ["verify", "a.parquet"],
+        ["verify"],
         ["report", "a.parquet"],
         ["unpack"],
         ["--wrong"],
@@ -299,7 +351,7 @@ def test_stats(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stderr) == (0, "")
     assert summary_of(shown.stdout) == summary_of(packed.stderr)
     found = json.loads(run("stats", plan, "--json").stdout)
-    assert found["version"] == 4
+    assert found["version"] == 5
     totals = found["totals"]
     assert found["limits"]["max_tokens_per_batch"] == 2000
     assert found["inputs"][0]["bytes"] == path.stat().st_size
@@ -323,13 +375,14 @@ def test_files_that_are_not_plans_are_reported_in_one_line(
     elif content is not None:
         plan.write_bytes(content)
     (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
-    for arguments in (
-        ["stats", plan],
-        ["verify", plan, tmp_path / "a.fa"],
-        ["report", plan, "-o", tmp_path / "report.html"],
+    for arguments, status in (
+        (["stats", plan], 1),
+        (["verify", plan, tmp_path / "a.fa"], 2),
+        (["verify", plan], 2),
+        (["report", plan, "-o", tmp_path / "report.html"], 1),
     ):
         result = run(*arguments)
-        assert (result.returncode, result.stdout) == (1, "")
+        assert (result.returncode, result.stdout) == (status, "")
         (line,) = result.stderr.splitlines()
         assert line.startswith("virnucpro: ")
         assert str(plan) in line
@@ -339,7 +392,8 @@ def test_files_that_are_not_plans_are_reported_in_one_line(
 @pytest.mark.process
 def test_progress_is_shown_only_on_terminals(tmp_path: Path) -> None:
     path = many(tmp_path, 3000)
-    command = [sys.executable, "-m", "virnucpro", "pack", str(path), "-o", str(tmp_path / "p")]
+    plan = str(tmp_path / "plan.parquet")
+    command = [sys.executable, "-m", "virnucpro", "pack", str(path), "-o", plan]
     for quiet in ([], ["--quiet"]):
         ours, theirs = pty.openpty()
         environment = {**os.environ, "TERM": "xterm"}
@@ -353,8 +407,8 @@ def test_progress_is_shown_only_on_terminals(tmp_path: Path) -> None:
                 pass
         os.close(ours)
         assert process.returncode == 0
-        assert (b"Reading" in seen) == (not quiet)
-        assert (b"Batches" in seen) == (not quiet)
+        for shown in (b"Reading", b"Packing", b"Writing", b"3,000 sequences", b"Batches"):
+            assert (shown in seen) == (not quiet)
     assert b"Reading" not in subprocess.run(command, capture_output=True, check=True).stderr
 
 

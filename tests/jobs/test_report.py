@@ -14,6 +14,7 @@ from fasta import fasta
 from hypothesis import given
 from hypothesis import strategies as st
 
+from virnucpro.data import GreedyPacker
 from virnucpro.jobs.report import count_next_fit_decreasing
 from virnucpro.kernel.limits import Limits
 
@@ -57,11 +58,39 @@ def test_page_has_the_numbers_and_no_external_content(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("lengths", "options"),
-    [([5], []), ([0, 0], []), ([2000, 3000], ["--overlong", "drop"]), ([7] * 50, [])],
+    [
+        ([5], []),
+        ([0, 0], []),
+        ([2000, 3000], ["--overlong", "drop"]),
+        ([20, 3000], ["--overlong", "drop"]),
+        ([20, 3000], ["--overlong", "split", "--overlap", "9"]),
+        ([7] * 50, []),
+    ],
 )
 def test_odd_plans_have_a_page(tmp_path: Path, lengths: list[int], options: list[str]) -> None:
     page = make_report(tmp_path, lengths, *options)
     assert page.count("<svg") == 3
+
+
+def test_each_sequence_is_counted_once_if_it_was_split(tmp_path: Path) -> None:
+    page = make_report(tmp_path, [20, 3000, 900], "--overlong", "split")
+    for name, value in (("Sequences", 3), ("Split", 1), ("Fragments", 3)):
+        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
+    assert "maximum 1,022 (longer sequences: 1, up to 3,000)" in page
+    assert "<p>No sequences were truncated.</p>" in page
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+def test_saved_plans_have_a_page_without_lengths(tmp_path: Path, suffix: str) -> None:
+    plan, page = tmp_path / f"plan{suffix}", tmp_path / "report.html"
+    for lengths in ([20, 3000, 900], []):
+        GreedyPacker(4096).pack_lengths(lengths).save(plan)
+        assert run("report", plan, "-o", page).returncode == 0
+        text = page.read_text(encoding="utf-8")
+        assert text.count("<svg") == 2
+        assert f"<dt>Sequences</dt><dd>{len(lengths)}</dd>" in text
+        assert "Longest truncated sequences" not in text
+        assert "<p>The plan was saved without the names of its inputs.</p>" in text
 
 
 @pytest.mark.process

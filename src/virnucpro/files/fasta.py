@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -106,6 +107,23 @@ class Digest(Protocol):
 
     def update(self, data: Any, /) -> None:
         """Add bytes."""
+
+
+class CountingHash:
+    """SHA-256 and the number of bytes hashed."""
+
+    def __init__(self) -> None:
+        self.num_bytes = 0
+        self._hash = hashlib.sha256()
+
+    def update(self, data: Any, /) -> None:
+        """Add bytes."""
+        self.num_bytes += len(data)
+        self._hash.update(data)
+
+    def hexdigest(self) -> str:
+        """Return the SHA-256 of the bytes so far."""
+        return self._hash.hexdigest()
 
 
 def read_fasta(

@@ -20,11 +20,16 @@ def check_output(output: Path, inputs: list[str]) -> None:
 
 def check_output_path(path: Path) -> None:
     """Raise OSError if no regular file can be written at a path."""
+    try:
+        # Where a link leads.
+        target = path.resolve()
+    except (OSError, RuntimeError) as error:
+        raise OSError(f"{path}: cannot be written (a loop of links)") from error
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory")
     if path.exists() and not path.is_file():
         raise OSError(f"{path}: not a regular file")
-    if not path.absolute().parent.is_dir():
+    if not target.parent.is_dir():
         raise FileNotFoundError(f"{path}: its directory does not exist")
 
 
@@ -32,8 +37,8 @@ def check_output_path(path: Path) -> None:
 def atomic_write(path: str | PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces `path` if no error is raised."""
     # Replace the target of a link, not the link.
+    check_output_path(Path(path))
     path = Path(path).resolve()
-    check_output_path(path)
     unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield unfinished

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import threading
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from virnucpro.files.fasta import (
     MAGIC_BYTES,
+    CountingHash,
     ReadChanges,
     ReadOptions,
     decompress,
@@ -38,11 +38,16 @@ class RecordFile:
     found after unpickling, a new one is made.
 
     Args:
-        path: A regular file in FASTA format, plain or compressed.
+        path: A regular file in FASTA format, plain or compressed; or "-" for standard input, of
+            which a temporary copy is made too.
         options: How to read the file.
+        take: Called with the offsets of IDs, the concatenated IDs and the lengths of some records
+            at a time, while the file is scanned.
 
     Attributes:
         path: The path of the file.
+        num_bytes: Size of the file in bytes.
+        sha256: The SHA-256 of its bytes.
         lengths: Residues of each record, int64.
         changes: Numbers of characters changed or removed by the options.
 
@@ -51,7 +56,12 @@ class RecordFile:
         OSError: The file cannot be read, or the copy cannot be written.
     """
 
-    def __init__(self, path: str, options: ReadOptions) -> None:
+    def __init__(
+        self,
+        path: str,
+        options: ReadOptions,
+        take: Callable[..., None] = lambda *_: None,
+    ) -> None:
         self.path = path
         self.options = options
         scanner = make_scanner(options, keep_residues=False)
@@ -60,13 +70,15 @@ class RecordFile:
 
         def scan(digest: Any, copy: BinaryIO | None) -> None:
             for _ in scan_fasta(path, scanner, digest, copy):
-                _, _, some_lengths, some_begins = scanner.take_lengths()
+                offsets, ids, some_lengths, some_begins = scanner.take_lengths()
+                if len(some_lengths):
+                    take(offsets, ids, some_lengths)
                 lengths.append(some_lengths)
                 begins.append(some_begins)
 
         self._lock = threading.Lock()
         self._text: PlainText | None = self._find_text(scan)
-        self._sha256 = self._text.sha256
+        self.num_bytes, self.sha256 = self._text.num_bytes, self._text.sha256
         self.lengths = np.concatenate(lengths)
         self.changes = ReadChanges(*scanner.changes)
         self._begins = np.append(np.concatenate(begins), self._text.identity[2])
@@ -149,20 +161,22 @@ class RecordFile:
                         copy.write(text)
 
         found = self._find_text(read)
-        self._text = found if found.sha256 == self._sha256 else None
+        self._text = found if found.sha256 == self.sha256 else None
 
     def _find_text(self, read: Callable[[Any, BinaryIO | None], None]) -> PlainText:
         """Call `read`, with a file for a copy if the input is compressed; return the text."""
-        digest = hashlib.sha256()
-        with open_file(self.path) as file:
-            is_compressed = find_decompressor(read_all(file, MAGIC_BYTES), self.path) is not None
-            identity = file_identity(file)
-        if not is_compressed:
+        digest = CountingHash()
+        is_plain = self.path != "-"
+        if is_plain:
+            with open_file(self.path) as file:
+                is_plain = find_decompressor(read_all(file, MAGIC_BYTES), self.path) is None
+                identity = file_identity(file)
+        if is_plain:
             read(digest, None)
-            return PlainText(self.path, identity, digest.hexdigest())
+            return PlainText(self.path, identity, digest.hexdigest(), digest.num_bytes)
         with NamedTemporaryFile(prefix="virnucpro.", suffix=".fasta", delete=False) as copy:
             # Runs only in this process; also at the exit of worker processes, which skip atexit.
-            text = PlainText(copy.name, (), "")
+            text = PlainText(copy.name, (), "", 0)
             remove = Finalize(
                 text, partial(Path(copy.name).unlink, missing_ok=True), exitpriority=0
             )
@@ -173,6 +187,7 @@ class RecordFile:
                 raise
             copy.flush()
             text.identity, text.sha256 = file_identity(copy), digest.hexdigest()
+            text.num_bytes = digest.num_bytes
         return text
 
     def __getstate__(self) -> dict[str, Any]:
@@ -191,11 +206,13 @@ class PlainText:
         path: The path of the text.
         identity: The `file_identity` of the text.
         sha256: The hash of the FASTA file, compressed or not.
+        num_bytes: The size of the FASTA file.
     """
 
     path: str
     identity: tuple[int, ...]
     sha256: str
+    num_bytes: int
 
 
 def file_identity(file: Any) -> tuple[int, ...]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +12,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from virnucpro import kernel
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import (
     BGZIP_END,
     MAGIC_BYTES,
+    CountingHash,
     ReadChanges,
     ReadOptions,
     check_bgzip_end,
+    check_exists,
     make_scanner,
     open_file,
     read_chunks,
     scan_fasta,
 )
+from virnucpro.files.record_file import RecordFile
 from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table
 
 # IDs compared at a time.
@@ -68,17 +69,37 @@ class Sequences:
         lengths: Residues of each sequence, int64.
         inputs: The files, in the order of their sequences.
         changes: Numbers of characters changed or removed by the options.
+        texts: The files for random access, if they were read for this; otherwise empty.
     """
 
     ids: Any
     lengths: NDArray[np.int64]
     inputs: list[InputFile]
     changes: ReadChanges
+    texts: list[RecordFile] = field(default_factory=list)
 
     def file_of(self, rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return the index of the file of each row, int64."""
         ends = np.cumsum([file.sequences for file in self.inputs])
         return np.searchsorted(ends, rows, side="right")
+
+    def read(self, rows: NDArray[Any]) -> list[str]:
+        """Return the residues of rows, which may repeat, from `texts`.
+
+        Raises:
+            ValueError: A file has changed since it was read.
+            OSError: A file cannot be read.
+        """
+        # Each record is read once, in order of the file.
+        distinct, places = np.unique(rows, return_inverse=True)
+        numbers = self.file_of(distinct)
+        ends = np.cumsum([file.sequences for file in self.inputs])
+        found: list[str] = []
+        for number in np.unique(numbers).tolist():
+            first = int(ends[number]) - self.inputs[number].sequences
+            records = (distinct[numbers == number] - first).tolist()
+            found += [sequence for _, sequence in self.texts[number].read(records)]
+        return [found[place] for place in places.tolist()]
 
     def find_duplicates(self, max_examples: int = 3) -> tuple[int, list[str]]:
         """Return the number of sequences that repeat an earlier ID, and a few of these IDs."""
@@ -101,6 +122,7 @@ def read_files(
     paths: Sequence[str],
     options: ReadOptions | None = None,
     progress: Callable[[int], None] = lambda _: None,
+    keep_texts: bool = False,
 ) -> Sequences:
     """Return the IDs and lengths of the sequences of files, in order.
 
@@ -112,6 +134,8 @@ def read_files(
         paths: The files.
         options: How to read them; None for the defaults of `ReadOptions`.
         progress: Called from time to time with the number of sequences read so far.
+        keep_texts: Whether to keep the files for random access, which needs regular files: a
+            compressed file and standard input are written to a temporary copy. FASTA only.
 
     Raises:
         ValueError: A file is empty, damaged or not in its format, a table lacks a column, or a
@@ -128,25 +152,47 @@ def read_files(
     inputs = []
     changes = ReadChanges()
     num_sequences = 0
+    texts: list[RecordFile] = []
+
+    def take(chunk_ids: Any, chunk_lengths: NDArray[np.int64]) -> None:
+        nonlocal num_sequences
+        ids.append(chunk_ids)
+        lengths.append(chunk_lengths)
+        num_sequences += len(chunk_lengths)
+        progress(num_sequences)
+
     for path in paths:
         before = num_sequences
         digest = CountingHash()
         kind = table_kind(path)
-        scanner = make_scanner(options, keep_residues=False)
-        if kind is None:
-            chunks = read_fasta_lengths(path, scanner, digest)
+        if kind is not None:
+            if keep_texts:
+                raise ValueError(f"{path}: a table of lengths, which has no residues")
+            for chunk in read_length_table(path, kind, options, digest):
+                take(*chunk)
+        elif keep_texts:
+            if path != "-":
+                check_regular(path)
+            text = RecordFile(path, options, lambda *chunk: take(*as_chunk(*chunk)))
+            texts.append(text)
+            changes += text.changes
         else:
-            chunks = read_length_table(path, kind, options, digest)
-        for chunk_ids, chunk_lengths in chunks:
-            ids.append(chunk_ids)
-            lengths.append(chunk_lengths)
-            num_sequences += len(chunk_lengths)
-            progress(num_sequences)
-        changes += ReadChanges(*scanner.changes)
-        if num_sequences == before:
+            scanner = make_scanner(options, keep_residues=False)
+            for _ in scan_fasta(path, scanner, digest):
+                offsets, id_bytes, some_lengths, _ = scanner.take_lengths()
+                if len(some_lengths):
+                    take(*as_chunk(offsets, id_bytes, some_lengths))
+            changes += ReadChanges(*scanner.changes)
+        # Of the parts of a table, some may be empty.
+        if num_sequences == before and kind is None:
             raise ValueError(f"{path}: contains no sequences")
         num_read = num_sequences - before
-        inputs.append(InputFile(str(path), digest.num_bytes, digest.hexdigest(), num_read))
+        num_bytes, sha256 = digest.num_bytes, digest.hexdigest()
+        if keep_texts:
+            num_bytes, sha256 = texts[-1].num_bytes, texts[-1].sha256
+        inputs.append(InputFile(str(path), num_bytes, sha256, num_read))
+    if num_sequences == 0:
+        raise ValueError(f"{paths[-1]}: contains no sequences")
     # Free the chunks of lengths before the IDs are copied.
     all_lengths = np.concatenate(lengths)
     lengths.clear()
@@ -154,22 +200,26 @@ def read_files(
         raise OverflowError("the total number of residues does not fit in 64 bits")
     all_ids = pa.chunked_array(ids, pa.large_string()).combine_chunks()
     ids.clear()
-    return Sequences(all_ids, all_lengths, inputs, changes)
+    return Sequences(all_ids, all_lengths, inputs, changes, texts)
 
 
 # IDs and lengths.
 Chunk = tuple[Any, NDArray[np.int64]]
 
 
-def read_fasta_lengths(
-    path: str, scanner: kernel.FastaScanner, digest: CountingHash
-) -> Iterator[Chunk]:
-    """Yield IDs and lengths of a FASTA file."""
-    for _ in scan_fasta(path, scanner, digest):
-        offsets, ids, lengths, _ = scanner.take_lengths()
-        if len(lengths):
-            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(ids)]
-            yield pa.Array.from_buffers(pa.large_string(), len(lengths), buffers), lengths
+def as_chunk(
+    offsets: NDArray[np.int64], id_bytes: NDArray[np.uint8], lengths: NDArray[np.int64]
+) -> Chunk:
+    """Return what a FASTA scanner found, with the IDs as an Arrow array."""
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(id_bytes)]
+    return pa.Array.from_buffers(pa.large_string(), len(lengths), buffers), lengths
+
+
+def check_regular(path: str) -> None:
+    """Raise if a file cannot be read more than once."""
+    check_exists(Path(path))
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: not a regular file, so it cannot be read more than once")
 
 
 def table_kind(path: str) -> str | None:
@@ -184,6 +234,7 @@ def read_length_table(
 ) -> Iterator[Chunk]:
     """Yield IDs and lengths of a table."""
     columns = ["id", "length"] if kind == "fai" else [options.id_column, options.length_column]
+    check_regular(path)
     with open_file(path) as file:
         start = file.read(MAGIC_BYTES)
         file.seek(0)
@@ -199,20 +250,3 @@ def read_length_table(
             num_rows += batch.num_rows
     except (OSError, ValueError, pa.ArrowException) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error
-
-
-class CountingHash:
-    """SHA-256 and the number of bytes hashed."""
-
-    def __init__(self) -> None:
-        self.num_bytes = 0
-        self._hash = hashlib.sha256()
-
-    def update(self, data: Any, /) -> None:
-        """Add bytes."""
-        self.num_bytes += len(data)
-        self._hash.update(data)
-
-    def hexdigest(self) -> str:
-        """Return the SHA-256 of the bytes so far."""
-        return self._hash.hexdigest()

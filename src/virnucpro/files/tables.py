@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+# The key of the summary in the metadata of plan files.
+PLAN_KEY = b"virnucpro"
 # Rows read at a time.
 CHUNK = 2**17
 # The last bytes of an Arrow stream (Arrow columnar format, IPC streaming format).
@@ -23,8 +26,11 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
 
     `kind` is "parquet", "arrow", "tsv" or "fai".
     """
+    # pyarrow takes names such as s3:x for URIs.
+    path = str(Path(path).absolute())
     if kind == "parquet":
         with pq.ParquetFile(path) as file:
+            check_table(file.schema_arrow)
             known = [name for name in columns if name in file.schema_arrow.names]
             if len(known) < len(columns):
                 known = file.schema_arrow.names
@@ -33,6 +39,7 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
         with pa.memory_map(path) as source:
             try:
                 file = pa.ipc.open_file(source)
+                check_table(file.schema)
             except pa.ArrowInvalid:
                 source.seek(0)
                 yield from pa.ipc.open_stream(source)
@@ -54,6 +61,12 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
             # Otherwise, IDs such as 007 and NA would become numbers and nulls.
             pyarrow.csv.ConvertOptions(column_types={columns[0]: pa.string()}, null_values=[]),
         )
+
+
+def check_table(schema: pa.Schema) -> None:
+    """Raise ValueError for a plan in which a sequence has several rows, with its whole length."""
+    if PLAN_KEY in (schema.metadata or {}) and "fragment" in schema.names:
+        raise ValueError("a plan with fragments, not a table of lengths")
 
 
 def lengths_of(table: Any, column: str, num_before: int = 0) -> NDArray[np.int64]:
@@ -113,9 +126,10 @@ def as_arrow(values: NDArray[Any]) -> Any:
     return pa.Array.from_buffers(kind, len(values), [None, buffer])
 
 
-def strings_as_arrow(strings: Sequence[str]) -> Any:
-    """Return an Arrow array of strings; see `as_arrow`."""
+def strings_as_arrow(strings: Sequence[str], is_large: bool = False) -> Any:
+    """Return an Arrow array of strings, with 64-bit offsets if `is_large`; see `as_arrow`."""
     encoded = [string.encode() for string in strings]
-    offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int32)
+    offsets = np.cumsum([0, *map(len, encoded)]).astype(np.int64 if is_large else np.int32)
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.string(), len(encoded), buffers)
+    kind = pa.large_string() if is_large else pa.string()
+    return pa.Array.from_buffers(kind, len(encoded), buffers)

@@ -13,25 +13,29 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro.data.packing import GreedyPacker
-from virnucpro.files.plan_file import Summary, read_rows, read_summary
+from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
+from virnucpro.files.plan_schema import checksum
+from virnucpro.files.plan_summary import Summary
 from virnucpro.files.sequences import InputFile, Sequences
 from virnucpro.files.tables import as_arrow, strings_as_arrow
 
 
-def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
+def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[str]:
     """Return the errors found in a plan file, one sentence each; an empty list if it is correct.
 
     The hashes of the input files must match those in the plan. The plan must contain each sequence
-    exactly once, as in the input, and truncated or dropped if it is too long. Batches must be
-    numbered without gaps, be within the limits, and have their longest sequence first; sequences
-    with the same number of tokens must be in order of their IDs; and the totals of the summary must
-    be correct. A plan of method "ffd" must be First-Fit Decreasing: each sequence is in the first
-    batch that had room for it when it was placed. A plan of method "tight" must not have more
-    batches than First-Fit Decreasing; its lower bound is not proven again.
+    exactly once, as in the input, and truncated, dropped or split if it is too long. Batches must
+    be numbered without gaps, be within the limits and those of the layout, and have their longest
+    sequence first; sequences with the same number of tokens must be in order of their IDs; and the
+    totals of the summary must be correct. Residues in the plan must be those of the input. A plan
+    of method "ffd" must be First-Fit Decreasing: each sequence is in the first batch that had room
+    for it when it was placed. A plan of method "tight" must not have more batches than First-Fit
+    Decreasing; its lower bound is not proven again.
 
     Args:
-        path: The plan file.
-        sequences: The sequences of the input, read with the options of the plan.
+        path: The plan file, or a folder of them.
+        sequences: The sequences of the input, read with the options of the plan, and with texts if
+            the plan has residues. If None, the plan is checked without its input.
 
     Raises:
         ValueError: The file is not a plan file, or damaged.
@@ -39,14 +43,27 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences) -> list[str]:
 
     Cost: O(n log n) in the number of sequences.
     """
-    summary = read_summary(path)
-    table = read_rows(path)
-    return [
-        *compare_inputs(summary.inputs, sequences.inputs),
-        *compare_rows(table, summary, sequences),
+    file = open_plan(path)
+    summary = file.summary
+    if file.num_rows != file.expected_rows:
+        # Anything else could take memory for rows that the file does not have.
+        return [f"the plan has {file.num_rows:,} rows, expected {file.expected_rows:,}"]
+    table = file.read()
+    errors = [
+        *check_columns(table, summary, sequences),
+        *compare_layout(table, file.layout),
+        *compare_checksum(table, file.crc32),
         *check_batches(table, summary),
         *compare_totals(table, summary, sequences),
     ]
+    if sequences is not None:
+        errors[:0] = [
+            *(compare_inputs(summary.inputs, sequences.inputs) if summary.inputs else ()),
+            *compare_rows(table, summary, sequences),
+        ]
+        if not errors and "sequence" in file.schema.names:
+            errors += compare_residues(file, sequences)
+    return errors
 
 
 def compare_inputs(recorded: list[InputFile], found: list[InputFile]) -> Iterator[str]:
@@ -77,36 +94,99 @@ def bools(values: Any) -> NDArray[np.bool_]:
     return filled
 
 
-def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator[str]:
-    """Yield the differences between the rows of a plan and those expected for the sequences."""
-    num_sequences = len(sequences.lengths)
+def is_split(table: Any) -> bool:
+    """Return whether a plan has fragments."""
+    return "fragment" in table.schema.names
+
+
+def check_columns(table: Any, summary: Summary, sequences: Sequences | None) -> Iterator[str]:
+    """Yield the errors in the numbers of rows and fragments."""
     rows = column(table, "row")
-    is_known = (rows >= 0) & (rows < num_sequences)
+    # Each row of the input has at least one row in the plan.
+    num_rows = min(summary.totals.read, len(rows))
+    if sequences is not None:
+        num_rows = len(sequences.lengths)
+    is_known = (rows >= 0) & (rows < num_rows)
     if not is_known.all():
         number = (~is_known).sum()
         yield f"row {rows[~is_known][0]:,} is not in the input (affected rows: {number:,})"
-    times = np.bincount(rows[is_known], minlength=num_sequences)
-    for fault, is_wrong in (("is missing", times == 0), ("occurs more than once", times > 1)):
+    times = np.bincount(rows[is_known], minlength=num_rows)
+    faults = [("is missing", times == 0)]
+    if not is_split(table):
+        faults.append(("occurs more than once", times > 1))
+    for fault, is_wrong in faults:
         if is_wrong.any():
             row = int(np.argmax(is_wrong))
-            name = sequences.ids[row].as_py()
-            number = is_wrong.sum()
-            yield f"sequence {name!r} (row {row:,}) {fault} (affected sequences: {number:,})"
+            name = f"row {row:,}"
+            if sequences is not None:
+                name = f"sequence {sequences.ids[row].as_py()!r} (row {row:,})"
+            yield f"{name} {fault} (affected sequences: {is_wrong.sum():,})"
+    if is_split(table):
+        yield from check_fragments(table, summary)
+
+
+def compare_checksum(table: Any, recorded: int | None) -> Iterator[str]:
+    """Yield an error if the rows are not those whose checksum was recorded."""
+    if recorded is not None and checksum(table) != recorded:
+        yield "the rows are not those that were written (their checksum differs)"
+
+
+def check_fragments(table: Any, summary: Summary) -> Iterator[str]:
+    """Yield an error if the fragments of a sequence do not make it up, in order of its residues."""
+    row, start, stop, number = (
+        column(table, name) for name in ("row", "start", "stop", "fragment")
+    )
+    order = np.lexsort((start, row))
+    row, start, stop, number = row[order], start[order], stop[order], number[order]
+    is_first = np.append(True, np.diff(row) != 0)
+    is_last = np.append(is_first[1:], True)
+    place = np.arange(len(row)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
+    longest, size = summary.limits.max_residues, stop - start
+    tokens = column(table, "tokens")[order]
+    is_wrong = (number != np.arange(len(row))) | (size + summary.limits.special_tokens != tokens)
+    is_wrong |= (size > longest) | (~is_last & (size < longest)) | (is_first & (start != 0))
+    if summary.overlong is None:
+        # The overlap is not known, but nothing may be missing between neighbors.
+        is_wrong[1:] |= ~is_first[1:] & ((start[1:] > stop[:-1]) | (np.diff(start) <= 0))
+    else:
+        is_wrong |= start != place * (longest - summary.overlap)
+    if "length" in table.schema.names:
+        is_wrong |= is_last & (stop != column(table, "length")[order])
+    if is_wrong.any():
+        at = int(np.argmax(is_wrong))
+        yield (
+            f"fragment {number[at]:,} of row {row[at]:,} has residues {start[at]:,} to "
+            f"{stop[at]:,}, which is out of place (affected fragments: {is_wrong.sum():,})"
+        )
+
+
+def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator[str]:
+    """Yield the differences between the rows of a plan and those expected for the sequences."""
+    rows = column(table, "row")
+    is_known = (rows >= 0) & (rows < len(sequences.lengths))
     table, rows = table.filter(as_arrow(is_known)), rows[is_known]
     lengths = sequences.lengths[rows]
     is_overlong = lengths > summary.limits.max_residues
     is_dropped = is_overlong & (summary.overlong == "drop")
-    tokens = as_arrow(summary.limits.tokens(lengths))
-    names = strings_as_arrow([file.name for file in summary.inputs])
+    if summary.overlong is None:
+        is_dropped = is_overlong & (column(table, "batch") < 0)
+    packed = summary.limits.tokens(lengths)
+    if is_split(table):
+        packed = column(table, "stop") - column(table, "start") + summary.limits.special_tokens
+    tokens = as_arrow(packed)
+    names = strings_as_arrow([file.name for file in summary.inputs] or [""])
     files = np.minimum(sequences.file_of(rows), len(names) - 1)
+    is_truncated = is_overlong & ~is_dropped & (not is_split(table))
     expected = {
         "id": sequences.ids.take(as_arrow(rows)),
         "length": as_arrow(lengths),
         "tokens": pc.if_else(as_arrow(is_dropped), pa.scalar(None, tokens.type), tokens),
-        "truncated": as_arrow(is_overlong & ~is_dropped),
+        "truncated": as_arrow(is_truncated),
         "file": names.take(as_arrow(files)),
     }
     for name, values in expected.items():
+        if name not in table.schema.names:
+            continue
         found = table[name].combine_chunks().cast(values.type)
         differs = bools(pc.not_equal(found, values))
         differs |= bools(pc.is_null(found)) != bools(pc.is_null(values))
@@ -116,12 +196,16 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
                 f"{name} of row {rows[at]:,} is {found[at].as_py()!r}, expected "
                 f"{values[at].as_py()!r} (affected rows: {differs.sum():,})"
             )
-    if summary.overlong == "error" and is_overlong.any():
-        row = rows[int(np.argmax(is_overlong))]
-        yield (
-            f"row {row:,} has more than {summary.limits.max_residues:,} residues, which "
-            f"--overlong error does not allow (affected rows: {is_overlong.sum():,})"
-        )
+    for overlong, is_wrong in (
+        ("error", is_overlong),
+        ("split", is_overlong & (not is_split(table))),
+    ):
+        if summary.overlong == overlong and is_wrong.any():
+            row = rows[int(np.argmax(is_wrong))]
+            yield (
+                f"row {row:,} has more than {summary.limits.max_residues:,} residues, which "
+                f"--overlong {overlong} does not allow (affected rows: {is_wrong.sum():,})"
+            )
     has_batch = column(table, "batch") >= 0
     for fault, is_wrong in (
         ("has no batch, but should not be dropped", ~has_batch & ~is_dropped),
@@ -130,6 +214,28 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
         if is_wrong.any():
             row = rows[int(np.argmax(is_wrong))]
             yield f"row {row:,} {fault} (affected rows: {is_wrong.sum():,})"
+
+
+def compare_residues(file: PlanFile, sequences: Sequences) -> Iterator[str]:
+    """Yield an error if the residues in a plan are not those of the sequences."""
+    limits = file.summary.limits
+    num_wrong, first = 0, ""
+    names = ["row", "start", "stop", "batch", "sequence"]
+    for batch in file.iterate([name for name in names if name in file.schema.names]):
+        rows, found = batch["row"].to_numpy(), batch["sequence"].to_pylist()
+        texts = sequences.read(rows)
+        starts, stops = [0] * len(rows), [limits.max_residues] * len(rows)
+        if "start" in batch.schema.names:
+            starts, stops = batch["start"].to_pylist(), batch["stop"].to_pylist()
+        in_batch = batch["batch"].is_valid().to_pylist()
+        for row, text, start, stop, is_packed, residues in zip(
+            rows.tolist(), texts, starts, stops, in_batch, found, strict=True
+        ):
+            if residues != (text[start:stop] if is_packed else None):
+                num_wrong += 1
+                first = first or f"the residues of row {row:,} are not those of the input"
+    if num_wrong:
+        yield f"{first} (affected rows: {num_wrong:,})"
 
 
 def check_batches(table: Any, summary: Summary) -> Iterator[str]:
@@ -241,10 +347,12 @@ def range_maxima(
 
 def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
     """Yield an error if sequences with the same number of tokens are not in order of ID and row."""
+    if "id" not in table.schema.names:
+        return
     order = np.argsort(-tokens, kind="stable")
     is_equal = np.diff(tokens[order]) == 0
     ids = table["id"].combine_chunks().cast(pa.large_string()).take(as_arrow(order))
-    rows = column(table, "row")[order]
+    rows = column(table, "fragment" if is_split(table) else "row")[order]
     before, after = ids.slice(0, max(0, len(ids) - 1)), ids.slice(1)
     is_greater, is_same = bools(pc.greater(before, after)), bools(pc.equal(before, after))
     wrong = is_equal & (is_greater | (is_same & (np.diff(rows) < 0)))
@@ -256,33 +364,52 @@ def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
         )
 
 
-def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterator[str]:
-    """Yield an error for each total of the summary that differs from the rows and the input."""
+def compare_totals(table: Any, summary: Summary, sequences: Sequences | None) -> Iterator[str]:
+    """Yield an error for each total of the summary that differs from the rows and the input.
+
+    Totals that are not known, and those that only the input tells if it is not given, are left out.
+    """
     limits = summary.limits
-    batch, tokens, length = (column(table, name) for name in ("batch", "tokens", "length"))
+    batch, tokens, row = (column(table, name) for name in ("batch", "tokens", "row"))
     is_packed = batch >= 0
-    kept = np.minimum(length[is_packed], limits.max_residues)
+    packed_rows, total = row[is_packed], int(tokens[is_packed].sum())
     num_batches = len(np.unique(batch[is_packed]))
-    total = int(tokens[is_packed].sum())
     budget = limits.max_tokens_per_batch
-    expected = {
-        "read": len(sequences.lengths),
-        "packed": int(is_packed.sum()),
+    distinct, times = np.unique(packed_rows, return_counts=True)
+    expected: dict[str, Any] = {
+        "read": len(np.unique(row)),
+        "packed": len(distinct),
         "dropped": int((~is_packed).sum()),
-        "truncated": int(column(table, "truncated").sum()),
-        "empty": int((length == 0).sum()),
-        **asdict(sequences.changes),
-        "duplicate_ids": sequences.find_duplicates()[0],
-        "residues": int(length.sum()),
-        "residues_kept": int(kept.sum()),
-        "residues_truncated": int((length[is_packed] - kept).sum()),
-        "residues_dropped": int(length[~is_packed].sum()),
+        "split": int((times > 1).sum()),
+        "fragments": int(times[times > 1].sum()),
         "tokens": total,
         "batches": num_batches,
         "efficiency": total / (num_batches * budget) if num_batches else 0.0,
     }
-    packer = GreedyPacker(**limits.to_dict())
-    first_fit = packer.lay_out(packer.count_silently(length[is_packed]))
+    in_batches = total - limits.special_tokens * len(packed_rows)
+    if sequences is not None and ((row >= 0) & (row < len(sequences.lengths))).all():
+        lengths = sequences.lengths
+        kept = lengths[distinct]
+        if not is_split(table):
+            kept = np.minimum(kept, limits.max_residues)
+        expected.update(
+            read=len(lengths),
+            truncated=int((lengths[distinct] > kept).sum()),
+            residues_kept=int(kept.sum()),
+            residues_repeated=in_batches - int(kept.sum()),
+            residues_truncated=int((lengths[distinct] - kept).sum()),
+        )
+        if summary.inputs:
+            expected.update(
+                asdict(sequences.changes),
+                empty=int((lengths == 0).sum()),
+                duplicate_ids=sequences.find_duplicates()[0],
+                residues=int(lengths.sum()),
+                residues_dropped=int(lengths.sum() - lengths[distinct].sum()),
+            )
+    packer = GreedyPacker(**{**limits.to_dict(), "max_sequence_length": limits.max_residues})
+    residues = np.clip(tokens[is_packed] - limits.special_tokens, 0, limits.max_residues)
+    first_fit = packer.lay_out(packer.count_silently(residues))
     expected["first_fit_batches"] = first_fit.num_batches
     if summary.method == "ffd":
         expected["lower_bound"] = first_fit.lower_bound
@@ -291,12 +418,12 @@ def compare_totals(table: Any, summary: Summary, sequences: Sequences) -> Iterat
             f"lower_bound is {summary.totals.lower_bound:,} in the summary, expected at least "
             f"{first_fit.lower_bound:,} and at most {num_batches:,}"
         )
-    elif num_batches > first_fit.num_batches:
+    elif summary.method == "tight" and num_batches > first_fit.num_batches:
         yield (
             f"the plan has {num_batches:,} batches, more than First-Fit Decreasing makes "
             f"({first_fit.num_batches:,})"
         )
     for name, value in expected.items():
         recorded = getattr(summary.totals, name)
-        if recorded != value:
+        if recorded is not None and recorded != value:
             yield f"{name} is {recorded:,} in the summary, expected {value:,}"

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from virnucpro.data.layout import Layout
-from virnucpro.files.plan_file import Totals
+from virnucpro.files.plan_summary import Totals
 
 # In display order. `tokens` has no label: only `stats --json` and `--tsv` show it.
 LABELS = {
@@ -16,6 +15,8 @@ LABELS = {
     "dropped": "Dropped",
     "empty": "Empty",
     "truncated": "Truncated",
+    "split": "Split",
+    "fragments": "Fragments",
     "duplicate_ids": "Duplicate IDs",
     "stops": "Stops (*) removed",
     "lower_case": "Lower case converted",
@@ -23,6 +24,7 @@ LABELS = {
     "insertions": "Insertions removed",
     "residues": "Residues",
     "residues_kept": "Residues kept",
+    "residues_repeated": "Residues repeated",
     "residues_truncated": "Residues truncated",
     "residues_dropped": "Residues dropped",
     "first_fit_batches": "Batches by FFD",
@@ -34,36 +36,23 @@ LABELS = {
 RARE = {
     "dropped",
     "empty",
+    "split",
+    "fragments",
     "duplicate_ids",
     "stops",
     "lower_case",
     "gaps",
     "insertions",
     "residues_dropped",
+    "residues_repeated",
 }
 
 
 def label_totals(totals: Totals) -> dict[str, str]:
-    """Return the totals as text by label, without rare ones that are 0."""
+    """Return the totals as text by label, without those not known and rare ones that are 0."""
     values = asdict(totals)
     if totals.first_fit_batches == totals.batches:
         del values["first_fit_batches"]
-    return label_values(values)
-
-
-def label_layout(layout: Layout) -> dict[str, str]:
-    """Return the totals of a layout as text by label."""
-    kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
-    values = {
-        "read": layout.num_sequences,
-        "truncated": layout.num_truncated,
-        "residues": kept + layout.truncated_residues,
-        "residues_kept": kept,
-        "residues_truncated": layout.truncated_residues,
-        "batches": layout.num_batches,
-        "efficiency": layout.efficiency,
-        "lower_bound": layout.lower_bound,
-    }
     return label_values(values)
 
 
@@ -72,5 +61,5 @@ def label_values(values: Mapping[str, Any]) -> dict[str, str]:
     return {
         label: f"{values[name]:.6f}" if name == "efficiency" else f"{values[name]:,}"
         for name, label in LABELS.items()
-        if name in values and (values[name] or name not in RARE)
+        if values.get(name) is not None and (values[name] or name not in RARE)
     }

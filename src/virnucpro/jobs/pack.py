@@ -3,49 +3,58 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from os import PathLike, fspath
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.data.methods import column_generation
+from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.output import check_output
-from virnucpro.files.plan_file import Summary, compute_totals, write_plan
-from virnucpro.files.sequences import Sequences, read_files
+from virnucpro.files.plan_summary import Summary, compute_totals
+from virnucpro.files.plan_writer import ReadResidues, encoding_of, write_plan
+from virnucpro.files.sequences import Sequences, read_files, table_kind
+from virnucpro.kernel.limits import Limits
 
 logger = logging.getLogger(__name__)
 
-# Takes the name of a stage; returns a function that takes the number of sequences done.
-Progress = Callable[[str], Callable[[int], None]]
-
 
 def pack_files(
-    inputs: Sequence[str | PathLike[str]],
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
     output: str | PathLike[str],
     packer: GreedyPacker,
     *,
-    overlong: str = "truncate",
     options: ReadOptions | None = None,
     duplicates: str = "report",
-    progress: Progress | None = None,
+    sequences: bool = False,
+    progress: Callable[[str, int], None] | None = None,
 ) -> Summary:
     r"""Pack the sequences of files and write the plan.
 
+    The plan has one row per sequence, in order of batches. Sequences with the same number of tokens
+    are in order of their IDs. `PackingPlan.load`, `PackedFastaDataset` and others read it.
+
     Args:
         inputs: FASTA files, plain or compressed, or tables of lengths; "-" for FASTA from standard
-            input.
-        output: The Parquet file to write. An existing file is replaced only when the new one is
+            input. Or a single path.
+        output: The file to write, `.parquet` or `.arrow` (which loads faster, but takes more space
+            and memory when it is written). An existing file is replaced only when the new one is
             complete.
-        packer: The packer.
-        overlong: How to handle sequences with more than `packer.limits.max_residues` residues:
-            "truncate", "error" or "drop". Dropped sequences are in the plan without a batch.
-        options: How to read the files; None for the defaults of `ReadOptions`.
+        packer: The packer. Its `overlong` tells how to handle sequences above its limit. Dropped
+            ones are in the plan without a batch.
+        options: How to read the files; None for the defaults of `ReadOptions`. They are stored in
+            the plan.
         duplicates: How to handle IDs that occur more than once: "report" (one WARNING) or "error".
-        progress: Called with the name of each stage: "Reading", "Packing" and "Writing". Must
-            return a function, which is called from time to time with the number of sequences done.
+        sequences: Whether to store the residues too, in order of batches, so that
+            `PackedPlanDataset` needs the plan alone. For FASTA and `.parquet` only. The files are
+            read twice; compressed ones and standard input are written to a temporary copy.
+        progress: Called from time to time with the stage, "reading", "packing" or "writing", and
+            the number of sequences done; when writing, of rows of the plan.
 
     Returns:
         The summary that the plan file stores.
@@ -53,69 +62,103 @@ def pack_files(
     Raises:
         ValueError: An argument or an input is not valid; a sequence is too long and
             overlong="error"; or an ID occurs more than once and duplicates="error".
+        TypeError: An argument has the wrong type.
         OSError: A file cannot be read or written.
 
     Cost: reading the files, sorting the IDs, and O(n) for packing n sequences.
 
     Example:
         >>> from tempfile import TemporaryDirectory
+        >>> from virnucpro.data import GreedyPacker, PackingPlan, pack_files
         >>> with TemporaryDirectory() as folder:
-        ...     path = Path(folder, "proteins.fasta")
+        ...     path, output = Path(folder, "proteins.fasta"), Path(folder, "plan.parquet")
         ...     _ = path.write_text(">a\nMKTAY\n>b\nMKTAYIAK\n>c\nMK\n")
-        ...     summary = pack_files([path], Path(folder, "plan.parquet"), GreedyPacker(12))
+        ...     summary = pack_files(path, output, GreedyPacker(12))
+        ...     [rows.tolist() for rows in PackingPlan.load(output)]
+        [[1], [0, 2]]
         >>> summary.totals.batches, summary.totals.tokens
         (2, 21)
     """
-    if overlong not in ("truncate", "error", "drop"):
-        raise ValueError(f"overlong must be 'truncate', 'error' or 'drop' (got {overlong!r})")
+    if not isinstance(packer, GreedyPacker):
+        raise TypeError(f"packer must be a GreedyPacker (got {type(packer).__name__})")
+    if options is not None and not isinstance(options, ReadOptions):
+        raise TypeError(f"options must be ReadOptions (got {type(options).__name__})")
     if duplicates not in ("report", "error"):
         raise ValueError(f"duplicates must be 'report' or 'error' (got {duplicates!r})")
     options = options or ReadOptions()
     progress = progress or no_progress
-    paths = [fspath(path) for path in inputs]
-    check_output(Path(output), paths)
+    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
+    names = [fspath(path) for path in paths]
+    if not names:
+        raise ValueError("inputs must name at least one file")
+    encoding_of(output)
+    check_output(Path(output), names)
+    if sequences:
+        check_sequences(output, names)
+    if packer.method == "tight":
+        # Raises if highspy is missing.
+        column_generation()
+    limits = packer.limits
 
-    sequences = read_files(paths, options, progress("Reading"))
-    num_duplicates, examples = sequences.find_duplicates()
+    found = read_files(names, options, lambda done: progress("reading", done), sequences)
+    num_duplicates, examples = found.find_duplicates()
     warning = f"duplicate IDs: {num_duplicates:,} (for example {', '.join(examples)})"
     if num_duplicates and duplicates == "error":
         raise ValueError(warning)
-    rows = rows_to_pack(sequences, packer.limits.max_residues, overlong)
-    lengths, ids = sequences.lengths, sequences.ids
-    if rows is not None:
-        lengths, ids = lengths[rows], ids.take(rows)
-
-    progress("Packing")(0)
-    plan = packer.pack_lengths(lengths, ids)
+    if packer.overlong == "error":
+        check_lengths(found, limits.max_residues)
+    progress("packing", 0)
+    plan = packer.pack_lengths(found.lengths, found.ids)
     summary = Summary(
-        limits=packer.limits,
+        limits=limits,
         method=packer.method,
-        overlong=overlong,
+        overlong=packer.overlong,
+        overlap=packer.overlap,
         options=options,
-        totals=compute_totals(plan, sequences, rows, num_duplicates),
-        inputs=sequences.inputs,
+        totals=compute_totals(plan, found, num_duplicates),
+        inputs=found.inputs,
     )
-    write_plan(output, plan, sequences, summary, rows, progress("Writing"))
+    read = residues_reader(found, limits) if sequences else None
+    write_plan(output, plan, found, summary, read, lambda done: progress("writing", done))
     if num_duplicates:
         logger.warning("%s", warning)
     return summary
 
 
-def no_progress(_stage: str) -> Callable[[int], None]:
+def no_progress(_stage: str, _done: int) -> None:
     """Ignore progress."""
-    return lambda _done: None
 
 
-def rows_to_pack(
-    sequences: Sequences, max_residues: int, overlong: str
-) -> NDArray[np.int64] | None:
-    """Return the rows to pack; None for all. May raise ValueError if overlong="error"."""
+def check_sequences(output: str | PathLike[str], names: list[str]) -> None:
+    """Raise ValueError unless the sequences of files can be stored in a plan."""
+    if encoding_of(output) != "parquet":
+        raise ValueError(f"{output}: sequences can be stored in Parquet files only (.parquet)")
+    for name in names:
+        if table_kind(name) is not None:
+            raise ValueError(f"{name}: a table of lengths has no sequences to store in the plan")
+
+
+def check_lengths(sequences: Sequences, max_residues: int) -> None:
+    """Raise ValueError, naming the first such sequence, if any has more residues."""
     is_overlong = sequences.lengths > max_residues
-    if overlong == "error" and is_overlong.any():
-        row = int(np.argmax(is_overlong))
+    if is_overlong.any():
+        row = int(is_overlong.argmax())
         name = sequences.inputs[int(sequences.file_of(np.array([row]))[0])].name
         raise ValueError(
-            f"{name}: sequence {sequences.ids[row].as_py()!r} has {sequences.lengths[row]:,} "
-            f"residues, more than {max_residues:,} (affected sequences: {is_overlong.sum():,})"
+            f"{name}: sequence {sequences.ids[row].as_py()!r} has "
+            f"{sequences.lengths[row]:,} residues, more than {max_residues:,} "
+            f"(affected sequences: {is_overlong.sum():,})"
         )
-    return np.flatnonzero(~is_overlong) if overlong == "drop" else None
+
+
+def residues_reader(sequences: Sequences, limits: Limits) -> ReadResidues:
+    """Return a function that reads the residues that are packed."""
+
+    def read(rows: NDArray[Any], part: Fragments | None) -> list[str]:
+        residues = sequences.read(rows)
+        if part is None:
+            return [text[: limits.max_residues] for text in residues]
+        ranges = zip(residues, part.starts.tolist(), part.stops.tolist(), strict=True)
+        return [text[start:stop] for text, start, stop in ranges]
+
+    return read

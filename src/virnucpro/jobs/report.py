@@ -6,7 +6,6 @@ import html
 import io
 from collections.abc import Callable, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,10 +16,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from virnucpro import kernel
+from virnucpro.data.layout import Layout
 from virnucpro.files.output import atomic_write
-from virnucpro.files.plan_file import Summary, read_rows, read_summary
+from virnucpro.files.plan_reader import compare_layout, open_plan
+from virnucpro.files.plan_summary import Summary
 from virnucpro.jobs.labels import label_totals
 from virnucpro.kernel.limits import Limits
+from virnucpro.text import printable
 
 INK, BLUE, ORANGE = "#334155", "#3b82b6", "#d9480f"
 
@@ -42,47 +45,49 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
     """Write a report on a plan.
 
     Args:
-        plan: The plan file.
+        plan: The plan file, or a folder of them.
         output: The HTML file to write. An existing file is replaced only when the new one is
             complete.
 
     Raises:
-        ValueError: The file is not a plan file, or damaged.
+        ValueError: The file is not a plan, or damaged.
         OSError: A file cannot be read or written.
     """
-    page = make_page(Path(plan).name, read_summary(plan), read_rows(plan))
+    file = open_plan(plan)
+    file.check_size()
+    table = file.read()
+    for error in compare_layout(table, file.layout):
+        raise ValueError(f"{file.path}: damaged: {error}")
+    page = make_page(file.path.name, file.summary, file.layout, table)
     with atomic_write(output) as unfinished:
         unfinished.write_text(page, encoding="utf-8")
 
 
-def make_page(name: str, summary: Summary, table: Any) -> str:
+def make_page(name: str, summary: Summary, layout: Layout, table: Any) -> str:
     """Return the HTML of a report."""
-    packed = table.filter(pc.is_valid(table["batch"]))
-    batch, tokens = packed["batch"].to_numpy(), packed["tokens"].to_numpy()
-    lengths = table["length"].to_numpy()
     limits, totals = summary.limits, summary.totals
-    next_fit = count_next_fit_decreasing(*np.unique(tokens, return_counts=True), limits)
+    counts = layout.core.counts
+    next_fit = count_next_fit_decreasing(counts.tokens[::-1], counts.sequences[::-1], limits)
     cells = {**label_totals(totals), "Batches by NFD": f"{next_fit:,}"}
     saved = next_fit - totals.batches
     share = f" ({saved / next_fit:.1%})" if next_fit else ""
-    fill = np.bincount(batch, tokens) / limits.max_tokens_per_batch
-    sizes = np.bincount(batch)
+    fill = layout.batch_tokens / limits.max_tokens_per_batch
+    sizes = np.diff(kernel.batch_offsets(layout.core))
+    title = escape(name)
     sections = [
-        f"<h1>{html.escape(name)}</h1>",
+        f"<h1>{title}</h1>",
         "<dl>",
         *(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in cells.items()),
         "</dl>",
         f"<p>Next-Fit Decreasing (NFD), which keeps a single batch open, needs {next_fit:,} "
         f"batches; this plan saves {saved:,}{share}. Any packing needs at least "
         f"{totals.lower_bound:,}.</p>",
-        "<h2>Sequence lengths</h2>",
-        draw(lambda axes: draw_lengths(axes, lengths, limits.max_residues)),
+        *show_lengths(table, limits.max_residues),
         "<h2>Batch fill</h2>",
         draw(lambda axes: draw_fill(axes, fill)),
         "<h2>Sequences per batch</h2>",
         draw(lambda axes: draw_sizes(axes, sizes)),
-        "<h2>Longest truncated sequences</h2>",
-        list_truncated(table, limits.max_residues),
+        *show_truncated(table, limits.max_residues),
         "<h2>Parameters</h2>",
         list_parameters(summary),
         "<h2>Inputs</h2>",
@@ -90,10 +95,28 @@ def make_page(name: str, summary: Summary, table: Any) -> str:
     ]
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{html.escape(name)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
         + "\n".join(sections)
         + "\n</body>\n</html>\n"
     )
+
+
+def escape(text: str) -> str:
+    """Return a text from outside for HTML."""
+    return html.escape(printable(text))
+
+
+def show_lengths(table: Any, max_residues: int) -> list[str]:
+    """Return the section on the lengths of sequences, if the plan has them."""
+    if "length" not in table.schema.names:
+        return []
+    lengths = table["length"].to_numpy()
+    if "fragment" in table.schema.names:
+        lengths = lengths[np.unique(table["row"].to_numpy(), return_index=True)[1]]
+    return [
+        "<h2>Sequence lengths</h2>",
+        draw(lambda axes: draw_lengths(axes, lengths, max_residues)),
+    ]
 
 
 def count_next_fit_decreasing(sizes: NDArray[Any], counts: NDArray[Any], limits: Limits) -> int:
@@ -180,17 +203,20 @@ def draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
     axes.set_ylabel("batches")
 
 
-def list_truncated(table: Any, max_residues: int) -> str:
-    """Return a table of the 20 longest truncated sequences."""
+def show_truncated(table: Any, max_residues: int) -> list[str]:
+    """Return the section on truncated sequences, if the plan has their IDs."""
+    if "truncated" not in table.schema.names:
+        return []
+    title = "<h2>Longest truncated sequences</h2>"
     truncated = table.filter(table["truncated"])
     if len(truncated) == 0:
-        return "<p>No sequences were truncated.</p>"
+        return [title, "<p>No sequences were truncated.</p>"]
     order = pc.sort_indices(truncated, sort_keys=[("length", "descending"), ("id", "ascending")])
     rows = [
         (row["id"], row["length"], row["length"] - max_residues)
         for row in truncated.take(order[:20]).to_pylist()
     ]
-    return html_table(["ID", "residues", "truncated"], rows)
+    return [title, html_table(["ID", "residues", "truncated"], rows)]
 
 
 def list_parameters(summary: Summary) -> str:
@@ -200,6 +226,8 @@ def list_parameters(summary: Summary) -> str:
 
 def list_inputs(summary: Summary) -> str:
     """Return a table of the input files of a plan."""
+    if not summary.inputs:
+        return "<p>The plan was saved without the names of its inputs.</p>"
     rows = [(file.name, file.sequences, file.bytes, file.sha256) for file in summary.inputs]
     return html_table(["file", "sequences", "bytes", "SHA-256"], rows)
 
@@ -212,7 +240,7 @@ def html_table(header: list[str], rows: Sequence[tuple[str | int, ...]]) -> str:
         cells = [
             f'<{tag} class="number">{value if isinstance(value, str) else f"{value:,}"}</{tag}>'
             if right
-            else f"<{tag}>{html.escape(str(value))}</{tag}>"
+            else f"<{tag}>{escape(str(value))}</{tag}>"
             for value, right in zip(values, is_number, strict=True)
         ]
         return f"<tr>{''.join(cells)}</tr>"

@@ -1,0 +1,106 @@
+"""The columns of plan files."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from virnucpro.files.plan_summary import not_a_plan
+
+# Row numbers are int32, or int64 for 2**31 sequences or more.
+NUMBERS = (pa.int32(), pa.int64())
+TEXTS = (pa.large_string(), pa.string())
+FILE = pa.dictionary(pa.int32(), pa.string())
+
+# The types of each column; a file of this version has the first, or int64 for row numbers.
+KINDS: dict[str, tuple[Any, ...]] = {
+    "batch": NUMBERS,
+    "row": NUMBERS,
+    "fragment": NUMBERS,
+    "id": TEXTS,
+    "length": (pa.int64(),),
+    "start": (pa.int64(),),
+    "stop": (pa.int64(),),
+    "tokens": (pa.int64(),),
+    "truncated": (pa.bool_(),),
+    "file": (FILE,),
+    "sequence": TEXTS,
+}
+# Columns that a file has together: always; if some sequence was split; if the plan was made from
+# files; and on request.
+ALWAYS = ("batch", "row", "tokens")
+IF_SPLIT = ("fragment", "start", "stop")
+FROM_FILES = ("id", "length", "truncated", "file")
+ON_REQUEST = ("sequence",)
+# Columns that are null for dropped sequences.
+NULLABLE = ("batch", "tokens", "sequence")
+
+
+def make_schema(
+    is_wide: bool, is_split: bool, has_files: bool, has_sequences: bool, metadata: Any
+) -> pa.Schema:
+    """Return the schema of a plan file; `is_wide` for 2**31 sequences or more."""
+    names = {
+        *ALWAYS,
+        *(IF_SPLIT if is_split else ()),
+        *(FROM_FILES if has_files else ()),
+        *(ON_REQUEST if has_sequences else ()),
+    }
+    fields = [(name, kinds[is_wide and kinds is NUMBERS]) for name, kinds in KINDS.items()]
+    return pa.schema([field for field in fields if field[0] in names], metadata=metadata)
+
+
+def integer_of(kind: pa.DataType) -> np.dtype[Any]:
+    """Return the NumPy type of signed integers; `to_pandas_dtype` may need pandas."""
+    return np.dtype(f"int{kind.bit_width}")
+
+
+def checksum(table: pa.Table) -> int:
+    """Return the CRC-32 of the numbers that tell which sequences are in which batch."""
+    crc32 = 0
+    for name in ("row", *IF_SPLIT):
+        if name in table.schema.names:
+            for chunk in table[name].chunks:
+                crc32 = zlib.crc32(chunk.to_numpy(zero_copy_only=False), crc32)
+    return crc32
+
+
+def check_schema(path: str | PathLike[str], schema: pa.Schema) -> None:
+    """Raise ValueError if a schema is not that of a plan file. Other columns are ignored."""
+    for name, kinds in KINDS.items():
+        number = schema.names.count(name)
+        if number > 1:
+            raise not_a_plan(path, f"more than one column {name!r}")
+        if number and schema.field(name).type not in kinds:
+            raise not_a_plan(path, f"column {name!r} has type {schema.field(name).type}")
+    for group in (ALWAYS, IF_SPLIT, FROM_FILES):
+        present = [name for name in group if name in schema.names]
+        if len(present) < len(group) and (present or group is ALWAYS):
+            missing = next(name for name in group if name not in present)
+            raise not_a_plan(path, f"no column {missing!r}")
+
+
+@contextmanager
+def explain_errors(path: Path) -> Iterator[None]:
+    """Raise ValueError or OSError with the path for the errors of pyarrow."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise not_a_plan(path, f"damaged: {first_line(error)}") from error
+    except OSError as error:
+        # pyarrow raises OSError, without a number, for files that are damaged.
+        if error.errno is None:
+            raise not_a_plan(path, f"damaged: {first_line(error)}") from error
+        raise OSError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message; those of pyarrow may have many."""
+    return str(error).partition("\n")[0] or type(error).__name__

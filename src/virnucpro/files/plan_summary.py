@@ -1,0 +1,315 @@
+"""The summary of a plan, which its file stores in the metadata."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import asdict, dataclass, fields
+from os import PathLike
+from typing import Any
+
+import numpy as np
+
+from virnucpro import kernel
+from virnucpro.data.layout import Layout
+from virnucpro.data.overlong import OVERLONG
+from virnucpro.data.plan import PackingPlan
+from virnucpro.files.fasta import ReadOptions
+from virnucpro.files.sequences import InputFile, Sequences
+from virnucpro.files.tables import PLAN_KEY
+from virnucpro.kernel.limits import Limits
+
+# The version of the summary's format.
+VERSION = 5
+# Maximum bytes of a summary: parsing takes many times its size.
+MAX_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The totals of a plan and its input. Those that are not known are None.
+
+    A plan that was saved without its input has no numbers of the changes made when reading, nor of
+    duplicate IDs, nor of the residues of dropped sequences.
+
+    Attributes:
+        read: Sequences read, packed or dropped.
+        packed: Sequences in batches, whole, truncated or split.
+        dropped: Sequences without a batch, because they were too long.
+        truncated: Sequences packed with only their first residues.
+        split: Sequences packed as several fragments.
+        fragments: Fragments of these sequences.
+        empty: Sequences without residues.
+        stops: Stops (``*``) removed when reading.
+        lower_case: Lower-case letters converted to upper case when reading.
+        gaps: Gaps removed when reading.
+        insertions: Lower-case letters removed when reading.
+        duplicate_ids: Sequences with the ID of an earlier sequence.
+        residues: Residues read, whether kept, truncated or dropped.
+        residues_kept: Residues in batches, each counted once.
+        residues_repeated: Residues in batches again, because fragments overlap.
+        residues_truncated: Residues removed from truncated sequences.
+        residues_dropped: Residues of dropped sequences.
+        tokens: Tokens in batches, including special tokens.
+        batches: Number of batches.
+        first_fit_batches: Number of batches by First-Fit Decreasing for the same sequences.
+        efficiency: `tokens` divided by the sum of the budgets of all batches.
+        lower_bound: Lower bound on the number of batches of any packing.
+    """
+
+    read: int
+    packed: int
+    dropped: int
+    truncated: int
+    split: int
+    fragments: int
+    empty: int | None
+    stops: int | None
+    lower_case: int | None
+    gaps: int | None
+    insertions: int | None
+    duplicate_ids: int | None
+    residues: int | None
+    residues_kept: int
+    residues_repeated: int
+    residues_truncated: int
+    residues_dropped: int | None
+    tokens: int
+    batches: int
+    first_fit_batches: int
+    efficiency: float
+    lower_bound: int
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The summary of a plan, which its file stores in the metadata.
+
+    A plan that was saved without its input (`PackingPlan.save`) has no method, options and inputs,
+    unless it was loaded from a file that had them.
+
+    Attributes:
+        limits: The limits on batches and sequences.
+        method: The packing method, "ffd" or "tight"; None if it is not known.
+        overlong: How sequences above the limit were handled: "truncate", "error", "drop" or
+            "split"; None if it is not known.
+        overlap: Residues that neighboring fragments share.
+        options: How the input was read; None if it is not known.
+        totals: The totals of the plan and its input.
+        inputs: The input files, in order.
+    """
+
+    limits: Limits
+    method: str | None
+    overlong: str | None
+    overlap: int
+    options: ReadOptions | None
+    totals: Totals
+    inputs: list[InputFile]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters of the plan by name, as plain values."""
+        return {
+            **self.limits.to_dict(),
+            "method": self.method,
+            "overlong": self.overlong,
+            "overlap": self.overlap,
+            **(asdict(self.options) if self.options else {}),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values, with a version."""
+        return {"version": VERSION, **asdict(self)}
+
+
+def summarize(plan: PackingPlan) -> Summary:
+    """Return the summary of a plan without its input."""
+    if plan.summary is not None:
+        return plan.summary
+    num_dropped, fragments = len(plan.dropped), plan.fragments
+    kept = plan.total_tokens - plan.special_tokens * plan.num_sequences
+    num_split = num_fragments = repeated = 0
+    if fragments is not None:
+        times = np.bincount(fragments.rows)
+        num_split, num_fragments = int((times > 1).sum()), int(times[times > 1].sum())
+        # Each fragment but the first of a sequence repeats what the one before it has too.
+        follows = fragments.rows[1:] == fragments.rows[:-1]
+        repeated = int((fragments.stops[:-1] - fragments.starts[1:])[follows].sum())
+    is_empty = plan.core.counts.tokens == plan.special_tokens
+    all_residues = kept - repeated + plan.truncated_residues
+    return Summary(
+        limits=plan.limits,
+        method=None,
+        overlong=None,
+        overlap=0,
+        options=None,
+        totals=Totals(
+            read=plan.num_rows,
+            packed=plan.num_rows - num_dropped,
+            dropped=num_dropped,
+            truncated=plan.num_truncated,
+            split=num_split,
+            fragments=num_fragments,
+            empty=int(plan.core.counts.sequences[is_empty].sum()),
+            stops=None,
+            lower_case=None,
+            gaps=None,
+            insertions=None,
+            duplicate_ids=None,
+            residues=None if num_dropped else all_residues,
+            residues_kept=kept - repeated,
+            residues_repeated=repeated,
+            residues_truncated=plan.truncated_residues,
+            residues_dropped=None if num_dropped else 0,
+            **totals_of_layout(plan),
+        ),
+        inputs=[],
+    )
+
+
+def totals_of_layout(layout: Layout) -> dict[str, Any]:
+    """Return the totals that depend on the layout alone."""
+    return {
+        "tokens": layout.total_tokens,
+        "batches": layout.num_batches,
+        "first_fit_batches": kernel.first_fit_decreasing(layout.core.counts).num_batches,
+        "efficiency": layout.efficiency,
+        "lower_bound": layout.lower_bound,
+    }
+
+
+def compute_totals(plan: PackingPlan, sequences: Sequences, duplicate_ids: int) -> Totals:
+    """Return the totals of a plan for sequences that were read."""
+    known = asdict(summarize(plan).totals)
+    lengths = sequences.lengths
+    residues = int(lengths.sum())
+    dropped = int(lengths[plan.dropped].sum())
+    known.update(
+        asdict(sequences.changes),
+        empty=int(np.count_nonzero(lengths == 0)),
+        duplicate_ids=duplicate_ids,
+        residues=residues,
+        residues_dropped=dropped,
+    )
+    return Totals(**known)
+
+
+def encode_summary(summary: Summary, layout: Layout, crc32: int | None = None) -> dict[bytes, str]:
+    """Return the metadata of a plan file, with the checksum of its rows if it is known."""
+    state = {**summary.to_dict(), "layout": encode_arrays(Layout.to_dict(layout))}
+    if crc32 is not None:
+        state["crc32"] = crc32
+    return {PLAN_KEY: json.dumps(state)}
+
+
+def decode_summary(path: str | PathLike[str], metadata: Any) -> tuple[Summary, dict[str, Any]]:
+    """Return the summary in the metadata of a plan file, and all that is stored with it.
+
+    Raises:
+        ValueError: The metadata has no summary, or one that is damaged or of another version.
+    """
+    text = (metadata or {}).get(PLAN_KEY, b"")
+    if len(text) > MAX_BYTES:
+        raise not_a_plan(path, f"its summary has {len(text):,} bytes, more than {MAX_BYTES:,}")
+    try:
+        state: dict[str, Any] = json.loads(text)
+        version = state["version"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise not_a_plan(path, "no summary in its metadata") from error
+    if version not in (4, VERSION):
+        raise ValueError(
+            f"{path}: plan file of version {version!r:.40} "
+            f"(this release reads versions 4 and {VERSION})"
+        )
+    if version == 4:
+        state = upgrade(state)
+    try:
+        options = state["options"]
+        summary = Summary(
+            limits=Limits.from_dict(state["limits"]),
+            method=state["method"],
+            overlong=state["overlong"],
+            overlap=state["overlap"],
+            options=None if options is None else ReadOptions(**options),
+            totals=Totals(**{field.name: state["totals"][field.name] for field in fields(Totals)}),
+            inputs=[InputFile(**file) for file in state["inputs"]],
+        )
+        check_values(summary)
+    except KeyError as error:
+        raise not_a_plan(path, f"no {error} in its summary") from error
+    except (TypeError, ValueError) as error:
+        raise not_a_plan(path, str(error)) from error
+    return summary, state
+
+
+def upgrade(state: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a plan file of version 4 with what later ones have."""
+    totals = state.get("totals")
+    if isinstance(totals, dict):
+        totals = {"split": 0, "fragments": 0, "residues_repeated": 0, **totals}
+    return {"overlap": 0, **state, "totals": totals}
+
+
+def decode_layout(path: str | PathLike[str], state: dict[str, Any]) -> Layout:
+    """Return the layout that is stored with a summary.
+
+    Raises:
+        ValueError: It is missing or damaged.
+    """
+    try:
+        return Layout.from_dict(decode_arrays(state["layout"]))
+    except (LookupError, TypeError, AttributeError, ArithmeticError, ValueError) as error:
+        raise not_a_plan(path, f"its layout: {error}") from error
+    except RecursionError as error:
+        raise not_a_plan(path, "its layout is nested too deeply") from error
+
+
+def not_a_plan(path: str | PathLike[str], reason: str) -> ValueError:
+    """Return the error for a file that is not a plan file."""
+    return ValueError(f"{path}: not a plan file ({reason})")
+
+
+# The types of the fields of `Totals` and `InputFile`; JSON may turn a float into an int.
+FIELD_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "int | None": (int, type(None)),
+    "float": (float, int),
+    "str": (str,),
+}
+
+
+def check_values(summary: Summary) -> None:
+    """Raise TypeError or ValueError if a value in a summary read from a file is not valid."""
+    parts: list[Totals | InputFile] = [summary.totals, *summary.inputs]
+    for part in parts:
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if type(value) not in FIELD_TYPES[str(field.type)]:
+                raise TypeError(f"invalid {field.name} {value!r:.80}")
+            if isinstance(value, (int, float)) and not 0 <= value < 2**63:
+                raise ValueError(f"invalid {field.name} {value!r:.80}")
+    if summary.method not in (None, "ffd", "tight"):
+        raise ValueError(f"invalid method {summary.method!r:.80}")
+    if summary.overlong not in (None, *OVERLONG):
+        raise ValueError(f"invalid overlong {summary.overlong!r:.80}")
+    if type(summary.overlap) is not int or not 0 <= summary.overlap < summary.limits.max_residues:
+        raise ValueError(f"invalid overlap {summary.overlap!r:.80}")
+
+
+def encode_arrays(value: Any) -> Any:
+    """Return a dict for JSON, with its int64 arrays encoded in Base64."""
+    if isinstance(value, np.ndarray):
+        return {"int64": base64.b64encode(value.astype("<i8").tobytes()).decode()}
+    if isinstance(value, dict):
+        return {name: encode_arrays(part) for name, part in value.items()}
+    return value
+
+
+def decode_arrays(value: Any) -> Any:
+    """Return the dict that `encode_arrays` encoded."""
+    if isinstance(value, dict) and value.keys() == {"int64"}:
+        return np.frombuffer(base64.b64decode(value["int64"]), "<i8").astype(np.int64)
+    if isinstance(value, dict):
+        return {name: decode_arrays(part) for name, part in value.items()}
+    return value

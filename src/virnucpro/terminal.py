@@ -1,0 +1,128 @@
+"""What the command line shows: errors, progress, log messages and tables, all on stderr."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import typer
+
+from virnucpro.text import printable
+
+# Rich is imported when it is needed, so that --help and --version are fast.
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+
+@contextmanager
+def exit_on_error(status: int = 1) -> Iterator[None]:
+    """Print an expected error as one line and exit with a status."""
+    try:
+        yield
+    except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
+        print_error(str(error) or "out of memory")
+        raise typer.Exit(status) from error
+
+
+@contextmanager
+def progress_display(quiet: bool) -> Iterator[Callable[[str, int], None]]:
+    """Yield a function that shows the stage of a job and the number of sequences done.
+
+    Shows nothing if stderr is not a terminal.
+    """
+    if quiet or not stderr().is_terminal:
+        yield lambda _stage, _done: None
+        return
+    from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+
+    tasks: dict[str, TaskID] = {}
+    with Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description} {task.completed:,.0f} sequences"),
+        TimeElapsedColumn(),
+        console=stderr(),
+        transient=True,
+    ) as display:
+
+        def show(stage: str, done: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = display.add_task(stage.capitalize())
+            display.update(tasks[stage], completed=done)
+
+        yield show
+
+
+@contextmanager
+def log_to_stderr(quiet: bool) -> Iterator[None]:
+    """Show the warnings of long-running modules on stderr; on a terminal, their progress too."""
+    is_terminal = not quiet and stderr().is_terminal
+    handler: logging.Handler = logging.StreamHandler()
+    handler.setFormatter(PrintableFormatter("virnucpro: %(message)s"))
+    if is_terminal:
+        from rich.logging import RichHandler
+
+        handler = RichHandler(console=stderr(), show_level=False, show_path=False)
+        handler.setFormatter(PrintableFormatter())
+    level = logging.INFO if is_terminal else logging.WARNING
+    names = () if quiet else ("kernel.column_generation", "cluster.ray_data", "jobs.pack")
+    loggers = [logging.getLogger(f"virnucpro.{name}") for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(level)
+    try:
+        yield
+    finally:
+        for logger, previous in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(previous)
+
+
+class PrintableFormatter(logging.Formatter):
+    """A formatter of messages that may contain text from outside."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the text of a message, in one line."""
+        return printable(super().format(record))
+
+
+def print_error(message: str) -> None:
+    """Print an error on stderr, in one line."""
+    typer.echo(f"virnucpro: {printable(message)}", err=True)
+
+
+@functools.cache
+def stderr() -> Console:
+    """Return a console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def print_line(text: str) -> None:
+    """Print a line on stderr, without markup or wrapping."""
+    stderr().print(printable(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def format_value(value: object) -> str:
+    """Return a value as text for scripts: None as the empty string, bools as true or false."""
+    if value is None:
+        return ""
+    return json.dumps(value) if isinstance(value, bool) else printable(str(value))
+
+
+def make_table(rows: dict[str, str]) -> Table:
+    """Return a table of labels and values."""
+    from rich.table import Table
+
+    table = Table(box=None, show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for label, value in rows.items():
+        table.add_row(label, value)
+    return table

@@ -25,6 +25,7 @@ import virnucpro.data
 from virnucpro.data import (
     GreedyPacker,
     PackedFastaDataset,
+    PackingPlan,
     ReadOptions,
     SequenceDataset,
     VarlenCollator,
@@ -231,13 +232,13 @@ def test_repeated_ids_are_read_by_their_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([2, 3], r"the plan has 2 sequences, the files have 3"),
-        ([2, 3, 4, 5], r"the plan has 4 sequences, the files have 3"),
+        ([2, 3], r"the plan is for 2 sequences, the data set has 3"),
+        ([2, 3, 4, 5], r"the plan is for 4 sequences, the data set has 3"),
         (
             [2, 3, 5],
             r"record 3 of .*a.fa \('c', row 2\) has 4 .* 6 tokens; the plan has 7",
         ),
-        ([], r"the plan has 0 sequences, the files have 3"),
+        ([], r"the plan is for 0 sequences, the data set has 3"),
     ],
 )
 def test_plans_of_other_files_are_refused(tmp_path: Path, lengths: list[int], message: str) -> None:
@@ -250,8 +251,7 @@ def test_plans_of_other_files_are_refused(tmp_path: Path, lengths: list[int], me
 def test_damaged_plans_are_refused(tmp_path: Path) -> None:
     path = write_fasta(tmp_path / "a.fa", [("a", "MK"), ("b", "MK"), ("c", "MKTA")])
     for rows in ([2, 1, 1], [2, 1, 3], [2, 1, -1]):
-        plan = plan_for([2, 2, 4])
-        plan.indices = np.array(rows, np.int32)
+        plan = PackingPlan(plan_for([2, 2, 4]), np.array(rows, np.int32))
         with pytest.raises(ValueError, match="damaged: it does not contain each row exactly once"):
             PackedFastaDataset(path, plan)
 
@@ -322,17 +322,22 @@ def test_real_proteins_by_random_access(tmp_path: Path) -> None:
             assert record["sequence"] == records[row]["sequence"][:1022]
 
 
+# A package that each extra installs.
+PACKAGES = {"torch": "torch", "torch,cli": "pyarrow", "cli": "pyarrow", "ray": "ray"}
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("name", sorted(virnucpro.data.LAZY.keys() - {"ReadOptions"}))
 def test_missing_packages_are_named(name: str) -> None:
-    package = virnucpro.data.LAZY[name][1]
+    extra = virnucpro.data.LAZY[name][1]
+    package = PACKAGES[extra]
     code = (
         f"import sys; sys.modules[{package!r}] = None\nimport virnucpro.data as data\n"
         f"assert {name!r} in data.__all__ and {name!r} in dir(data)\n"
         f"try: data.{name}\nexcept ModuleNotFoundError as error: print(error)"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert result.stdout == f"{name} needs {package}: pip install 'virnucpro[{package}]'\n"
+    assert result.stdout == f"{name} needs {package}: pip install 'virnucpro[{extra}]'\n"
 
 
 def test_unknown_attributes_are_errors() -> None:

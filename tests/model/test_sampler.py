@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -74,6 +76,34 @@ def test_batches_of_the_plan_in_its_order() -> None:
     groups = [{frozenset(batch) for batch in batches} for batches in (rows, first, second)]
     assert len(groups[0] & groups[1]) < 10
     assert len(groups[1] & groups[2]) < 10
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
+@pytest.mark.parametrize("overlong", ["truncate", "drop", "split"])
+def test_plans_may_be_given_by_their_path(tmp_path: Path, suffix: str, overlong: str) -> None:
+    path = tmp_path / f"plan{suffix}"
+    lengths = np.random.default_rng(0).integers(30, 300, 3000)
+    plan = GreedyPacker(1024, 250, overlong=overlong).pack_lengths(lengths)
+    plan.save(path)
+    for shuffle in (False, True):
+        sampler = PackedBatchSampler(str(path), 1, 3, shuffle=shuffle)
+        expected = PackedBatchSampler(plan, 1, 3, shuffle=shuffle)
+        assert list(sampler) == list(expected)
+        assert sampler.state_dict() == expected.state_dict()
+    # Numbers of fragments, or rows without those that were dropped.
+    numbers = sorted(chain(*PackedBatchSampler(path)))
+    assert numbers == sorted(plan.indices.tolist())
+
+
+def test_a_file_that_changes_during_an_epoch_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "plan.arrow"
+    plan = proteins()
+    plan.save(path)
+    batches = iter(PackedBatchSampler(path))
+    assert next(batches) == plan[0].tolist()
+    os.truncate(path, 1000)
+    with pytest.raises(OSError, match=f"^{path}: the plan has changed since it was loaded$"):
+        next(batches)
 
 
 def test_only_the_largest_batches_are_halved() -> None:
@@ -204,7 +234,8 @@ def test_a_new_iterator_begins_anew() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"plan": [[0]]}, TypeError, "plan must be a PackingPlan"),
+        ({"plan": [[0]]}, TypeError, r"plan must be a PackingPlan or a path \(got list\)"),
+        ({"plan": "none.arrow"}, FileNotFoundError, "^none.arrow: no such file"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank must be at most 1"),
         ({"world_size": 0}, ValueError, "world_size must be at least 1"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),

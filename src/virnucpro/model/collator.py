@@ -152,6 +152,11 @@ class VarlenCollator:
         records = [records] if isinstance(records, dict) else list(records)
         if not records:
             return {}
+        if isinstance(records[0], list):
+            raise TypeError(
+                "records[0] must be a dict (got list): a data set of whole batches needs a "
+                "DataLoader with batch_size=None"
+            )
         tokenized = self.tokenize(records, limits)
         total = len(tokenized.input_ids)
         if total > limits.max_tokens_per_batch:

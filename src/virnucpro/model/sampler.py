@@ -6,13 +6,14 @@ import functools
 import heapq
 import zlib
 from collections.abc import Iterator
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
-from virnucpro.data.plan import PackingPlan
+from virnucpro.data.plan import PackingPlan, as_plan
 from virnucpro.kernel.arguments import check_integer
 
 # The version of states. Increase it if the same state would yield other batches.
@@ -22,6 +23,8 @@ STATE_VERSION = 1
 class PackedBatchSampler(Sampler[list[int]]):
     """The batches of a plan as lists of rows, for a data set indexed by row.
 
+    The rows of a plan with fragments are their numbers: use `PackedDataset.records` as data set.
+
     For ``DataLoader(dataset, batch_sampler=...)``. Rank r of n gets every n-th batch. All ranks
     together get every row exactly once per epoch. `len` is the number of batches per epoch on this
     rank.
@@ -30,7 +33,7 @@ class PackedBatchSampler(Sampler[list[int]]):
     batches again.
 
     Args:
-        plan: The plan.
+        plan: The plan, or the path of its file.
         rank: The rank of this process.
         world_size: The number of ranks.
         shuffle: Whether to shuffle the batches in each epoch, and to exchange sequences with
@@ -58,15 +61,14 @@ class PackedBatchSampler(Sampler[list[int]]):
 
     def __init__(
         self,
-        plan: PackingPlan,
+        plan: PackingPlan | str | PathLike[str],
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = False,
         seed: int = 0,
         even: bool = True,
     ) -> None:
-        if not isinstance(plan, PackingPlan):
-            raise TypeError(f"plan must be a PackingPlan (got {type(plan).__name__})")
+        plan = as_plan(plan)
         self.plan = plan
         self.world_size = check_integer(world_size, "world_size", 1)
         self.rank = check_integer(rank, "rank", 0, self.world_size - 1)
@@ -88,22 +90,25 @@ class PackedBatchSampler(Sampler[list[int]]):
         return self._batches(self._step)
 
     def _batches(self, first: int) -> Iterator[list[int]]:
-        indices = self.plan.indices
+        plan = self.plan
         order: NDArray[np.int64] | range = range(len(self._offsets) - 1)
         if self.shuffle:
             random = np.random.default_rng(
                 np.random.SeedSequence(self.seed, spawn_key=(self.epoch,))
             )
-            indices = self.plan.reshuffle(int(random.integers(2**64, dtype=np.uint64))).indices
+            plan = plan.reshuffle(int(random.integers(2**64, dtype=np.uint64)))
             order = random.permutation(len(order))
         share = order[self.rank :: self.world_size]
         for step in range(first, len(share)):
             batch = share[step]
             self._step = step + 1
-            yield indices[self._offsets[batch] : self._offsets[batch + 1]].tolist()
+            # Asked for in each step, since the file of a mapped plan may change.
+            yield plan.indices[self._offsets[batch] : self._offsets[batch + 1]].tolist()
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, from 0. Setting the epoch of a loaded state keeps its position.
+        """Start an epoch, from 0. Without it, each epoch is in the same order.
+
+        Setting the epoch of a loaded state keeps its position.
 
         Raises:
             ValueError: The number is negative.
@@ -172,8 +177,10 @@ class PackedBatchSampler(Sampler[list[int]]):
     @functools.cached_property
     def _rows_crc32(self) -> int:
         """The checksum that identifies the plan in states."""
-        rows = zlib.crc32(np.ascontiguousarray(self.plan.indices).data)
-        return zlib.crc32(np.ascontiguousarray(self.plan.offsets).data, rows)
+        crc32 = 0
+        for values in (self.plan.indices, self.plan.offsets, *(self.plan.fragments or ())):
+            crc32 = zlib.crc32(np.ascontiguousarray(values).data, crc32)
+        return crc32
 
     def _parameters(self) -> dict[str, Any]:
         """Return the values that determine the batches of each epoch and their order."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import ray.data
-from command import run, run_program
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import Case, cases
@@ -24,9 +22,7 @@ from strategies import Case, cases
 from virnucpro.cluster.ray_data import assign_block, pack_tables
 from virnucpro.data import GreedyPacker, Layout, pack_dataset
 
-pytestmark = pytest.mark.process
-
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("local_ray")]
 
 
 def cut(columns: dict[str, Any], cuts: list[int]) -> ray.data.Dataset:
@@ -255,112 +251,22 @@ def test_overlong_and_empty_data_sets() -> None:
 def test_block_that_changed() -> None:
     packer = GreedyPacker(100)
     counts = packer.count([5, 6])
-    packing = (packer, packer.lay_out(counts), "length", "row")
+    packing: tuple[GreedyPacker, Layout, str, list[str]]
+    packing = (packer, packer.lay_out(counts), "length", [])
     with pytest.raises(RuntimeError, match="block 3 changed after"):
         assign_block(pa.table({"length": [5, 7]}), 3, packing, None, counts)
 
 
-def test_command(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    paths = [tmp_path / f"{name}.parquet" for name in "ba"]
-    for path in paths:
-        names = pa.array([f"s{number}" for number in random.integers(0, 900, 1000)])
-        columns = {"name": names.dictionary_encode(), "size": random.integers(0, 1500, 1000)}
-        pq.write_table(pa.table({**columns, "more": names}), path, row_group_size=300)
-    of_columns = ("--id-column", "name", "--length-column", "size")
-    local = run("pack", *paths, "-o", tmp_path / "plan.parquet", *of_columns)
-    assert local.returncode == 0
-    on_ray = (*of_columns, "--engine", "ray")
-    result = run_program("pack", *paths, "-o", tmp_path / "plan", *on_ray)
-    assert (result.returncode, result.stdout) == (0, "")
-    for name in ("Sequences", "Residues truncated", "Batches", "Lower bound"):
-        (line,) = (line for line in local.stderr.splitlines() if line.strip().startswith(name))
-        assert line.split() in [line.split() for line in result.stderr.splitlines()]
-    files = sorted((tmp_path / "plan").iterdir())
-    plan = pa.concat_tables(pq.read_table(file) for file in files).to_pydict()
-    whole = pq.read_table(tmp_path / "plan.parquet").to_pydict()
-    for name in ("batch", "id", "length", "tokens", "truncated"):
-        assert plan[name] == whole[name]
-    assert list(zip(plan["batch"], plan["slot"], strict=True)) == sorted(
-        zip(plan["batch"], plan["slot"], strict=True)
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "a.parquet",
-        "b.parquet",
-        "plan",
-        "plan.parquet",
-    ]
+@pytest.mark.parametrize("overlong", ["drop", "split"])
+def test_unsupported_overlong(tmp_path: Path, overlong: str) -> None:
+    """It is an error before anything is read, whatever the lengths are."""
+    packer = GreedyPacker(100, overlong=overlong)
+    message = f"overlong='{overlong}' is not supported on Ray; use pack_files"
 
+    def fail(_: Any) -> Any:
+        raise AssertionError("executed")
 
-def spoilt(path: Path) -> None:
-    path.write_bytes(b"PAR1PAR1PAR1")
-
-
-def table(**columns: Any) -> Callable[[Path], None]:
-    return lambda path: pq.write_table(pa.table(columns), path)
-
-
-BAD_COMMANDS: list[tuple[str, Callable[[Path], Any], tuple[str, ...], int, str]] = [
-    ("none.parquet", lambda _: None, (), 1, "none.parquet: no such file"),
-    ("a.fa", lambda path: path.write_text(">a\nM\n"), (), 1, "a.fa: no Parquet tables"),
-    ("folder", lambda path: path.mkdir(), (), 1, "folder: no Parquet tables"),
-    ("a.parquet", spoilt, (), 1, "a.parquet: "),
-    ("a.parquet", table(id=["a"], size=[1]), (), 1, "no column 'length' (it has id, size)"),
-    ("a.parquet", table(id=["a"], length=["1"]), (), 1, "'length' must contain integers"),
-    ("a.parquet", table(id=["a"], length=[2000]), ("--overlong", "error"), 1, "exceeds max_length"),
-    ("a.parquet", table(id=["a"], length=[1]), ("--overlong", "drop"), 2, "--overlong drop"),
-    ("a.parquet", table(id=["a"], length=[1]), ("--threads", "2"), 2, "--threads"),
-]
-
-
-@pytest.mark.parametrize(
-    ("name", "make", "options", "status", "message"),
-    BAD_COMMANDS,
-    ids=lambda value: str(value)[:30],
-)
-def test_bad_commands(
-    tmp_path: Path,
-    name: str,
-    make: Callable[[Path], Any],
-    options: tuple[str, ...],
-    status: int,
-    message: str,
-) -> None:
-    make(tmp_path / name)
-    on_ray = ("--engine", "ray", *options)
-    result = run_program("pack", tmp_path / name, "-o", tmp_path / "plan", *on_ray)
-    assert (result.returncode, result.stdout) == (status, "")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert status == 2 or len(result.stderr.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir() if path.name != name] == []
-
-
-def test_folders(tmp_path: Path) -> None:
-    """Every Parquet file in them counts that is not hidden, whatever its name is."""
-    names = ("a.parquet", "C.PARQUET", "what.parquet", "k=3/b %2é*[0]#.parquet", "_u.parquet")
-    for number, name in enumerate(names):
-        path = tmp_path / "tables" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(pa.table({"id": [f"s{number}"], "length": [number]}), path)
-    (tmp_path / "tables" / "README").touch()
-    layout = pack_tables([str(tmp_path / "tables")], tmp_path / "plan", GreedyPacker(4096))
-    assert layout.num_sequences == 4
-    assert pq.read_table(tmp_path / "plan")["length"].to_pylist() == [3, 2, 1, 0]
-
-    one, plan = str(tmp_path / "tables/a.parquet"), tmp_path / "new"
-    (tmp_path / "link").symlink_to("nowhere")
-    (tmp_path / "b?.parquet").touch()
-    pq.write_table(pa.table({"id": ["a"]}), tmp_path / "tables/z.parquet")
-    for paths, output, message in (
-        ([one, one], plan, "given twice"),
-        ([one, str(tmp_path / "tables")], plan, "given twice"),
-        ([str(tmp_path / "tables")], tmp_path / "tables/plan", "is inside an input folder"),
-        ([str(tmp_path / "tables")], plan, r"z\.parquet: no column 'length'"),
-        ([str(tmp_path / "b?.parquet")], plan, r"names with '\?'"),
-        ([one], tmp_path / "plan", "already exists"),
-        ([one], tmp_path / "link", "already exists"),
-        ([one], tmp_path / "no/plan", "its directory does not exist"),
-    ):
-        with pytest.raises((OSError, ValueError), match=message):
-            pack_tables(paths, output, GreedyPacker(4096))
+    with pytest.raises(ValueError, match=message):
+        pack_dataset(ray.data.from_items([{"length": 1}]).map(fail), packer)
+    with pytest.raises(ValueError, match=message):
+        pack_tables([str(tmp_path / "none.parquet")], tmp_path / "plan", packer)

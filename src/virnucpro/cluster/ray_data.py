@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import logging
-from collections.abc import Callable, Iterable
-from functools import cache
+from dataclasses import asdict
 from itertools import repeat
 from os import PathLike
 from pathlib import Path
@@ -16,24 +14,35 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data.block import BlockAccessor
 
+from virnucpro.cluster.tables import (
+    hash_tables,
+    list_tables,
+    read_tables,
+    write_metadata,
+    write_parts,
+)
+from virnucpro.cluster.tasks import (
+    ROW_COLUMN,
+    as_table,
+    execute,
+    map_blocks,
+    raise_causes,
+    single_threaded,
+)
 from virnucpro.data.layout import Layout, TokenCounts
+from virnucpro.data.overlong import warn_of_truncation
 from virnucpro.data.packing import GreedyPacker
-from virnucpro.data.truncation import warn_of_truncation
+from virnucpro.files.fasta import ReadChanges, ReadOptions
+from virnucpro.files.plan_schema import make_schema
+from virnucpro.files.plan_summary import Summary, Totals, encode_summary, totals_of_layout
 from virnucpro.files.tables import ids_of, lengths_of
 
 logger = logging.getLogger(__name__)
 
 NEW_COLUMNS = ("batch", "slot", "tokens")
-# Row numbers, while rows are sorted by ID.
-ROW_COLUMN = "virnucpro.row"
-# Errors that may not recur when a task is retried.
-RETRY_EXCEPTIONS = [MemoryError, OSError]
-WHOLE_BLOCKS: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow"}
 
 
 def pack_dataset(
@@ -67,9 +76,10 @@ def pack_dataset(
         `num_truncated` and others.
 
     Raises:
-        ValueError: There are no rows; a column is missing, has nulls or has the name of a new
-            column; or lengths are not integers, negative, or too long with overlong="error". The
-            message gives the number of the first such block, from 0. Raised before the second pass.
+        ValueError: The packer has overlong="drop" or "split"; there are no rows; a column is
+            missing, has nulls or has the name of a new column; or lengths are not integers,
+            negative, or too long with overlong="error". The message gives the number of the first
+            such block, from 0. Raised before the second pass.
         TypeError: IDs are not all strings, all int64 or all uint64.
         RuntimeError: Ray recomputed blocks, and their lengths changed.
         OverflowError: The total number of tokens does not fit in 64 bits.
@@ -89,28 +99,10 @@ def pack_dataset(
     """
     if order not in ("row", "id"):
         raise ValueError(f"order must be 'row' or 'id' (got {order!r})")
-    # Check the parameters, which may have been changed.
-    _ = packer.limits
-    counting = ray.put(single_threaded(packer))
+    check_packer(packer)
     ties = id_column if order == "id" else None
-    blocks, counts, kind = count_blocks(execute(ds), counting, length_column, ties)
-    if not counts:
-        raise ValueError("the data set has no rows")
-    total = sum(counts[1:], counts[0])
-    layout = packer.lay_out(total)
-    warn_of_truncation(total)
-    logger.info("Counted %s blocks: %s", f"{len(blocks):,}", total)
-    if order == "id":
-        logger.info("Sorting by %s", id_column)
-        blocks = sort_by_id(blocks, counts, id_column, kind)
-        blocks, counts, _ = count_blocks(blocks, counting, length_column, None)
-        if sum(counts[1:], counts[0]) != total:
-            raise RuntimeError("the data set changed after it was counted")
-    logger.info("Assigning %s blocks: %s", f"{len(blocks):,}", layout)
-    packing = ray.put((single_threaded(packer), single_threaded(layout), length_column, order))
-    before = itertools.chain([None], itertools.accumulate(counts))
-    arguments = ((packing, *pair) for pair in zip(before, counts, strict=False))
-    return ray.data.from_arrow_refs(map_blocks(assign_block, blocks, arguments)), layout
+    blocks, layout = pack_blocks(execute(ds), packer, length_column, ties)
+    return ray.data.from_arrow_refs(blocks), layout
 
 
 def pack_tables(
@@ -120,138 +112,135 @@ def pack_tables(
     *,
     id_column: str = "id",
     length_column: str = "length",
-) -> Layout:
+) -> Summary:
     """Pack Parquet tables of lengths as a whole; write the plan as a folder of Parquet files.
 
-    Read in order of their names, the files have one row per sequence, sorted by `batch` and `slot`
-    (the place within the batch), with `id` (text), `length`, `tokens` and `truncated`. Equally long
-    sequences are in order of their IDs. The folder appears only when it is complete.
+    The plan is the one that `pack_files` makes of the same tables: equally long sequences are in
+    order of their IDs. `PackingPlan.load`, ``virnucpro verify`` and others read the folder. Its
+    files, in order of their names, have the rows in order of batches; `_common_metadata` has the
+    summary. The folder appears only when it is complete.
 
     Args:
         paths: Parquet files (`.parquet`) that all machines can read, or folders of them, in which
             names that start with "." or "_" are ignored.
         output: The folder to write, to which all machines can write.
-        packer: The packer.
-        id_column: The column with the IDs.
+        packer: The packer. Each task uses one thread.
+        id_column: The column with the IDs, which are read as text.
         length_column: The column with the length of each sequence in residues.
+
+    Returns:
+        The summary that the plan stores.
 
     Raises:
         FileExistsError: `output` already exists.
         ValueError: A file is not a Parquet table with these columns or is given twice, or as for
             `pack_dataset`.
         OSError: A file cannot be read or written.
+
+    Cost: as for `pack_dataset` with order="id", plus another sort by Ray, by batch. The tables are
+    read twice, since they are hashed.
     """
+    check_packer(packer)
     output = Path(output).absolute()
-    files, num_rows = list_tables(paths, output, [id_column, length_column])
-    with TemporaryDirectory(prefix=".virnucpro.", dir=output.parent) as folder:
-        logger.info("Reading %s files", f"{len(files):,}")
-        tables = ray.data.read_parquet(
-            files,
-            partitioning=None,
-            file_extensions=None,
-        ).select_columns(sorted({id_column, length_column}))
-        columns = {"id_column": id_column, "length_column": length_column}
-        tables = tables.map_batches(lengths_table, fn_kwargs=columns, **WHOLE_BLOCKS)
-        packed, layout = pack_dataset(tables, packer, order="id")
-        if layout.num_sequences != num_rows:
-            raise RuntimeError(f"{layout.num_sequences:,} of {num_rows:,} rows were read")
+    options = ReadOptions(id_column, length_column)
+    tables = list_tables(paths, output, [id_column, length_column])
+    with TemporaryDirectory(prefix=".virnucpro.", dir=output.parent) as name, raise_causes():
+        hashed = hash_tables(tables)
+        logger.info("Reading %s files", f"{len(tables):,}")
+        blocks, layout = pack_blocks(
+            read_tables(tables, id_column, length_column), packer, "length", "id", keeps_rows=True
+        )
+        num_duplicates = count_duplicates(blocks)
+        logger.info("Sorting by batch")
+        blocks = execute(ray.data.from_arrow_refs(blocks).sort(["batch", "slot"]))
+        summary = Summary(
+            limits=packer.limits,
+            method=packer.method,
+            overlong=packer.overlong,
+            overlap=packer.overlap,
+            options=options,
+            totals=compute_totals(layout, num_duplicates),
+            inputs=ray.get(hashed),
+        )
         logger.info("Writing")
-        unfinished = Path(folder, "plan")
-        limit = {"max_residues": layout.limits.max_residues}
-        rows = packed.map_batches(plan_rows, fn_kwargs=limit, **WHOLE_BLOCKS)
-        rows.sort(["batch", "slot"]).write_parquet(str(unfinished))
-        unfinished.rename(output)
-    return layout
+        folder = Path(name, "plan")
+        folder.mkdir()
+        schema = make_schema(layout.num_sequences >= 2**31, False, True, False, None)
+        write_parts(folder, blocks, schema, tables, packer.limits.max_residues)
+        write_metadata(folder, schema.with_metadata(encode_summary(summary, layout)))
+        folder.rename(output)
+    if num_duplicates:
+        logger.warning("duplicate IDs: %s", f"{num_duplicates:,}")
+    return summary
 
 
-def list_tables(paths: list[str], output: Path, columns: list[str]) -> tuple[list[str], int]:
-    """Check `paths` and `output`; return the Parquet files and their total number of rows."""
-    if output.exists() or output.is_symlink():
-        raise FileExistsError(f"{output}: already exists")
-    if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output}: its directory does not exist")
-    files: list[Path] = []
-    for name in paths:
-        path = Path(name).absolute()
-        if path.is_dir():
-            if output.resolve().is_relative_to(path.resolve()):
-                raise ValueError(f"{output}: is inside an input folder")
-            found = sorted(file for file in path.rglob("*") if is_table(file.relative_to(path)))
-        elif not path.exists():
-            raise FileNotFoundError(f"{name}: no such file")
-        else:
-            found = [path] if path.suffix.lower() == ".parquet" else []
-        if not found:
-            raise ValueError(f"{name}: no Parquet tables (.parquet)")
-        files += found
-    resolved = set()
-    num_rows = 0
-    for file in files:
-        if file.resolve() in resolved:
-            raise ValueError(f"{file}: given twice")
-        resolved.add(file.resolve())
-        if "?" in str(file):
-            raise ValueError(f"{file}: Ray cannot read file names with '?'")
-        try:
-            metadata = pq.read_metadata(file)
-        except pa.ArrowException as error:
-            raise ValueError(f"{file}: {str(error).splitlines()[0]}") from error
-        names = metadata.schema.to_arrow_schema().names
-        for column in columns:
-            if names.count(column) != 1:
-                number = "more than one" if column in names else "no"
-                raise ValueError(f"{file}: {number} column {column!r} (it has {', '.join(names)})")
-        num_rows += metadata.num_rows
-    return list(map(str, files)), num_rows
+def compute_totals(layout: Layout, duplicate_ids: int) -> Totals:
+    """Return the totals of a plan with all sequences of tables, none of them split."""
+    kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
+    counts = layout.core.counts
+    return Totals(
+        read=layout.num_sequences,
+        packed=layout.num_sequences,
+        dropped=0,
+        truncated=layout.num_truncated,
+        split=0,
+        fragments=0,
+        empty=int(counts.sequences[counts.tokens == layout.special_tokens].sum()),
+        **asdict(ReadChanges()),
+        duplicate_ids=duplicate_ids,
+        residues=kept + layout.truncated_residues,
+        residues_kept=kept,
+        residues_repeated=0,
+        residues_truncated=layout.truncated_residues,
+        residues_dropped=0,
+        **totals_of_layout(layout),
+    )
 
 
-def is_table(path: Path) -> bool:
-    """Return whether the name of a file in a folder is that of a Parquet table and not hidden."""
-    is_hidden = any(part.startswith((".", "_")) for part in path.parts)
-    return path.suffix.lower() == ".parquet" and not is_hidden
+def check_packer(packer: GreedyPacker) -> None:
+    """Raise ValueError or TypeError unless blocks can be packed with a packer."""
+    # Check the parameters, which may have been changed.
+    _ = packer.limits
+    if packer.overlong in ("drop", "split"):
+        raise ValueError(
+            f"overlong={packer.overlong!r} is not supported on Ray; use pack_files, or "
+            "'virnucpro pack' without --engine ray"
+        )
 
 
-def single_threaded(value: Any) -> Any:
-    """Return a copy of a packer or layout that uses one thread, since a task has one core."""
-    value = copy.copy(value)
-    value.num_threads = 1
-    return value
+def pack_blocks(
+    blocks: list[Any],
+    packer: GreedyPacker,
+    length_column: str,
+    id_column: str | None,
+    *,
+    keeps_rows: bool = False,
+) -> tuple[list[Any], Layout]:
+    """Return blocks with the batch, slot and tokens of each row, and the layout.
 
-
-def execute(ds: ray.data.Dataset) -> list[Any]:
-    """Execute a data set and return references to its blocks, in order."""
-    options = ds.context.execution_options
-    before = options.preserve_order
-    options.preserve_order = True
-    try:
-        refs: list[Any] = ds.to_arrow_refs()
-        return refs
-    finally:
-        options.preserve_order = before
-
-
-def map_blocks(
-    function: Callable[..., Any], blocks: list[Any], arguments: Iterable[tuple[Any, ...]]
-) -> list[Any]:
-    """Start a task per block: a function of the block, its number and more arguments.
-
-    Returns references to the results. Ray runs a task on the machine that has its block, and reruns
-    it if its worker is lost.
+    With an `id_column`, rows are sorted by ID; `keeps_rows` then leaves their numbers in the column
+    `virnucpro.row`. Blocks without rows are left out.
     """
-    task = remote_task(function)
-    pairs = zip(blocks, arguments, strict=False)
-    return [task.remote(block, number, *more) for number, (block, more) in enumerate(pairs)]
-
-
-@cache
-def remote_task(function: Callable[..., Any]) -> Any:
-    """Return the function as a task; cached, since Ray sends each new task to all workers."""
-    return ray.remote(retry_exceptions=RETRY_EXCEPTIONS)(function)
-
-
-def as_table(block: Any) -> pa.Table:
-    """Return a block as a table; Ray may also store blocks as DataFrames."""
-    return BlockAccessor.for_block(block).to_arrow()
+    counting = ray.put(single_threaded(packer))
+    blocks, counts, kind = count_blocks(blocks, counting, length_column, id_column)
+    if not counts:
+        raise ValueError("the data set has no rows")
+    total = sum(counts[1:], counts[0])
+    layout = packer.lay_out(total)
+    warn_of_truncation(total)
+    logger.info("Counted %s blocks: %s", f"{len(blocks):,}", total)
+    if id_column is not None:
+        logger.info("Sorting by %s", id_column)
+        blocks = sort_by_id(blocks, counts, id_column, kind)
+        blocks, counts, _ = count_blocks(blocks, counting, length_column, None)
+        if sum(counts[1:], counts[0]) != total:
+            raise RuntimeError("the data set changed after it was counted")
+    logger.info("Assigning %s blocks: %s", f"{len(blocks):,}", layout)
+    unwanted = [] if id_column is None or keeps_rows else [ROW_COLUMN]
+    packing = ray.put((single_threaded(packer), single_threaded(layout), length_column, unwanted))
+    before = itertools.chain([None], itertools.accumulate(counts))
+    arguments = ((packing, *pair) for pair in zip(before, counts, strict=False))
+    return map_blocks(assign_block, blocks, arguments), layout
 
 
 def count_blocks(
@@ -342,35 +331,35 @@ def number_rows(
 def assign_block(
     block: Any,
     number: int,
-    packing: tuple[GreedyPacker, Layout, str, str],
+    packing: tuple[GreedyPacker, Layout, str, list[str]],
     before: TokenCounts | None,
     counts: TokenCounts,
 ) -> pa.Table:
-    """Return a block with the batch, slot and tokens of each row."""
-    packer, layout, length_column, order = packing
+    """Return a block with the batch, slot and tokens of each row, without unwanted columns."""
+    packer, layout, length_column, unwanted = packing
     table = as_table(block)
     lengths = lengths_of(table, length_column)
     if packer.count_silently(lengths) != counts:
         # Ray recomputes a block if its machine is lost.
         raise RuntimeError(f"block {number:,} changed after it was counted")
     tokens = layout.limits.tokens(lengths)
-    if order == "id":
-        table = table.drop_columns([ROW_COLUMN])
+    table = table.drop_columns(unwanted)
     columns = (layout.assign(lengths, before), layout.slots(lengths, before), tokens)
     for name, values in zip(NEW_COLUMNS, columns, strict=True):
         table = table.append_column(name, pa.array(values))
     return table
 
 
-def lengths_table(table: pa.Table, *, id_column: str, length_column: str) -> pa.Table:
-    """Return a table of IDs, as text, and lengths."""
-    ids = table[id_column]
-    if pa.types.is_dictionary(ids.type):
-        ids = ids.cast(ids.type.value_type)
-    return pa.table({"id": ids.cast(pa.large_string()), "length": table[length_column]})
+def count_duplicates(blocks: list[Any]) -> int:
+    """Return the number of rows with the ID of an earlier row; blocks are sorted by `id`."""
+    found: list[tuple[int, str, str]]
+    found = ray.get(map_blocks(find_duplicates, blocks, repeat(())))
+    across = (before[2] == after[1] for before, after in itertools.pairwise(found))
+    return sum(number for number, _, _ in found) + sum(across)
 
 
-def plan_rows(table: pa.Table, *, max_residues: int) -> pa.Table:
-    """Return the columns of a plan."""
-    table = table.append_column("truncated", pc.greater(table["length"], max_residues))
-    return table.select(["batch", "slot", "id", "length", "tokens", "truncated"])
+def find_duplicates(block: Any, _: int) -> tuple[int, str, str]:
+    """Return the number of rows of a block with the ID of the row before, its first and last ID."""
+    ids = as_table(block)["id"].combine_chunks()
+    repeated = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
+    return repeated.true_count, ids[0].as_py(), ids[-1].as_py()

@@ -4,6 +4,7 @@ PLAN ?= build/demo.parquet
 CASES ?= 3000000
 SEED ?= 1
 RUNS ?= 50
+DAMAGED ?= 2000
 OLDEST ?= python3.10
 NEWEST ?= python3.13
 SECONDS ?= 60
@@ -22,7 +23,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight kill-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-plans kill-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -50,7 +51,7 @@ test-core:
 		--no-build-isolation --config-settings build-dir=build/core-wheel .
 	build/core/bin/python tests/installed.py core -q
 
-## test-long: run the tests on more than 2**31 rows (minutes, 20 GB on disk)
+## test-long: run the tests on more than 2**31 rows, and on thousands of proteins (minutes, 20 GB on disk)
 test-long: .venv/dev
 	pytest tests -m long
 
@@ -117,9 +118,17 @@ bench-cluster: .venv/dev
 bench-tight: .venv/dev
 	python benchmarks/tight.py
 
+## bench-plans: measure saving and loading of a plan of 100 million rows (three minutes)
+bench-plans: .venv/dev
+	python benchmarks/saved_plans.py
+
 ## kill-test: kill RUNS runs of `virnucpro pack` at random times and check that the plan file is complete
 kill-test: .venv/dev
 	python tests/kill.py $(RUNS)
+
+## damage-test: damage each plan DAMAGED times and check that the damage is named (minutes)
+damage-test: .venv/dev
+	python tests/damaged_plans.py $(DAMAGED)
 
 # If the peers cannot be installed, the benchmarks run without them.
 bench-peers: .venv/dev

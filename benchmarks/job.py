@@ -50,7 +50,8 @@ from dataclasses import asdict
 from virnucpro.data import GreedyPacker
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.sequences import read_files
-from virnucpro.files.plan_file import Summary, compute_totals, write_plan
+from virnucpro.files.plan_summary import Summary, compute_totals
+from virnucpro.files.plan_writer import write_plan
 from virnucpro.files.verify import verify_plan
 import logging; logging.disable()
 times = [time.perf_counter()]
@@ -60,8 +61,8 @@ num_duplicates, _ = sequences.find_duplicates()
 times.append(time.perf_counter())
 plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
 times.append(time.perf_counter())
-totals = compute_totals(plan, sequences, None, num_duplicates)
-summary = Summary(plan.limits, "ffd", "truncate", ReadOptions(), totals, sequences.inputs)
+totals = compute_totals(plan, sequences, num_duplicates)
+summary = Summary(plan.limits, "ffd", "truncate", 0, ReadOptions(), totals, sequences.inputs)
 write_plan(sys.argv[2], plan, sequences, summary)
 times.append(time.perf_counter())
 assert verify_plan(sys.argv[2], sequences) == []
@@ -210,7 +211,7 @@ SAVED = """
 import json, sys, time; sys.path.insert(0, sys.argv[2])
 from measure import peak_of
 from virnucpro.data import PackingPlan
-from virnucpro.files import saved_plan
+from virnucpro.files import plan_reader
 begin = time.perf_counter()
 plan, memory = peak_of(lambda: PackingPlan.load(sys.argv[1]))
 opened = time.perf_counter() - begin

@@ -1,0 +1,291 @@
+"""Damages plans in many ways; each must be named by `load` or `verify`, or change no batch.
+
+Usage: damaged_plans.py [RUNS [SEED]], with RUNS damaged files of each plan. They are read in child
+processes, since what is looked for includes a process that dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fasta import fasta
+
+from virnucpro.data import (
+    GreedyPacker,
+    PackedBatchSampler,
+    PackedFastaDataset,
+    PackedPlanDataset,
+    PackingPlan,
+    ReadOptions,
+    pack_files,
+)
+from virnucpro.files.sequences import Sequences, read_files
+from virnucpro.files.tables import PLAN_KEY
+from virnucpro.files.verify import verify_plan
+
+FASTA = "proteins.fasta"
+# The plans that are damaged: how they are made.
+PLANS: dict[str, dict[str, Any]] = {
+    "truncated.parquet": {},
+    "truncated.arrow": {},
+    "dropped.arrow": {"overlong": "drop"},
+    "split.arrow": {"overlong": "split", "overlap": 5},
+    "sequences.parquet": {"overlong": "split"},
+}
+NAMED = (ValueError, OSError, OverflowError, MemoryError)
+
+
+def make_plans(folder: Path) -> None:
+    """Write the input and the plans."""
+    draw = random.Random(1)
+    lengths = [draw.choice([0, 5, 9, 12, 30, 31, 70]) for _ in range(80)]
+    records = ((f"id{n % 60}", "".join(draw.choices("ACDE", k=n))) for n in lengths)
+    (folder / FASTA).write_bytes(fasta(records))
+    for name, overlong in PLANS.items():
+        packer = GreedyPacker(64, 30, **overlong)
+        pack_files(folder / FASTA, folder / name, packer, sequences=name.startswith("sequences"))
+
+
+def flip(data: bytes, draw: random.Random) -> bytes:
+    """Flip a few bits."""
+    changed = bytearray(data)
+    for _ in range(draw.choice([1, 1, 1, 2, 5])):
+        changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+    return bytes(changed)
+
+
+def cut(data: bytes, draw: random.Random) -> bytes:
+    """Leave out the end, or a piece."""
+    begin = draw.randrange(len(data))
+    return data[:begin] + data[draw.choice([len(data), begin + draw.randrange(64)]) :]
+
+
+def extend(data: bytes, draw: random.Random) -> bytes:
+    """Insert bytes, mostly at the end."""
+    at = draw.choice([len(data), draw.randrange(len(data))])
+    return data[:at] + draw.choice([bytes(64), draw.randbytes(40), data[-100:]]) + data[at:]
+
+
+def overwrite(data: bytes, draw: random.Random) -> bytes:
+    """Replace a range by zeros, ones, or another range."""
+    size = draw.choice([1, 4, 8, 64, 512])
+    at, other = draw.randrange(len(data)), draw.randrange(len(data))
+    piece = draw.choice([bytes(size), b"\xff" * size, data[other : other + size]])
+    return data[:at] + piece + data[at + len(piece) :]
+
+
+def change_table(data: bytes, draw: random.Random) -> bytes:
+    """Write the table anew with a column changed, or a value in its summary."""
+    is_arrow = data.startswith(b"ARROW1")
+    source = pa.BufferReader(data)
+    table = pa.ipc.open_file(source).read_all() if is_arrow else pq.read_table(source)
+    table = draw.choice([change_type, change_columns, change_rows, change_summary])(table, draw)
+    sink = pa.BufferOutputStream()
+    if is_arrow:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table.combine_chunks())
+    else:
+        pq.write_table(table, sink)
+    return bytes(sink.getvalue())
+
+
+def change_type(table: pa.Table, draw: random.Random) -> pa.Table:
+    """Give a column another type."""
+    at = draw.randrange(table.num_columns)
+    name = table.schema.names[at]
+    column = table[name].cast(draw.choice([pa.large_string(), pa.string()]))
+    return table.set_column(at, name, column)
+
+
+def change_columns(table: pa.Table, draw: random.Random) -> pa.Table:
+    """Leave a column out, double it, or fill it with nulls."""
+    at = draw.randrange(table.num_columns)
+    field = table.schema.field(at)
+    change = draw.randrange(3)
+    if change == 0:
+        return table.remove_column(at)
+    if change == 1:
+        return table.append_column(field, table.column(at))
+    return table.set_column(at, field, pa.nulls(len(table), field.type))
+
+
+def change_rows(table: pa.Table, draw: random.Random) -> pa.Table:
+    """Exchange, repeat or leave out rows, of one column or of all."""
+    rows = list(range(len(table)))
+    one, other = draw.sample(rows, 2)
+    change = draw.randrange(3)
+    if change == 0:
+        rows[one], rows[other] = other, one
+    elif change == 1:
+        rows[one] = other
+    else:
+        return table.take(rows[:one] + rows[one + 1 :])
+    if draw.randrange(2):
+        return table.take(rows)
+    at = draw.randrange(table.num_columns)
+    return table.set_column(at, table.schema.field(at), table.column(at).take(rows))
+
+
+def change_summary(table: pa.Table, draw: random.Random) -> pa.Table:
+    """Change a value in the summary or the layout."""
+    metadata = dict(table.schema.metadata)
+    state = json.loads(metadata[PLAN_KEY])
+    places = [(state, key) for key in state]
+    for part, key in places:
+        if isinstance(part[key], (dict, list)):
+            inner = part[key]
+            places += [
+                (inner, k) for k in (inner if isinstance(inner, dict) else range(len(inner)))
+            ]
+    part, key = draw.choice(places)
+    values: list[Any] = [None, -1, 0, 1, 2, 30, 64, 2**31, 2**63, 1e300, "ffd", "", [], {}, True]
+    value = draw.choice(values)
+    if isinstance(part[key], int) and draw.randrange(2):
+        value = part[key] + draw.choice([-1, 1])
+    part[key] = value
+    metadata[PLAN_KEY] = json.dumps(state).encode()
+    return table.replace_schema_metadata(metadata)
+
+
+DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
+    flip,
+    flip,
+    cut,
+    extend,
+    overwrite,
+    change_table,
+)
+
+
+def content(plan: PackingPlan) -> Any:
+    """Return what a plan says."""
+    fragments = [values.tolist() for values in plan.fragments or ()]
+    return [rows.tolist() for rows in plan], plan.dropped.tolist(), fragments, plan.limits
+
+
+def try_damaged(path: Path, sequences: Sequences, expected: Any, forward: Any) -> str:
+    """Read a damaged plan; return who named the damage."""
+    try:
+        found = content(PackingPlan.load(path))
+    except NAMED:
+        return "named by load"
+    try:
+        if verify_plan(path, sequences):
+            return "named by verify"
+        if forward is not None and list(PackedPlanDataset(path)) != forward:
+            return "CHANGED RECORDS"
+    except NAMED:
+        return "named by verify"
+    return "harmless" if found == expected else "CHANGED BATCHES"
+
+
+def try_shrunk(path: Path, data: bytes, draw: random.Random) -> str:
+    """Change the file of a plan that is loaded; using it must be an error."""
+    path.write_bytes(data)
+    plan = PackingPlan.load(path)
+    uses: list[Callable[[], Any]] = [
+        lambda: plan[draw.randrange(len(plan))],
+        lambda: plan.indices.sum(),
+        lambda: list(plan.shard(0, 2)),
+        lambda: plan.reshuffle(3),
+        lambda: plan.dropped.sum(),
+        lambda: pickle.loads(pickle.dumps(plan)).indices.sum(),
+        lambda: list(PackedBatchSampler(plan)),
+        lambda: plan == PackingPlan.load(path),
+        lambda: PackedFastaDataset(path.parent / FASTA, plan)[0],
+        lambda: plan.save(path.parent / "copy.parquet"),
+    ]
+    if path.name.endswith("split.arrow"):
+        uses.append(lambda: plan.fragments)
+    sampler = iter(PackedBatchSampler(plan))
+    next(sampler)
+    uses.append(lambda: list(sampler))
+    with path.open("r+b") as file:
+        if draw.randrange(3):
+            file.truncate(draw.choice([0, 100, draw.randrange(len(data))]))
+        else:
+            file.write(bytes(draw.randrange(100, len(data))))
+    # Two changes within a tick of the clock look like one.
+    os.utime(path, ns=(0, draw.randrange(10**9)))
+    for use in uses:
+        try:
+            use()
+        except NAMED:
+            continue
+        return "NOT NOTICED"
+    return "named when used"
+
+
+def work(folder: Path, name: str, runs: range) -> None:
+    """Try damaged files; print the result of each, after its number."""
+    options = ReadOptions()
+    original = folder / name
+    has_sequences = name.startswith("sequences")
+    sequences = read_files([str(folder / FASTA)], options, keep_texts=has_sequences)
+    data, expected = original.read_bytes(), content(PackingPlan.load(original))
+    forward = list(PackedPlanDataset(original)) if has_sequences else None
+    path = folder / f"damaged.{name}"
+    for run in runs:
+        print(run, end=" ", flush=True)
+        draw = random.Random(f"{name} {run}")
+        if name.endswith(".arrow") and draw.randrange(6) == 0:
+            outcome = f"changed when loaded: {try_shrunk(path, data, draw)}"
+        else:
+            damage = draw.choice(DAMAGES)
+            path.write_bytes(damage(data, draw))
+            outcome = f"{damage.__name__}: {try_damaged(path, sequences, expected, forward)}"
+        print(outcome, flush=True)
+
+
+def try_plans(folder: Path, runs: int, seed: int) -> tuple[Counter[str], list[str]]:
+    """Return the number of each outcome, and the failures."""
+    make_plans(folder)
+    found: Counter[str] = Counter()
+    failures = []
+    for name in PLANS:
+        first, end = seed * runs, (seed + 1) * runs
+        while first < end:
+            command = [sys.executable, __file__, "--work", str(folder), name, str(first), str(end)]
+            result = subprocess.run(command, capture_output=True, text=True, check=False)
+            lines = result.stdout.splitlines()
+            for line in lines:
+                number, _, outcome = line.partition(" ")
+                found[f"{name}: {outcome or 'CRASHED'}"] += 1
+                if not outcome or outcome != outcome.lower():
+                    failures.append(f"{name} {number} {outcome}: {result.stderr[-2000:]}")
+                first = int(number) + 1
+            if not lines:
+                raise RuntimeError(result.stderr)
+    return found, failures
+
+
+def main() -> None:
+    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 2000
+    seed = int(sys.argv[2]) if len(sys.argv) > 2 else 0
+    with TemporaryDirectory() as name:
+        found, failures = try_plans(Path(name), runs, seed)
+    for outcome, number in sorted(found.items()):
+        print(f"{number:6,} {outcome}")
+    print(
+        f"{sum(found.values()):,} damaged plans, {len(failures)} failures", *failures[:20], sep="\n"
+    )
+    sys.exit(bool(failures))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--work"]:
+        work(Path(sys.argv[2]), sys.argv[3], range(int(sys.argv[4]), int(sys.argv[5])))
+    else:
+        main()

@@ -23,7 +23,7 @@ from virnucpro.files.tables import as_arrow, strings_as_arrow
 
 # Maximum rows per row group, and tokens if it has the residues, unless a single batch has more.
 ROW_GROUP_SIZE = 2**17
-ROW_GROUP_TOKENS = 2**24
+ROW_GROUP_TOKENS = 2**22
 # Columns with few distinct values, or ranges of them, which dictionary encoding makes small.
 DICTIONARIES = ["batch", "length", "tokens", "file"]
 

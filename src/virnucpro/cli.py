@@ -344,9 +344,11 @@ def verify(
         file = open_plan(plan)
         names = inputs or [recorded.name for recorded in file.summary.inputs]
         for name in names if not inputs else ():
-            if not Path(name).is_file():
-                found = "was standard input" if name == "-" else "is not found from this folder"
-                raise FileNotFoundError(f"{name}: the input of {plan} {found}; name it after PLAN")
+            if name == "-" or not Path(name).is_file():
+                found = "is standard input" if name == "-" else "is not found from this folder"
+                raise FileNotFoundError(
+                    f"{name}: an input of {plan}, {found}; give the inputs after PLAN"
+                )
         sequences = None
         if names:
             has_residues = "sequence" in file.schema.names

@@ -1,4 +1,4 @@
-"""What the command line shows: errors, progress, log messages and tables, all on stderr."""
+"""What the command line shows: errors, progress, log messages and tables."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def test_blocks_without_rows(tmp_path: Path) -> None:
             "tokens": [3],
         }
     )
-    schema = make_schema(False, False, True, False, None)
+    schema = make_schema(False, False, True, False)
     blocks = [ray.put(table) for table in (block[:0], block, block[:0], pa.table({}), block)]
     whole = [tables.Table("a", tmp_path, [2, 0])]
     (tmp_path / "plan").mkdir()
@@ -178,7 +178,7 @@ def test_row_groups_and_checksums(tmp_path: Path) -> None:
             "tokens": numbers + 2,
         }
     )
-    schema = make_schema(False, False, True, False, None)
+    schema = make_schema(False, False, True, False)
     description = tables.Description(schema, pa.array(["a", "b"]), np.array([5, n]), 10)
     (tmp_path / "plan").mkdir()
     path = tmp_path / "plan/part-00000.parquet"

@@ -227,7 +227,7 @@ def test_damaged_pages_are_found(packed: tuple[Path, Path]) -> None:
 def test_row_numbers_are_64_bits_wide_for_many_rows() -> None:
     """As many rows as need them do not fit in a test."""
     for is_wide, kind in ((False, pa.int32()), (True, pa.int64())):
-        schema = make_schema(is_wide, True, True, True, None)
+        schema = make_schema(is_wide, True, True, True)
         assert {schema.field(name).type for name in ("batch", "row", "fragment")} == {kind}
         for name in ("length", "start", "stop", "tokens"):
             assert schema.field(name).type == pa.int64()

@@ -168,11 +168,11 @@ FAULTS: list[Fault] = [
     ),
     (
         with_summary(lambda state: state.update(overlong="error")),
-        "has more than 1,022 residues, which --overlong error does not allow (affected rows: ",
+        "has more than 1,022 residues, but the plan was made with --overlong error (affected rows: ",
     ),
     (
         with_summary(lambda state: state.update(overlong="split")),
-        "has more than 1,022 residues, which --overlong split does not allow (affected rows: ",
+        "has more than 1,022 residues, but the plan was made with --overlong split (affected rows: ",
     ),
 ]
 
@@ -282,10 +282,10 @@ def test_what_cannot_be_read_is_not_a_wrong_plan(tmp_path: Path, proteins: Path)
     rewrite(stdin, with_summary(lambda state: state["inputs"][0].update(name="-")))
     (tmp_path / "bad.fa").write_text("MKTAY\n")
     for arguments, message in (
-        ([plan], f"{path}: the input of {plan} is not found from this folder; name it after PLAN"),
+        ([plan], f"{path}: an input of {plan}, is not found from this folder; give the inputs"),
         ([plan, path], f"{path}: no such file"),
         ([plan, tmp_path / "bad.fa"], f"{tmp_path / 'bad.fa'}: "),
-        ([stdin], f"-: the input of {stdin} was standard input; name it after PLAN"),
+        ([stdin], f"-: an input of {stdin}, is standard input; give the inputs after PLAN"),
         ([tmp_path / "none.parquet"], f"{tmp_path / 'none.parquet'}: no such file"),
         ([tmp_path], f"{tmp_path}: not a plan file (a folder without a file _common_metadata)"),
     ):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-from dataclasses import asdict
+from collections.abc import Iterable
+from dataclasses import asdict, replace
 from itertools import repeat
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,7 +38,7 @@ from virnucpro.data.overlong import warn_of_truncation
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadChanges, ReadOptions
 from virnucpro.files.plan_schema import make_schema
-from virnucpro.files.plan_summary import Summary, Totals, encode_summary, totals_of_layout
+from virnucpro.files.plan_summary import Summary, encode_summary, totals_of
 from virnucpro.files.tables import ids_of, lengths_of
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def pack_dataset(
 
 
 def pack_tables(
-    paths: list[str],
+    paths: str | PathLike[str] | Iterable[str | PathLike[str]],
     output: str | PathLike[str],
     packer: GreedyPacker,
     *,
@@ -122,7 +123,7 @@ def pack_tables(
 
     Args:
         paths: Parquet files (`.parquet`) that all machines can read, or folders of them, in which
-            names that start with "." or "_" are ignored.
+            names that start with "." or "_" are ignored. Or a single path.
         output: The folder to write, to which all machines can write.
         packer: The packer. Each task uses one thread.
         id_column: The column with the IDs, which are read as text.
@@ -143,7 +144,8 @@ def pack_tables(
     check_packer(packer)
     output = Path(output).absolute()
     options = ReadOptions(id_column, length_column)
-    tables = list_tables(paths, output, [id_column, length_column])
+    names = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
+    tables = list_tables([fspath(name) for name in names], output, [id_column, length_column])
     with TemporaryDirectory(prefix=".virnucpro.", dir=output.parent) as name, raise_causes():
         hashed = hash_tables(tables)
         logger.info("Reading %s files", f"{len(tables):,}")
@@ -157,44 +159,23 @@ def pack_tables(
             limits=packer.limits,
             method=packer.method,
             overlong=packer.overlong,
-            overlap=packer.overlap,
+            overlap=int(packer.overlap),
             options=options,
-            totals=compute_totals(layout, num_duplicates),
+            totals=replace(
+                totals_of(layout), **asdict(ReadChanges()), duplicate_ids=num_duplicates
+            ),
             inputs=ray.get(hashed),
         )
         logger.info("Writing")
         folder = Path(name, "plan")
         folder.mkdir()
-        schema = make_schema(layout.num_sequences >= 2**31, False, True, False, None)
+        schema = make_schema(layout.num_sequences >= 2**31, False, True, False)
         write_parts(folder, blocks, schema, tables, packer.limits.max_residues)
         write_metadata(folder, schema.with_metadata(encode_summary(summary, layout)))
         folder.rename(output)
     if num_duplicates:
         logger.warning("duplicate IDs: %s", f"{num_duplicates:,}")
     return summary
-
-
-def compute_totals(layout: Layout, duplicate_ids: int) -> Totals:
-    """Return the totals of a plan with all sequences of tables, none of them split."""
-    kept = layout.total_tokens - layout.special_tokens * layout.num_sequences
-    counts = layout.core.counts
-    return Totals(
-        read=layout.num_sequences,
-        packed=layout.num_sequences,
-        dropped=0,
-        truncated=layout.num_truncated,
-        split=0,
-        fragments=0,
-        empty=int(counts.sequences[counts.tokens == layout.special_tokens].sum()),
-        **asdict(ReadChanges()),
-        duplicate_ids=duplicate_ids,
-        residues=kept + layout.truncated_residues,
-        residues_kept=kept,
-        residues_repeated=0,
-        residues_truncated=layout.truncated_residues,
-        residues_dropped=0,
-        **totals_of_layout(layout),
-    )
 
 
 def check_packer(packer: GreedyPacker) -> None:

@@ -23,7 +23,7 @@ from virnucpro.files.plan_reader import METADATA
 from virnucpro.files.plan_schema import first_line, integer_of
 from virnucpro.files.plan_writer import DICTIONARIES, ROW_GROUP_SIZE
 from virnucpro.files.sequences import InputFile
-from virnucpro.files.tables import as_arrow, ids_of, lengths_of, strings_as_arrow
+from virnucpro.files.tables import as_arrow, check_table, ids_of, lengths_of, strings_as_arrow
 
 # Maximum rows of a block that is read, unless a single row group has more.
 BLOCK_SIZE = 2**20
@@ -94,8 +94,10 @@ def list_tables(paths: list[str], output: Path, columns: list[str]) -> list[Tabl
             raise ValueError(f"{name}: given twice")
         resolved.add(path.resolve())
         with explain_errors(name):
-            metadata = pq.read_metadata(path)
-        names = metadata.schema.to_arrow_schema().names
+            metadata = pq.read_metadata(path.absolute())
+            schema = metadata.schema.to_arrow_schema()
+            check_table(schema)
+        names = schema.names
         for column in columns:
             if names.count(column) != 1:
                 number = "more than one" if column in names else "no"

@@ -20,7 +20,9 @@ OVERLONG = ("truncate", "error", "drop", "split")
 
 
 class Fragments(NamedTuple):
-    """The fragments of a plan whose sequences were split, in order of rows and positions.
+    """The fragments of a plan in which any sequence was split, in order of rows and positions.
+
+    A sequence that was not split is one fragment.
 
     Attributes:
         rows: The row of the sequence that each fragment is part of, int64 [fragments].

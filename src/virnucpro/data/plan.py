@@ -58,7 +58,7 @@ class PackingPlan(Layout):
         indices: NDArray[Any],
         offsets: NDArray[np.int64] | None = None,
         dropped: NDArray[Any] | None = None,
-        fragments: Fragments | Callable[[], Fragments] | None = None,
+        fragments: Fragments | Callable[[], Fragments | None] | None = None,
         summary: Summary | None = None,
         file: MappedFile | None = None,
     ) -> None:
@@ -138,6 +138,8 @@ class PackingPlan(Layout):
 
         Raises:
             IndexError: The number is out of range.
+
+        Cost: O(distinct sizes).
 
         Example:
             >>> from virnucpro.data import GreedyPacker
@@ -272,7 +274,8 @@ class PackingPlan(Layout):
         indices = kernel.shuffle_rows(self.core, plain(self.indices), seed, num_threads)
         # A part of a mapped file would not be checked in the new plan.
         dropped = self.dropped if self._file is None else self.dropped.copy()
-        return PackingPlan(self, indices, self.offsets, dropped, self._fragments, self.summary)
+        fragments = None if self._fragments is None else lambda: self.fragments
+        return PackingPlan(self, indices, self.offsets, dropped, fragments, self.summary)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -327,7 +330,8 @@ class PackingPlan(Layout):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._file is not None:
             return self._file.reduce(self.num_threads)
-        return unpickle, (self.to_dict(), self.num_threads, self.summary)
+        summary = None if self.summary is None else self.summary.to_dict()
+        return unpickle, (self.to_dict(), self.num_threads, summary)
 
 
 def as_plan(plan: PackingPlan | str | PathLike[str]) -> PackingPlan:
@@ -345,11 +349,14 @@ def as_plan(plan: PackingPlan | str | PathLike[str]) -> PackingPlan:
 
 
 def unpickle(
-    state: dict[str, Any], num_threads: int | None, summary: Summary | None
+    state: dict[str, Any], num_threads: int | None, summary: dict[str, Any] | None
 ) -> PackingPlan:
     """Return a plan from its pickled state."""
     plan = PackingPlan.from_dict(state, num_threads)
-    plan.summary = summary
+    if summary is not None:
+        from virnucpro.files.plan_summary import Summary
+
+        plan.summary = Summary.from_dict(summary)
     return plan
 
 

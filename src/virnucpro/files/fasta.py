@@ -66,6 +66,13 @@ drop_gaps=True)
                 raise TypeError(f"{name} must be a bool (got {getattr(self, name)!r})")
 
 
+def check_options(options: ReadOptions | None) -> ReadOptions:
+    """Return checked options; the defaults if None."""
+    if options is not None and not isinstance(options, ReadOptions):
+        raise TypeError(f"options must be ReadOptions (got {type(options).__name__})")
+    return options or ReadOptions()
+
+
 def make_scanner(options: ReadOptions, keep_residues: bool) -> kernel.FastaScanner:
     """Return a new FASTA scanner that applies the options."""
     return kernel.make_scanner(
@@ -221,6 +228,13 @@ def check_exists(path: Path) -> None:
         raise FileNotFoundError(f"{path}: no such file")
     if path.is_dir():
         raise IsADirectoryError(f"{path}: is a directory")
+
+
+def check_regular(path: str) -> None:
+    """Raise if a file does not exist, or cannot be read more than once."""
+    check_exists(Path(path))
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: not a regular file, so it cannot be read more than once")
 
 
 def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from virnucpro.files.plan_summary import Summary, decode_layout, not_a_plan
 from virnucpro.files.tables import PLAN_KEY
 
 
-def is_saved(schema: pa.Schema) -> bool:
+def is_old_arrow(schema: pa.Schema) -> bool:
     """Return whether a schema is that of an Arrow file of version 4."""
     return bool(schema.names == ["rows", "tokens"])
 

@@ -36,8 +36,8 @@ def check_output_path(path: Path) -> None:
 @contextmanager
 def atomic_write(path: str | PathLike[str]) -> Iterator[Path]:
     """Yield a temporary path to write to, which replaces `path` if no error is raised."""
-    # Replace the target of a link, not the link.
     check_output_path(Path(path))
+    # Replace the target of a link, not the link.
     path = Path(path).resolve()
     unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:

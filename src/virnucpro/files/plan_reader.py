@@ -38,6 +38,8 @@ from virnucpro.files.tables import PLAN_KEY
 
 # The file of a folder with its schema and metadata, as written by Dask and others.
 METADATA = "_common_metadata"
+# Maximum bytes of the metadata of a Parquet file, which has the summary twice, once in Base64.
+MAX_METADATA = 2**30
 # Rows that are read at a time.
 CHUNK = 2**14
 # Columns that are read unless others are named: all but `sequence`.
@@ -55,7 +57,7 @@ class PlanFile:
         parts: The files with the rows, in order.
         is_arrow: Whether it is an Arrow file.
         schema: The schema of the columns.
-        is_saved: Whether it is an Arrow file of version 4, without a summary.
+        is_old_arrow: Whether it is an Arrow file of version 4, without a summary.
         summary: The summary.
 
     Raises:
@@ -75,9 +77,10 @@ class PlanFile:
                         raise pa.ArrowInvalid("more than one record batch")
             else:
                 head = self.path / METADATA if self.path.is_dir() else self.parts[0]
-                self.schema = pq.read_schema(head.absolute())
-            self.is_saved = old_plans.is_saved(self.schema)
-            if not self.is_saved:
+                with open_parquet(head) as file:
+                    self.schema = file.schema_arrow
+            self.is_old_arrow = old_plans.is_old_arrow(self.schema)
+            if not self.is_old_arrow:
                 self.summary, self._state = decode_summary(self.path, self.schema.metadata)
                 check_schema(self.path, self.schema)
 
@@ -98,7 +101,11 @@ class PlanFile:
             if self.is_arrow:
                 source = pa.dataset.dataset(str(self.path.absolute()), format="arrow")
                 return int(source.count_rows())
-            return sum(pq.read_metadata(part.absolute()).num_rows for part in self.parts)
+            num_rows = 0
+            for part in self.parts:
+                with open_parquet(part) as file:
+                    num_rows += file.metadata.num_rows
+            return num_rows
 
     @property
     def crc32(self) -> int | None:
@@ -108,6 +115,7 @@ class PlanFile:
     @property
     def expected_rows(self) -> int:
         """The number of rows that the file should have: sequences in batches, and dropped ones."""
+        # No sequence is dropped if any was split.
         num_dropped = 0 if "fragment" in self.schema.names else self.summary.totals.dropped
         return self.layout.num_sequences + num_dropped
 
@@ -142,23 +150,29 @@ class PlanFile:
         return table
 
     def iterate(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield columns of some rows at a time, in order. Errors are those of `read`."""
+        """Yield columns of some rows of a Parquet plan at a time, in order.
+
+        Errors are those of `read`, but columns are not checked for nulls.
+        """
         for part in self.parts:
-            with explain_errors(part):
-                if self.is_arrow:
-                    yield from self.read(columns).to_batches(CHUNK)
-                    continue
-                with pq.ParquetFile(part.absolute(), page_checksum_verification=True) as file:
-                    yield from file.iter_batches(CHUNK, columns=list(columns))
+            with explain_errors(part), open_parquet(part) as file:
+                yield from file.iter_batches(CHUNK, columns=list(columns))
 
     def _read_part(self, part: Path, names: list[str]) -> pa.Table:
-        table = pq.read_table(
-            part.absolute(), columns=names, partitioning=None, page_checksum_verification=True
-        )
+        with open_parquet(part) as file:
+            table = file.read(names)
         found = table.schema
         if found.remove_metadata() != pa.schema([self.schema.field(name) for name in names]):
             raise not_a_plan(part, f"its columns are not those of {METADATA}")
         return table
+
+
+def open_parquet(path: Path) -> pq.ParquetFile:
+    """Open a Parquet file, with checksums, and with metadata as large as a summary may be."""
+    # An absolute path, since pyarrow takes names such as s3:x for URIs.
+    return pq.ParquetFile(
+        path.absolute(), thrift_string_size_limit=MAX_METADATA, page_checksum_verification=True
+    )
 
 
 def find_parts(path: Path) -> tuple[list[Path], bool]:
@@ -190,7 +204,7 @@ def read_summary(path: str | PathLike[str]) -> Summary:
 def open_plan(path: str | PathLike[str]) -> PlanFile:
     """Return a plan on disk that has a summary. Errors are those of `read_summary`."""
     file = PlanFile(path)
-    if file.is_saved:
+    if file.is_old_arrow:
         raise ValueError(
             f"{path}: plan file of version 4, without a summary (PackingPlan.load reads it, and "
             "save writes it in the current format)"
@@ -201,7 +215,7 @@ def open_plan(path: str | PathLike[str]) -> PlanFile:
 def load_plan(path: str | PathLike[str]) -> PackingPlan:
     """Return a plan, of which an Arrow file is mapped; see `PackingPlan.load`."""
     file = PlanFile(path)
-    if file.is_saved:
+    if file.is_old_arrow:
         return old_plans.load_saved(file.path)
     return map_plan(file) if file.is_arrow else read_plan(file)
 
@@ -230,7 +244,7 @@ def read_plan(file: PlanFile) -> PackingPlan:
 def compare_layout(table: pa.Table, layout: Layout) -> Iterator[str]:
     """Yield the differences between the columns `batch` and `tokens` and those of the layout."""
     offsets = kernel.batch_offsets(layout.core)
-    for name in {"batch", "tokens"} & set(table.schema.names):
+    for name in [name for name in ("batch", "tokens") if name in table.schema.names]:
         found = pc.fill_null(table[name], -1).to_numpy()
         # In pieces, since the numbers expected take as much memory as those found.
         for first in range(0, layout.num_batches, CHUNK):

@@ -43,9 +43,7 @@ ON_REQUEST = ("sequence",)
 NULLABLE = ("batch", "tokens", "sequence")
 
 
-def make_schema(
-    is_wide: bool, is_split: bool, has_files: bool, has_sequences: bool, metadata: Any
-) -> pa.Schema:
+def make_schema(is_wide: bool, is_split: bool, has_files: bool, has_sequences: bool) -> pa.Schema:
     """Return the schema of a plan file; `is_wide` for 2**31 sequences or more."""
     names = {
         *ALWAYS,
@@ -54,7 +52,7 @@ def make_schema(
         *(ON_REQUEST if has_sequences else ()),
     }
     fields = [(name, kinds[is_wide and kinds is NUMBERS]) for name, kinds in KINDS.items()]
-    return pa.schema([field for field in fields if field[0] in names], metadata=metadata)
+    return pa.schema([field for field in fields if field[0] in names])
 
 
 def integer_of(kind: pa.DataType) -> np.dtype[Any]:
@@ -85,6 +83,8 @@ def check_schema(path: str | PathLike[str], schema: pa.Schema) -> None:
         if len(present) < len(group) and (present or group is ALWAYS):
             missing = next(name for name in group if name not in present)
             raise not_a_plan(path, f"no column {missing!r}")
+    if "sequence" in schema.names and "id" not in schema.names:
+        raise not_a_plan(path, "no column 'id'")
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from os import PathLike
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from virnucpro import kernel
 from virnucpro.data.layout import Layout
-from virnucpro.data.overlong import OVERLONG
+from virnucpro.data.overlong import OVERLONG, Fragments
 from virnucpro.data.plan import PackingPlan
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.sequences import InputFile, Sequences
@@ -122,77 +122,92 @@ class Summary:
         """Return the summary as plain values, with a version."""
         return {"version": VERSION, **asdict(self)}
 
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> Summary:
+        """Return a summary from the result of `to_dict`.
+
+        Raises:
+            KeyError: A value is missing.
+            TypeError: A value has the wrong type.
+            ValueError: A value is not valid.
+        """
+        options = state["options"]
+        summary = cls(
+            limits=Limits.from_dict(state["limits"]),
+            method=state["method"],
+            overlong=state["overlong"],
+            overlap=state["overlap"],
+            options=None if options is None else ReadOptions(**options),
+            totals=Totals(**{field.name: state["totals"][field.name] for field in fields(Totals)}),
+            inputs=[InputFile(**file) for file in state["inputs"]],
+        )
+        check_values(summary)
+        return summary
+
 
 def summarize(plan: PackingPlan) -> Summary:
     """Return the summary of a plan without its input."""
     if plan.summary is not None:
         return plan.summary
-    num_dropped, fragments = len(plan.dropped), plan.fragments
-    kept = plan.total_tokens - plan.special_tokens * plan.num_sequences
-    num_split = num_fragments = repeated = 0
-    if fragments is not None:
-        times = np.bincount(fragments.rows)
-        num_split, num_fragments = int((times > 1).sum()), int(times[times > 1].sum())
-        # Each fragment but the first of a sequence repeats what the one before it has too.
-        follows = fragments.rows[1:] == fragments.rows[:-1]
-        repeated = int((fragments.stops[:-1] - fragments.starts[1:])[follows].sum())
-    is_empty = plan.core.counts.tokens == plan.special_tokens
-    all_residues = kept - repeated + plan.truncated_residues
     return Summary(
         limits=plan.limits,
         method=None,
         overlong=None,
         overlap=0,
         options=None,
-        totals=Totals(
-            read=plan.num_rows,
-            packed=plan.num_rows - num_dropped,
-            dropped=num_dropped,
-            truncated=plan.num_truncated,
-            split=num_split,
-            fragments=num_fragments,
-            empty=int(plan.core.counts.sequences[is_empty].sum()),
-            stops=None,
-            lower_case=None,
-            gaps=None,
-            insertions=None,
-            duplicate_ids=None,
-            residues=None if num_dropped else all_residues,
-            residues_kept=kept - repeated,
-            residues_repeated=repeated,
-            residues_truncated=plan.truncated_residues,
-            residues_dropped=None if num_dropped else 0,
-            **totals_of_layout(plan),
-        ),
+        totals=totals_of(plan, len(plan.dropped), plan.fragments),
         inputs=[],
     )
 
 
-def totals_of_layout(layout: Layout) -> dict[str, Any]:
-    """Return the totals that depend on the layout alone."""
-    return {
-        "tokens": layout.total_tokens,
-        "batches": layout.num_batches,
-        "first_fit_batches": kernel.first_fit_decreasing(layout.core.counts).num_batches,
-        "efficiency": layout.efficiency,
-        "lower_bound": layout.lower_bound,
-    }
+def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None = None) -> Totals:
+    """Return the totals that are known without the input."""
+    counts, num_rows = layout.core.counts, layout.num_sequences
+    num_split = num_fragments = repeated = 0
+    if fragments is not None:
+        times = np.bincount(fragments.rows)
+        num_rows = len(times)
+        num_split, num_fragments = int((times > 1).sum()), int(times[times > 1].sum())
+        # Each fragment but the first of a sequence repeats what the one before it has too.
+        follows = fragments.rows[1:] == fragments.rows[:-1]
+        repeated = int((fragments.stops[:-1] - fragments.starts[1:])[follows].sum())
+    kept = layout.total_tokens - layout.special_tokens * layout.num_sequences - repeated
+    return Totals(
+        read=num_rows + num_dropped,
+        packed=num_rows,
+        dropped=num_dropped,
+        truncated=layout.num_truncated,
+        split=num_split,
+        fragments=num_fragments,
+        empty=int(counts.sequences[counts.tokens == layout.special_tokens].sum()),
+        stops=None,
+        lower_case=None,
+        gaps=None,
+        insertions=None,
+        duplicate_ids=None,
+        residues=None if num_dropped else kept + layout.truncated_residues,
+        residues_kept=kept,
+        residues_repeated=repeated,
+        residues_truncated=layout.truncated_residues,
+        residues_dropped=None if num_dropped else 0,
+        tokens=layout.total_tokens,
+        batches=layout.num_batches,
+        first_fit_batches=kernel.first_fit_decreasing(counts).num_batches,
+        efficiency=layout.efficiency,
+        lower_bound=layout.lower_bound,
+    )
 
 
 def compute_totals(plan: PackingPlan, sequences: Sequences, duplicate_ids: int) -> Totals:
     """Return the totals of a plan for sequences that were read."""
-    known = asdict(summarize(plan).totals)
     lengths = sequences.lengths
-    residues = int(lengths.sum())
-    dropped = int(lengths[plan.dropped].sum())
-    known.update(
-        asdict(sequences.changes),
-        empty=int(np.count_nonzero(lengths == 0)),
+    return replace(
+        totals_of(plan, len(plan.dropped), plan.fragments),
+        **asdict(sequences.changes),
         duplicate_ids=duplicate_ids,
-        residues=residues,
-        residues_dropped=dropped,
+        residues=int(lengths.sum()),
+        residues_dropped=int(lengths[plan.dropped].sum()),
     )
-    return Totals(**known)
 
 
 def encode_summary(summary: Summary, layout: Layout, crc32: int | None = None) -> dict[bytes, str]:
@@ -200,7 +215,13 @@ def encode_summary(summary: Summary, layout: Layout, crc32: int | None = None) -
     state = {**summary.to_dict(), "layout": encode_arrays(Layout.to_dict(layout))}
     if crc32 is not None:
         state["crc32"] = crc32
-    return {PLAN_KEY: json.dumps(state)}
+    text = json.dumps(state)
+    if len(text) > MAX_BYTES:
+        raise ValueError(
+            f"the layout is too large for a plan file: {len(layout.core.runs['per_batch']):,} runs "
+            f"of batches make a summary of {len(text):,} bytes, more than {MAX_BYTES:,}"
+        )
+    return {PLAN_KEY: text}
 
 
 def decode_summary(path: str | PathLike[str], metadata: Any) -> tuple[Summary, dict[str, Any]]:
@@ -225,22 +246,11 @@ def decode_summary(path: str | PathLike[str], metadata: Any) -> tuple[Summary, d
     if version == 4:
         state = upgrade(state)
     try:
-        options = state["options"]
-        summary = Summary(
-            limits=Limits.from_dict(state["limits"]),
-            method=state["method"],
-            overlong=state["overlong"],
-            overlap=state["overlap"],
-            options=None if options is None else ReadOptions(**options),
-            totals=Totals(**{field.name: state["totals"][field.name] for field in fields(Totals)}),
-            inputs=[InputFile(**file) for file in state["inputs"]],
-        )
-        check_values(summary)
+        return Summary.from_dict(state), state
     except KeyError as error:
         raise not_a_plan(path, f"no {error} in its summary") from error
     except (TypeError, ValueError) as error:
         raise not_a_plan(path, str(error)) from error
-    return summary, state
 
 
 def upgrade(state: dict[str, Any]) -> dict[str, Any]:

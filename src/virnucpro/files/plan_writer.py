@@ -66,10 +66,10 @@ def write_plan(
     - `row` (of the same type): the position among all sequences read;
     - `fragment` (of the same type), `start` and `stop` (int64), if some sequence was split: the
       number of the fragment and its positions in the sequence;
-    - `id` (string), `length` (int64, residues in the input), `truncated` (bool) and `file`
-      (string), unless `sequences` is None;
+    - `id` (large_string), `length` (int64, residues in the input), `truncated` (bool) and `file`
+      (a dictionary of strings), unless `sequences` is None;
     - `tokens` (int64, as packed; null for dropped sequences);
-    - `sequence` (string), with `read_residues`: the residues that are packed.
+    - `sequence` (large_string), with `read_residues`: the residues that are packed.
 
     Arrow files have a single record batch, so that `row` or `fragment` is one array. The row groups
     of Parquet files hold whole batches, and their pages have checksums. The summary and the layout
@@ -99,7 +99,6 @@ def write_plan(
         plan.fragments is not None,
         sequences is not None,
         read_residues is not None,
-        encode_summary(summary, plan),
     )
     if encoding == "arrow":
         dropped = dropped_tables(plan, sequences, schema, max(1, len(plan.dropped)))
@@ -113,6 +112,7 @@ def write_plan(
             writer.write_table(table)
             progress(len(table))
         return
+    schema = schema.with_metadata(encode_summary(summary, plan))
     options = {"use_dictionary": [name for name in DICTIONARIES if name in schema.names]}
     with (
         atomic_write(path) as unfinished,
@@ -156,8 +156,8 @@ def make_table(
         columns["stop"] = as_arrow(part.stops)
     columns["row"] = as_arrow(rows)
     if sequences is not None:
-        overlong = sequences.lengths[rows] > plan.limits.max_residues
-        is_truncated = overlong if part is None else np.zeros(len(rows), np.bool_)
+        is_overlong = sequences.lengths[rows] > plan.limits.max_residues
+        is_truncated = is_overlong & (part is None)
         columns.update(describe(sequences, rows, is_truncated))
     if read_residues is not None:
         columns["sequence"] = strings_as_arrow(read_residues(rows, part), is_large=True)

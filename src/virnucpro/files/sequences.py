@@ -20,7 +20,7 @@ from virnucpro.files.fasta import (
     ReadChanges,
     ReadOptions,
     check_bgzip_end,
-    check_exists,
+    check_regular,
     make_scanner,
     open_file,
     read_chunks,
@@ -213,13 +213,6 @@ def as_chunk(
     """Return what a FASTA scanner found, with the IDs as an Arrow array."""
     buffers = [None, pa.py_buffer(offsets), pa.py_buffer(id_bytes)]
     return pa.Array.from_buffers(pa.large_string(), len(lengths), buffers), lengths
-
-
-def check_regular(path: str) -> None:
-    """Raise if a file cannot be read more than once."""
-    check_exists(Path(path))
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: not a regular file, so it cannot be read more than once")
 
 
 def table_kind(path: str) -> str | None:

@@ -122,7 +122,7 @@ def check_columns(table: Any, summary: Summary, sequences: Sequences | None) -> 
                 name = f"sequence {sequences.ids[row].as_py()!r} (row {row:,})"
             yield f"{name} {fault} (affected sequences: {is_wrong.sum():,})"
     if is_split(table):
-        yield from check_fragments(table, summary)
+        yield from check_fragments(table, summary, sequences)
 
 
 def compare_checksum(table: Any, recorded: int | None) -> Iterator[str]:
@@ -131,7 +131,7 @@ def compare_checksum(table: Any, recorded: int | None) -> Iterator[str]:
         yield "the rows are not those that were written (their checksum differs)"
 
 
-def check_fragments(table: Any, summary: Summary) -> Iterator[str]:
+def check_fragments(table: Any, summary: Summary, sequences: Sequences | None) -> Iterator[str]:
     """Yield an error if the fragments of a sequence do not make it up, in order of its residues."""
     row, start, stop, number = (
         column(table, name) for name in ("row", "start", "stop", "fragment")
@@ -150,7 +150,9 @@ def check_fragments(table: Any, summary: Summary) -> Iterator[str]:
         is_wrong[1:] |= ~is_first[1:] & ((start[1:] > stop[:-1]) | (np.diff(start) <= 0))
     else:
         is_wrong |= start != place * (longest - summary.overlap)
-    if "length" in table.schema.names:
+    if sequences is not None:
+        is_wrong |= is_last & (stop != sequences.lengths.take(row, mode="clip"))
+    elif "length" in table.schema.names:
         is_wrong |= is_last & (stop != column(table, "length")[order])
     if is_wrong.any():
         at = int(np.argmax(is_wrong))
@@ -203,8 +205,8 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
         if summary.overlong == overlong and is_wrong.any():
             row = rows[int(np.argmax(is_wrong))]
             yield (
-                f"row {row:,} has more than {summary.limits.max_residues:,} residues, which "
-                f"--overlong {overlong} does not allow (affected rows: {is_wrong.sum():,})"
+                f"row {row:,} has more than {summary.limits.max_residues:,} residues, but the plan "
+                f"was made with --overlong {overlong} (affected rows: {is_wrong.sum():,})"
             )
     has_batch = column(table, "batch") >= 0
     for fault, is_wrong in (
@@ -218,22 +220,24 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
 
 def compare_residues(file: PlanFile, sequences: Sequences) -> Iterator[str]:
     """Yield an error if the residues in a plan are not those of the sequences."""
-    limits = file.summary.limits
+    limit = file.summary.limits.max_residues
     num_wrong, first = 0, ""
     names = ["row", "start", "stop", "batch", "sequence"]
     for batch in file.iterate([name for name in names if name in file.schema.names]):
-        rows, found = batch["row"].to_numpy(), batch["sequence"].to_pylist()
+        dropped = batch.filter(pc.is_null(batch["batch"]))
+        packed = batch.filter(pc.is_valid(batch["batch"]))
+        rows = packed["row"].to_numpy()
+        starts, stops = [0] * len(rows), [limit] * len(rows)
+        if "start" in packed.schema.names:
+            starts, stops = packed["start"].to_pylist(), packed["stop"].to_pylist()
         texts = sequences.read(rows)
-        starts, stops = [0] * len(rows), [limits.max_residues] * len(rows)
-        if "start" in batch.schema.names:
-            starts, stops = batch["start"].to_pylist(), batch["stop"].to_pylist()
-        in_batch = batch["batch"].is_valid().to_pylist()
-        for row, text, start, stop, is_packed, residues in zip(
-            rows.tolist(), texts, starts, stops, in_batch, found, strict=True
-        ):
-            if residues != (text[start:stop] if is_packed else None):
-                num_wrong += 1
-                first = first or f"the residues of row {row:,} are not those of the input"
+        expected = (text[a:b] for text, a, b in zip(texts, starts, stops, strict=True))
+        found = packed["sequence"].to_pylist()
+        wrong = [row for row, x, y in zip(rows.tolist(), found, expected, strict=True) if x != y]
+        wrong += dropped.filter(pc.is_valid(dropped["sequence"]))["row"].to_pylist()
+        if wrong:
+            first = first or f"the residues of row {wrong[0]:,} are not those of the input"
+            num_wrong += len(wrong)
     if num_wrong:
         yield f"{first} (affected rows: {num_wrong:,})"
 

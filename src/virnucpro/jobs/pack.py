@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from virnucpro.data.methods import column_generation
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker
-from virnucpro.files.fasta import ReadOptions
+from virnucpro.files.fasta import ReadOptions, check_options
 from virnucpro.files.output import check_output
 from virnucpro.files.plan_summary import Summary, compute_totals
 from virnucpro.files.plan_writer import ReadResidues, encoding_of, write_plan
@@ -81,11 +81,9 @@ def pack_files(
     """
     if not isinstance(packer, GreedyPacker):
         raise TypeError(f"packer must be a GreedyPacker (got {type(packer).__name__})")
-    if options is not None and not isinstance(options, ReadOptions):
-        raise TypeError(f"options must be ReadOptions (got {type(options).__name__})")
     if duplicates not in ("report", "error"):
         raise ValueError(f"duplicates must be 'report' or 'error' (got {duplicates!r})")
-    options = options or ReadOptions()
+    options = check_options(options)
     progress = progress or no_progress
     paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
     names = [fspath(path) for path in paths]
@@ -113,7 +111,7 @@ def pack_files(
         limits=limits,
         method=packer.method,
         overlong=packer.overlong,
-        overlap=packer.overlap,
+        overlap=int(packer.overlap),
         options=options,
         totals=compute_totals(plan, found, num_duplicates),
         inputs=found.inputs,

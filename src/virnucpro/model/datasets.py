@@ -1,4 +1,4 @@
-"""PyTorch data sets of streams: the records of FASTA files, and the batches of a plan file."""
+"""PyTorch data sets of streams, such as the records of FASTA files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,20 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch.distributed
 from torch.utils.data import IterableDataset, get_worker_info
 
 from virnucpro.data.records import Record
-from virnucpro.files.fasta import ReadChanges, ReadOptions, check_exists, make_scanner, scan_fasta
+from virnucpro.files.fasta import (
+    ReadChanges,
+    ReadOptions,
+    check_options,
+    check_regular,
+    make_scanner,
+    scan_fasta,
+)
 from virnucpro.kernel.arguments import check_integer
 
 logger = logging.getLogger(__name__)
@@ -101,10 +107,10 @@ class SequenceDataset(SharedDataset):
         self._has_warned = False
 
     def __iter__(self) -> Iterator[Record]:
-        rank, world_size = self.find_share()
+        share, num_shares = self.find_share()
         num_truncated = truncated_residues = 0
-        records = self._records(warns=rank == 0)
-        for file, identifier, sequence in itertools.islice(records, rank, None, world_size):
+        records = self._records(warns=share == 0)
+        for file, identifier, sequence in itertools.islice(records, share, None, num_shares):
             record: Record = {"id": identifier, "sequence": sequence, "file": file}
             if self.max_length is not None and len(sequence) > self.max_length:
                 num_truncated += 1
@@ -138,13 +144,6 @@ def warn_of_changes(changes: ReadChanges) -> None:
         logger.warning("sequences were changed while reading: %s", changes)
 
 
-def check_options(options: ReadOptions | None) -> ReadOptions:
-    """Return checked options; the defaults if None."""
-    if options is not None and not isinstance(options, ReadOptions):
-        raise TypeError(f"options must be ReadOptions (got {type(options).__name__})")
-    return options or ReadOptions()
-
-
 def check_paths(paths: Paths, name: str) -> list[str]:
     """Return the paths of one or more regular files as strings."""
     if isinstance(paths, (str, PathLike)):
@@ -155,7 +154,5 @@ def check_paths(paths: Paths, name: str) -> list[str]:
     if not result:
         raise ValueError(f"{name} must name at least one file")
     for path in result:
-        check_exists(Path(path))
-        if not Path(path).is_file():
-            raise ValueError(f"{path}: not a regular file, so it cannot be read more than once")
+        check_regular(path)
     return result

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from virnucpro import kernel
 from virnucpro.data.plan import PackingPlan, as_plan
 from virnucpro.data.records import Record
-from virnucpro.files.fasta import ReadChanges, ReadOptions
+from virnucpro.files.fasta import ReadChanges, ReadOptions, check_options
 from virnucpro.files.record_file import RecordFile
 from virnucpro.model.datasets import Paths, check_paths, warn_of_changes
 
@@ -54,6 +54,8 @@ class PlannedRecords(Dataset[Record]):
                 plan says.
         """
         chosen = np.asarray(numbers, np.int64)
+        if len(chosen) and not 0 <= chosen.min() <= chosen.max() < len(self):
+            raise IndexError(f"numbers must be from 0 to {len(self) - 1:,} (got {list(numbers)})")
         planned = self.planned_tokens[chosen]
         if (planned < 0).any():
             raise ValueError(f"row {chosen[planned < 0][0]:,} was dropped, so it has no batch")
@@ -106,6 +108,11 @@ class PlannedRecords(Dataset[Record]):
                         f"{length:,}, the fragments of the plan end at {fragments.stops[last]:,}"
                     )
             elif stop < length:
+                if self.plan.num_truncated == 0:
+                    raise ValueError(
+                        f"the plan is for other sequences: {describe(item, row)} has length "
+                        f"{length:,}, and the plan has no truncated sequences"
+                    )
                 added = {"truncated": True}
             tokens = stop - start + limits.special_tokens
             if tokens != expected:
@@ -155,7 +162,8 @@ class PackedDataset(Dataset[list[Record]]):
         TypeError: `plan` is not a plan or a path. When a batch is read: a record is not a dict.
         OSError: The file of the plan cannot be read.
 
-    Cost: O(1) per record, beside reading it. `records` takes 8 bytes of memory per sequence.
+    Cost: O(distinct sizes) per batch, beside reading its records. `records` takes 8 bytes of memory
+    per sequence.
 
     Example:
         >>> from virnucpro.data import GreedyPacker, PackedDataset
@@ -277,6 +285,14 @@ class FastaRecords:
         if not is_known.all() or (np.bincount(every) != 1).any():
             raise ValueError("the plan is damaged: it does not contain each row exactly once")
         lengths = np.concatenate([file.lengths for file in self.files])
+        is_overlong = lengths > limits.max_residues
+        num_truncated = 0 if fragments is not None else np.count_nonzero(is_overlong[numbers])
+        if num_truncated != plan.num_truncated or not is_overlong[plan.dropped].all():
+            raise ValueError(
+                f"the plan is for other sequences: it has {plan.num_truncated:,} truncated and "
+                f"{len(plan.dropped):,} dropped sequences, the files have "
+                f"{np.count_nonzero(is_overlong):,} that are too long"
+            )
         if fragments is None:
             rows, tokens = numbers, limits.tokens(lengths[numbers])
             planned = kernel.tokens_of_batches(plan.core, 0, plan.num_batches)
@@ -341,8 +357,7 @@ def choose_options(options: ReadOptions | None, plan: PackingPlan) -> ReadOption
     stored = None if plan.summary is None else plan.summary.options
     if options is None:
         return stored or ReadOptions()
-    if not isinstance(options, ReadOptions):
-        raise TypeError(f"options must be ReadOptions (got {type(options).__name__})")
+    check_options(options)
     for name in ("strip_stop", "uppercase", "drop_gaps"):
         value = getattr(options, name)
         if stored is not None and value != getattr(stored, name):

@@ -15,7 +15,8 @@ from virnucpro.files.plan_reader import hash_metadata, open_plan
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.datasets import SharedDataset
 
-COLUMNS = (*("batch", "row", "id", "start", "stop", "tokens", "truncated", "file", "sequence"),)
+# The columns that are read.
+COLUMNS = ("batch", "row", "id", "start", "stop", "tokens", "truncated", "file", "sequence")
 
 
 class PackedPlanDataset(SharedDataset):
@@ -69,7 +70,7 @@ class PackedPlanDataset(SharedDataset):
             raise TypeError(f"plan must be the path of a plan file (got {type(plan).__name__})")
         self.path = plan
         file = open_plan(plan)
-        if "sequence" not in file.schema.names:
+        if file.is_arrow or "sequence" not in file.schema.names:
             raise ValueError(
                 f"{plan}: the plan has no sequences (make one with `virnucpro pack --sequences`, "
                 "or read it with PackedFastaDataset and the FASTA files)"

@@ -23,11 +23,12 @@ STATE_VERSION = 1
 class PackedBatchSampler(Sampler[list[int]]):
     """The batches of a plan as lists of rows, for a data set indexed by row.
 
-    The rows of a plan with fragments are their numbers: use `PackedDataset.records` as data set.
+    For a plan with fragments, the numbers are those of fragments: use `PackedDataset.records` as
+    the data set.
 
     For ``DataLoader(dataset, batch_sampler=...)``. Rank r of n gets every n-th batch. All ranks
-    together get every row exactly once per epoch. `len` is the number of batches per epoch on this
-    rank.
+    together get every row that has a batch exactly once per epoch. `len` is the number of batches
+    per epoch on this rank.
 
     `state_dict` and `load_state_dict` resume training within an epoch, without reading earlier
     batches again.

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -145,3 +146,11 @@ def test_tables_are_packed(tmp_path: Path) -> None:
     options = ReadOptions(id_column="name", length_column="size")
     pack_files(path, plan, GreedyPacker(20), options=options)
     assert [rows.tolist() for rows in PackingPlan.load(plan)] == [[2, 1], [0]]
+
+
+def test_an_overlap_of_numpy_is_stored(tmp_path: Path) -> None:
+    path, plan = tmp_path / "a.fasta", tmp_path / "plan.parquet"
+    path.write_text(f">a\n{'MK' * 50}\n")
+    overlap: Any = np.int64(3)
+    packer = GreedyPacker(52, overlong="split", overlap=overlap)
+    assert pack_files(path, plan, packer).overlap == read_summary(plan).overlap == 3

@@ -141,6 +141,32 @@ def test_items_that_are_longer_than_planned_never_exceed_the_budget() -> None:
         packed.records.__getitems__([0, 1, 1])
 
 
+def test_items_that_the_plan_did_not_truncate() -> None:
+    plan = GreedyPacker(52, overlong="error").pack_lengths([30, 50])
+    packed = PackedDataset([{"sequence": "M" * 30}, {"sequence": "M" * 99}], plan)
+    with pytest.raises(ValueError, match="length 99, and the plan has no truncated sequences"):
+        packed[0]
+
+
+def test_files_with_other_overlong_sequences(tmp_path: Path) -> None:
+    path = tmp_path / "a.fasta"
+    path.write_bytes(fasta([("a", "M" * 99), ("b", "M" * 30)]))
+    for overlong, lengths in (("error", [50, 30]), ("drop", [99, 99])):
+        plan = GreedyPacker(52, overlong=overlong).pack_lengths(lengths)
+        with pytest.raises(ValueError, match="the files have 1 that are too long"):
+            PackedFastaDataset(path, plan)
+
+
+def test_numbers_out_of_range() -> None:
+    plan = GreedyPacker(52, overlong="drop").pack_lengths([30, 99])
+    packed = PackedDataset([{"sequence": "M" * 30}, {"sequence": "M" * 99}], plan)
+    for number in (-1, 2):
+        with pytest.raises(IndexError, match="numbers must be from 0 to 1"):
+            packed.records[number]
+    with pytest.raises(ValueError, match="row 1 was dropped, so it has no batch"):
+        packed.records[1]
+
+
 def test_loaders_that_would_make_batches_of_batches() -> None:
     plan = GreedyPacker(12).pack_lengths([5, 3])
     packed = PackedDataset([{"sequence": "M" * 5}, {"sequence": "M" * 3}], plan)

@@ -330,8 +330,7 @@ class PackingPlan(Layout):
     def __reduce__(self) -> tuple[Any, ...]:
         if self._file is not None:
             return self._file.reduce(self.num_threads)
-        summary = None if self.summary is None else self.summary.to_dict()
-        return unpickle, (self.to_dict(), self.num_threads, summary)
+        return unpickle, (self.to_dict(), self.num_threads, self.summary)
 
 
 def as_plan(plan: PackingPlan | str | PathLike[str]) -> PackingPlan:
@@ -349,14 +348,11 @@ def as_plan(plan: PackingPlan | str | PathLike[str]) -> PackingPlan:
 
 
 def unpickle(
-    state: dict[str, Any], num_threads: int | None, summary: dict[str, Any] | None
+    state: dict[str, Any], num_threads: int | None, summary: Summary | None
 ) -> PackingPlan:
     """Return a plan from its pickled state."""
     plan = PackingPlan.from_dict(state, num_threads)
-    if summary is not None:
-        from virnucpro.files.plan_summary import Summary
-
-        plan.summary = Summary.from_dict(summary)
+    plan.summary = summary
     return plan
 
 

@@ -144,6 +144,9 @@ class Summary:
         check_values(summary)
         return summary
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Summary.from_dict, (self.to_dict(),)
+
 
 def summarize(plan: PackingPlan) -> Summary:
     """Return the summary of a plan without its input."""

@@ -119,7 +119,7 @@ def test_checkout_may_import_names_into_its_own_package(
     assert run_plain(code, checkout, plain_install).startswith("GreedyPacker(12, 1022,")
 
 
-@pytest.mark.parametrize("name", ["layout", "methods", "packing", "plan", "records", "truncation"])
+@pytest.mark.parametrize("name", ["layout", "methods", "overlong", "packing", "plan", "records"])
 def test_their_module_of_the_same_name_is_taken(
     checkout: Path, plain_install: Path, name: str
 ) -> None:

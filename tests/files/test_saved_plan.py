@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -273,3 +274,37 @@ def test_files_without_pyarrow_say_so(
     with pytest.raises(ModuleNotFoundError, match=message) as found:
         getattr(plan, use)(tmp_path / "plan.arrow")
     assert found.value.name == missing
+
+
+LOAD = """
+import subprocess
+import sys
+from pathlib import Path
+from virnucpro.data import PackingPlan
+
+
+def peak():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+
+
+PackingPlan.load(sys.argv[1])
+before = peak()
+plan = PackingPlan.load(sys.argv[2])
+print(peak() - before, len(plan))
+"""
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_loading_a_mapped_plan_reads_none_of_its_rows(tmp_path: Path) -> None:
+    small, large = tmp_path / "small.arrow", tmp_path / "large.arrow"
+    GreedyPacker(4096).pack_lengths([30]).save(small)
+    plan = GreedyPacker(4096).pack_lengths(np.arange(4_000_000) % 1000)
+    plan.save(large)
+    command = [sys.executable, "-c", LOAD, str(small), str(large)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    kibibytes, batches = map(int, printed.split())
+    assert batches == len(plan)
+    # The column of rows alone has 15,625.
+    assert kibibytes < 4096

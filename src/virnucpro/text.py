@@ -1,4 +1,7 @@
-"""Text from outside, such as IDs and names of files, in messages."""
+"""Text from outside, such as IDs, names of files and messages of libraries, in messages."""
+
+# Characters of a text that a message shows; the longest names of files on Linux have 255 bytes.
+LIMIT = 400
 
 
 def printable(text: str) -> str:
@@ -16,3 +19,26 @@ def printable(text: str) -> str:
     return "".join(
         char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def shown(value: object, limit: int = LIMIT) -> str:
+    r"""Return a value from outside as text for a message: printable, and its middle left out.
+
+    Everything that a file or a user supplied goes through this function on its way into an error
+    or a log message.
+
+    Args:
+        value: A text, a path, or an error of a library.
+        limit: The maximum number of characters to show of the text.
+
+    Example:
+        >>> shown("seq1\n")
+        'seq1\\n'
+        >>> shown("M" * 5_000_000 + "K", limit=10)
+        'MMMMM...MMMMK (5,000,001 characters)'
+    """
+    text = str(value)
+    if len(text) <= limit:
+        return printable(text)
+    half = limit // 2
+    return f"{printable(text[:half])}...{printable(text[-half:])} ({len(text):,} characters)"

@@ -51,7 +51,8 @@ from virnucpro.data import GreedyPacker
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.sequences import read_files
 from virnucpro.files.plan_summary import Summary, compute_totals
-from virnucpro.files.plan_writer import write_plan
+from virnucpro.files.output import write_file
+from virnucpro.files.plan_writer import encoding_of, write_plan
 from virnucpro.files.verify import verify_plan
 import logging; logging.disable()
 times = [time.perf_counter()]
@@ -63,7 +64,8 @@ plan = GreedyPacker(4096).pack_lengths(sequences.lengths, sequences.ids)
 times.append(time.perf_counter())
 totals = compute_totals(plan, sequences, num_duplicates)
 summary = Summary(plan.limits, "ffd", "truncate", 0, ReadOptions(), totals, sequences.inputs)
-write_plan(sys.argv[2], plan, sequences, summary)
+with write_file(sys.argv[2]) as file:
+    write_plan(file, encoding_of(sys.argv[2]), plan, sequences, summary)
 times.append(time.perf_counter())
 assert verify_plan(sys.argv[2], sequences) == []
 times.append(time.perf_counter())

@@ -44,6 +44,10 @@ CALLS: dict[str, tuple[str, Callable[[Path], Any]]] = {
     "np.load, mapped": ("rows.npy", lambda path: np.load(path, mmap_mode="r")),
     "PackingPlan.load .arrow": ("plan.arrow", PackingPlan.load),
     "PackingPlan.load .arrow, 100 batches": ("plan.arrow", take_batches),
+    "PackingPlan.load .arrow, all rows": (
+        "plan.arrow",
+        lambda path: PackingPlan.load(path).indices,
+    ),
     "np.load": ("rows.npy", np.load),
     "pyarrow: column `row` of .parquet": ("plan.parquet", read_parquet),
     "PackingPlan.load .parquet": ("plan.parquet", PackingPlan.load),

@@ -14,8 +14,10 @@ from strategies import Case
 
 from virnucpro.data import GreedyPacker, PackingPlan
 from virnucpro.files.fasta import ReadChanges, ReadOptions
-from virnucpro.files.plan_summary import Summary, compute_totals
-from virnucpro.files.plan_writer import write_plan
+from virnucpro.files.output import write_file
+from virnucpro.files.plan_schema import checksums
+from virnucpro.files.plan_summary import Summary, compute_totals, encode_arrays
+from virnucpro.files.plan_writer import encoding_of, write_plan
 from virnucpro.files.sequences import InputFile, Sequences
 from virnucpro.files.tables import PLAN_KEY
 
@@ -66,7 +68,8 @@ def write(path: Path, sequences: Sequences, packer: GreedyPacker) -> PackingPlan
         totals=compute_totals(plan, sequences, sequences.find_duplicates()[0]),
         inputs=sequences.inputs,
     )
-    write_plan(path, plan, sequences, summary)
+    with write_file(path) as file:
+        write_plan(file, encoding_of(path), plan, sequences, summary)
     return plan
 
 
@@ -90,6 +93,15 @@ def write_table(path: Path, table: pa.Table) -> None:
 def rewrite(path: Path, change: Callable[[Any], Any]) -> None:
     """Change the columns or the metadata of a plan file."""
     write_table(path, change(read_table(path)))
+
+
+def forge(path: Path, change: Callable[[Any], Any]) -> None:
+    """Change the columns or the metadata of a plan file, with checksums of the new columns."""
+    table = change(read_table(path))
+    state = json.loads(table.schema.metadata[PLAN_KEY])
+    if "checksums" in state:
+        state["checksums"] = encode_arrays(checksums(table))
+    write_table(path, table.replace_schema_metadata({PLAN_KEY: json.dumps(state)}))
 
 
 def with_values(name: str, change: Callable[[Any], Any]) -> Callable[[Any], Any]:

@@ -1,18 +1,66 @@
 """The `virnucpro` command, also run as `python -m virnucpro`."""
 
+import os
+import signal
 import sys
+from types import FrameType
 
 from virnucpro.extras import needing
+from virnucpro.files.output import remove_all
+from virnucpro.text import shown
+
+# Signals that end a process and can be handled: of a terminal, of schedulers and of limits.
+SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
 
 
 def main() -> None:
     """Run the command line, or name the extra to install."""
+    end_on_signals()
+    hold_standard_streams()
+    for stream in (sys.stdout, sys.stderr):
+        # A stream is None if it is closed. Text that it cannot encode is escaped.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         with needing("the command line", "cli"):
             from virnucpro.cli import app
-    except ModuleNotFoundError as error:
-        sys.exit(f"virnucpro: {error}")
-    app(prog_name="virnucpro")
+        app(prog_name="virnucpro")
+    except (ImportError, OSError) as error:
+        sys.exit(f"virnucpro: {shown(error)}")
+    except MemoryError:
+        sys.exit("virnucpro: out of memory")
+
+
+def hold_standard_streams() -> None:
+    """Open what neither reads nor writes where a standard stream is closed.
+
+    Otherwise, the next file that is opened would take its place.
+    """
+    for descriptor, flags in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, flags)
+
+
+def end_on_signals() -> None:
+    """Remove unfinished files when a signal ends the process; ignored signals stay ignored."""
+    for name in SIGNALS:
+        number = getattr(signal, name, None)
+        if number and signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+            signal.signal(number, end)
+
+
+def end(number: int, _frame: FrameType | None) -> None:
+    """Remove unfinished files, and end as if the signal were not handled."""
+    remove_all()
+    if sys.stderr is not None and sys.stderr.isatty():
+        # Clear the line of the progress display and show the cursor.
+        os.write(sys.stderr.fileno(), b"\r\x1b[K\x1b[?25h")
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    # The first process of a container is not ended by its own signals.
+    os._exit(128 + number)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from virnucpro.terminal import (
     log_to_stderr,
     make_table,
     print_error,
-    print_line,
+    print_message,
+    print_output,
     progress_display,
     stderr,
 )
@@ -243,8 +244,8 @@ def pack(
             progress=progress,
         )
     if not quiet:
-        stderr().print(make_table(label_totals(summary.totals)))
-        print_line(f"Plan written to {output}")
+        print_message(make_table(label_totals(summary.totals)))
+        print_message(f"Plan written to {output}")
 
 
 def pack_on_ray(
@@ -278,8 +279,8 @@ def pack_on_ray(
             # The last line of Ray's message gives the cause.
             raise OSError(str(error).strip().splitlines()[-1]) from error
     if not quiet:
-        stderr().print(make_table(label_totals(summary.totals)))
-        print_line(f"Plan written to {output}")
+        print_message(make_table(label_totals(summary.totals)))
+        print_message(f"Plan written to {output}")
 
 
 @app.command()
@@ -296,20 +297,19 @@ def stats(
     """
     if as_json and as_tsv:
         raise typer.BadParameter("--json and --tsv are mutually exclusive")
-    from rich.console import Console
-
     from virnucpro.files.plan_reader import read_summary
     from virnucpro.jobs.labels import label_totals
 
     with exit_on_error():
         summary = read_summary(plan)
-    if as_json:
-        typer.echo(json.dumps(summary.to_dict(), indent=2))
-    elif as_tsv:
-        values = {**summary.parameters, **asdict(summary.totals)}
-        typer.echo("\n".join(f"{name}\t{format_value(value)}" for name, value in values.items()))
-    else:
-        Console().print(make_table(label_totals(summary.totals)))
+        if as_json:
+            print_output(json.dumps(summary.to_dict(), indent=2))
+        elif as_tsv:
+            values = {**summary.parameters, **asdict(summary.totals)}
+            lines = (f"{name}\t{format_value(value)}" for name, value in values.items())
+            print_output("\n".join(lines))
+        else:
+            print_output(make_table(label_totals(summary.totals)))
 
 
 @app.command()
@@ -364,7 +364,7 @@ def verify(
         raise typer.Exit(1)
     if not quiet:
         number = f"{file.summary.totals.read:,} sequences"
-        print_line(f"{plan}: OK ({number}{'' if names else ', without its input'})")
+        print_message(f"{plan}: OK ({number}{'' if names else ', without its input'})")
 
 
 @app.command()
@@ -379,10 +379,8 @@ def report(
     The report contains the summary, and plots of sequence lengths, batch fill and sequences per
     batch.
     """
-    from virnucpro.files.output import check_output
     from virnucpro.jobs.report import write_report
 
     with exit_on_error():
-        check_output(output, [str(plan)])
         write_report(plan, output)
-    print_line(f"Report written to {output}")
+    print_message(f"Report written to {output}")

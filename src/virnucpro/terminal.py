@@ -5,13 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import typer
 
-from virnucpro.text import printable
+from virnucpro.text import printable, shown
 
 # Rich is imported when it is needed, so that --help and --version are fast.
 if TYPE_CHECKING:
@@ -93,7 +95,15 @@ class PrintableFormatter(logging.Formatter):
 
 def print_error(message: str) -> None:
     """Print an error on stderr, in one line."""
-    typer.echo(f"virnucpro: {printable(message)}", err=True)
+    print_message(f"virnucpro: {message}")
+
+
+def print_message(message: str | Table) -> None:
+    """Print a line or a table on stderr, without markup or wrapping, if it can be written."""
+    if isinstance(message, str):
+        message = printable(message)
+    with suppress(OSError):
+        stderr().print(message, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @functools.cache
@@ -104,16 +114,34 @@ def stderr() -> Console:
     return Console(stderr=True)
 
 
-def print_line(text: str) -> None:
-    """Print a line on stderr, without markup or wrapping."""
-    stderr().print(printable(text), highlight=False, soft_wrap=True, markup=False, emoji=False)
+def print_output(output: str | Table) -> None:
+    """Print the output of a command on stdout.
+
+    Raises:
+        OSError: It cannot be written; then nothing else is written there.
+    """
+    try:
+        if isinstance(output, str):
+            typer.echo(output)
+        elif sys.stdout is not None:
+            from rich.console import Console
+
+            Console().print(output)
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader wants no more, which typer knows.
+        raise
+    except OSError as error:
+        # Otherwise, Python tries again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise OSError(f"standard output: cannot be written ({error.strerror})") from error
 
 
 def format_value(value: object) -> str:
     """Return a value as text for scripts: None as the empty string, bools as true or false."""
     if value is None:
         return ""
-    return json.dumps(value) if isinstance(value, bool) else printable(str(value))
+    return json.dumps(value) if isinstance(value, bool) else shown(value)
 
 
 def make_table(rows: dict[str, str]) -> Table:

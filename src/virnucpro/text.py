@@ -42,3 +42,13 @@ def shown(value: object, limit: int = LIMIT) -> str:
         return printable(text)
     half = limit // 2
     return f"{printable(text[:half])}...{printable(text[-half:])} ({len(text):,} characters)"
+
+
+def quoted(value: object) -> str:
+    """Return the `repr` of a value from outside for a message; see `shown`.
+
+    Example:
+        >>> print(quoted("seq1"), quoted(7))
+        'seq1' 7
+    """
+    return shown(repr(value))

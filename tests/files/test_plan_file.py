@@ -39,7 +39,6 @@ from virnucpro.files import plan_summary, plan_writer
 from virnucpro.files.plan_reader import read_summary
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import VERSION
-from virnucpro.files.plan_writer import write_plan
 from virnucpro.files.sequences import read_files
 from virnucpro.files.tables import PLAN_KEY
 
@@ -346,14 +345,3 @@ def test_summary_is_what_was_written(packed: tuple[Path, Path]) -> None:
     assert state["version"] == summary.to_dict()["version"] == VERSION
     del state["layout"]
     assert state == json.loads(json.dumps(summary.to_dict()))
-
-
-def test_residues_are_stored_in_parquet_alone(tmp_path: Path) -> None:
-    sequences = sequences_of([5], ["a"])
-    plan = GreedyPacker(100).pack_lengths([5])
-    plan.save(tmp_path / "plan.parquet")
-    summary = read_summary(tmp_path / "plan.parquet")
-    path = tmp_path / "plan.arrow"
-    with pytest.raises(ValueError, match=f"^{path}: sequences can be stored in Parquet files only"):
-        write_plan(path, plan, sequences, summary, lambda *_: ["MKTAY"])
-    assert not path.exists()

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from plans import (
     SUFFIXES,
+    forge,
     read_table,
     rewrite,
     sequences_of,
@@ -134,7 +135,7 @@ def test_fragments_that_do_not_make_up_sequences_are_refused(
 ) -> None:
     path = tmp_path / f"plan{suffix}"
     make_plan(path, "split")
-    rewrite(path, change)
+    forge(path, change)
 
     def load() -> Any:
         return PackingPlan.load(path).fragments
@@ -177,8 +178,8 @@ def test_fragments_out_of_place_are_refused(
     pieces = [changes.get(number, piece) for number, piece in enumerate(PIECES)]
     for place, name in enumerate(("row", "start", "stop")):
         values = [pieces[number][place] for number in plan.indices.tolist()]
-        rewrite(path, with_values(name, replace_by(values)))
-    rewrite(path, with_totals(read=num_rows))
+        forge(path, with_values(name, replace_by(values)))
+    forge(path, with_totals(read=num_rows))
 
     def load() -> Any:
         return PackingPlan.load(path).fragments
@@ -230,7 +231,7 @@ def test_columns_of_fragments_without_any(tmp_path: Path, suffix: str) -> None:
             table = table.append_column(name, pa.array([], pa.int64()))
         return table
 
-    rewrite(path, add)
+    forge(path, add)
     with pytest.raises(ValueError, match=f"^{path}: damaged: "):
         assert PackingPlan.load(path).fragments
 

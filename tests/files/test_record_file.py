@@ -106,7 +106,7 @@ def test_the_same_file_elsewhere_is_read(tmp_path: Path, compression: str) -> No
 
 
 def expanded() -> set[Path]:
-    return set(Path(gettempdir()).glob("virnucpro.*.fasta"))
+    return set(Path(gettempdir()).glob(".virnucpro.*.tmp/*"))
 
 
 @pytest.mark.process

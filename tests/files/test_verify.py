@@ -311,7 +311,7 @@ def test_saved_plans_are_verified_as_far_as_they_can_be(tmp_path: Path, suffix: 
     rewrite(plan, with_values("row", lambda v: exchange(v, 0, 1)))
     found = run("verify", plan)
     assert found.returncode == (suffix == ".arrow")
-    assert ("the rows are not those that were written" in found.stderr) == (suffix == ".arrow")
+    assert ("column 'row' is not the one that was written" in found.stderr) == (suffix == ".arrow")
     found = run("verify", plan, path)
     assert found.returncode == 1
     assert "tokens of row 3 is 62, expected 4 (affected rows: 2)" in found.stderr

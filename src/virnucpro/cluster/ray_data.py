@@ -7,9 +7,8 @@ import logging
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from itertools import repeat
-from os import PathLike, fspath
+from os import PathLike, fsdecode
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -37,9 +36,11 @@ from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.overlong import warn_of_truncation
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadChanges, ReadOptions
+from virnucpro.files.output import write_folder
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import Summary, encode_summary, totals_of
 from virnucpro.files.tables import ids_of, lengths_of
+from virnucpro.text import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def pack_dataset(
         [0, 0, 1]
     """
     if order not in ("row", "id"):
-        raise ValueError(f"order must be 'row' or 'id' (got {order!r})")
+        raise ValueError(f"order must be 'row' or 'id' (got {quoted(order)})")
     check_packer(packer)
     ties = id_column if order == "id" else None
     blocks, layout = pack_blocks(execute(ds), packer, length_column, ties)
@@ -142,11 +143,11 @@ def pack_tables(
     read twice, since they are hashed.
     """
     check_packer(packer)
-    output = Path(output).absolute()
+    output = Path(fsdecode(output)).absolute()
     options = ReadOptions(id_column, length_column)
     names = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
-    tables = list_tables([fspath(name) for name in names], output, [id_column, length_column])
-    with TemporaryDirectory(prefix=".virnucpro.", dir=output.parent) as name, raise_causes():
+    tables = list_tables([fsdecode(name) for name in names], output, [id_column, length_column])
+    with write_folder(output) as folder, raise_causes():
         hashed = hash_tables(tables)
         logger.info("Reading %s files", f"{len(tables):,}")
         blocks, layout = pack_blocks(
@@ -167,12 +168,9 @@ def pack_tables(
             inputs=ray.get(hashed),
         )
         logger.info("Writing")
-        folder = Path(name, "plan")
-        folder.mkdir()
         schema = make_schema(layout.num_sequences >= 2**31, False, True, False)
         write_parts(folder, blocks, schema, tables, packer.limits.max_residues)
         write_metadata(folder, schema.with_metadata(encode_summary(summary, layout)))
-        folder.rename(output)
     if num_duplicates:
         logger.warning("duplicate IDs: %s", f"{num_duplicates:,}")
     return summary
@@ -184,7 +182,7 @@ def check_packer(packer: GreedyPacker) -> None:
     _ = packer.limits
     if packer.overlong in ("drop", "split"):
         raise ValueError(
-            f"overlong={packer.overlong!r} is not supported on Ray; use pack_files, or "
+            f"overlong={quoted(packer.overlong)} is not supported on Ray; use pack_files, or "
             "'virnucpro pack' without --engine ray"
         )
 
@@ -244,7 +242,7 @@ def count_blocks(
     }
     common = [as_type for allowed, as_type in types.items() if kinds <= {*allowed, ""}]
     if not common:
-        raise TypeError(f"column {id_column!r} must be all strings, all int64 or all uint64")
+        raise TypeError(f"column {quoted(id_column)} must be all strings, all int64 or all uint64")
     return [block for block, _, _ in counted], [counts for _, counts, _ in counted], common[0]
 
 
@@ -262,7 +260,7 @@ def count_block(
     try:
         for name in NEW_COLUMNS if id_column is None else (*NEW_COLUMNS, ROW_COLUMN):
             if name in table.column_names:
-                raise ValueError(f"column {name!r} already exists")
+                raise ValueError(f"column {quoted(name)} already exists")
         kind = "" if id_column is None else id_kind(ids_of(table, id_column), id_column)
         counts = packer.count_silently(lengths_of(table, length_column))
         # Raises OverflowError here, rather than when the counts are sent.
@@ -284,7 +282,7 @@ def id_kind(ids: Any, column: str) -> str:
         return "signed"
     if pa.types.is_unsigned_integer(ids.type):
         return "large" if pc.max(ids).as_py() >= 2**63 else "unsigned"
-    raise TypeError(f"column {column!r} must be strings or integers (got {ids.type})")
+    raise TypeError(f"column {quoted(column)} must be strings or integers (got {ids.type})")
 
 
 def sort_by_id(

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from virnucpro import kernel
 from virnucpro.kernel.arguments import check_lengths, check_out, check_threads, check_version
 from virnucpro.kernel.limits import Limits
+from virnucpro.text import quoted
 
 
 class TokenCounts:
@@ -343,7 +344,7 @@ def read_state(
     if state.keys() != names:
         wrong = min(state.keys() ^ names, key=str)
         problem = "an unknown" if wrong in state else "no"
-        raise ValueError(f"the state of a {name} has {problem} field {wrong!r}")
+        raise ValueError(f"the state of a {name} has {problem} field {quoted(wrong)}")
     for key, kinds in types.items():
         value = state[key]
         found: Any = value.dtype if isinstance(value, np.ndarray) else type(value)

@@ -35,6 +35,7 @@ from virnucpro.kernel.arguments import (
     check_threads,
 )
 from virnucpro.kernel.limits import MAX_TOKENS
+from virnucpro.text import quoted, shown
 
 __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
 
@@ -139,7 +140,7 @@ class GreedyPacker(Parameters):
         overlong = np.flatnonzero(lengths > limit)
         if len(overlong) > 0:
             if self.overlong == "error":
-                name = f"Sequence {records[overlong[0]].get('id')}"
+                name = f"Sequence {shown(records[overlong[0]].get('id'))}"
                 raise ValueError(describe_overlong(name, lengths, limit))
             if self.overlong == "truncate":
                 self._warn_of_truncation(records, lengths, overlong)
@@ -371,10 +372,9 @@ class GreedyPacker(Parameters):
         self._num_truncated += len(overlong)
         truncating = "Sequence %s exceeds max_length (%d > %d), truncating to its first %d residues"
         for row in overlong[:named].tolist():
-            logger.warning(truncating, records[row].get("id"), lengths[row], limit, limit)
-        if logger.isEnabledFor(logging.DEBUG):
-            for row in overlong[named:].tolist():
-                logger.debug(truncating, records[row].get("id"), lengths[row], limit, limit)
+            logger.warning(truncating, shown(records[row].get("id")), lengths[row], limit, limit)
+        for row in overlong[named:].tolist() if logger.isEnabledFor(logging.DEBUG) else ():
+            logger.debug(truncating, shown(records[row].get("id")), lengths[row], limit, limit)
         if len(overlong) > named:
             logger.warning(
                 "%s sequences exceed max_length (%d), truncating: %s residues removed; "
@@ -425,7 +425,7 @@ def calculate_token_budget(
     max_tokens = check_integer(max_tokens, "max_tokens", min_tokens)
     for name, gb in ("model_memory_gb", model_memory_gb), ("safety_margin_gb", safety_margin_gb):
         if not isinstance(gb, numbers.Real):
-            raise TypeError(f"{name} must be a number (got {gb!r})")
+            raise TypeError(f"{name} must be a number (got {quoted(gb)})")
         if not 0 <= gb < math.inf:
             raise ValueError(f"{name} must be at least 0 and finite (got {gb})")
     try:
@@ -441,7 +441,7 @@ def calculate_token_budget(
     try:
         device = torch.cuda.get_device_properties(device_id)
     except Exception as error:
-        raise ValueError(f"GPU {device_id} cannot be used: {error}") from error
+        raise ValueError(f"GPU {device_id} cannot be used: {shown(error)}") from error
     total_gb = device.total_memory / 1024**3
     available_gb = max(0.5, total_gb - model_memory_gb - safety_margin_gb)
     budget = max(min_tokens, min(max_tokens, int(available_gb * 1024**3) // bytes_per_token))

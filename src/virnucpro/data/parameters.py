@@ -9,6 +9,7 @@ from typing import Any
 from virnucpro.data.overlong import OVERLONG
 from virnucpro.kernel.arguments import check_integer, check_threads, check_version
 from virnucpro.kernel.limits import NEWER_LIMITS, Limits
+from virnucpro.text import quoted
 
 LIMITS = tuple(field.name for field in fields(Limits))
 
@@ -70,12 +71,12 @@ def check_parameters(*parameters: Any) -> Limits:
     checked = Limits(*limits)
     if overlong not in OVERLONG:
         raise ValueError(
-            f"overlong must be 'truncate', 'error', 'drop' or 'split' (got {overlong!r})"
+            f"overlong must be 'truncate', 'error', 'drop' or 'split' (got {quoted(overlong)})"
         )
     overlap = check_integer(overlap, "overlap", 0, checked.max_residues - 1)
     if overlap and overlong != "split":
         raise ValueError(f"overlap must be 0 unless overlong='split' (got {overlap:,})")
     if method not in ("ffd", "tight"):
-        raise ValueError(f"method must be 'ffd' or 'tight' (got {method!r})")
+        raise ValueError(f"method must be 'ffd' or 'tight' (got {quoted(method)})")
     check_threads(num_threads)
     return checked

@@ -18,7 +18,7 @@ from virnucpro.extras import needing
 from virnucpro.kernel.arguments import check_integer, check_threads, plain
 
 if TYPE_CHECKING:
-    from virnucpro.files.plan_reader import MappedFile
+    from virnucpro.files.plan_reader import PlanRows
     from virnucpro.files.plan_summary import Summary
 
 # The types of the fields in the state of a plan, and in that of version 1.
@@ -55,46 +55,50 @@ class PackingPlan(Layout):
     def __init__(
         self,
         layout: Layout,
-        indices: NDArray[Any],
+        indices: NDArray[Any] | None,
         offsets: NDArray[np.int64] | None = None,
         dropped: NDArray[Any] | None = None,
         fragments: Fragments | Callable[[], Fragments | None] | None = None,
         summary: Summary | None = None,
-        file: MappedFile | None = None,
+        file: PlanRows | None = None,
     ) -> None:
         super().__init__(layout.core, layout.limits, layout.num_threads)
         self.summary = summary
-        self._indices = indices
-        self._dropped = np.empty(0, indices.dtype) if dropped is None else dropped
         self._fragments = fragments
-        # The file of which `indices` is a part, if it is mapped into memory.
+        # The file to read the rows from when they are asked for.
         self._file = file
+        if indices is not None:
+            self.indices = indices
+            self.dropped = np.empty(0, indices.dtype) if dropped is None else dropped
         if offsets is not None:
             self.offsets = offsets
 
-    @property
+    @functools.cached_property
     def indices(self) -> NDArray[Any]:
         """Row numbers, batch by batch, the longest sequence of each batch first.
 
         int32 [num_sequences], or int64 for 2**31 rows or more. The numbers are those of fragments
-        if the plan has `fragments`.
+        if the plan has `fragments`. If the plan was loaded from an `.arrow` file, they are read on
+        first use, and kept.
 
         Raises:
             OSError: The plan was loaded from an `.arrow` file, and the file has changed since.
         """
-        if self._file is not None:
-            self._file.check()
-        return self._indices
+        return self._read(0, self.num_sequences)
 
-    @property
+    @functools.cached_property
     def dropped(self) -> NDArray[Any]:
         """Rows that were dropped because they exceed the limit, in increasing order.
 
         Their type is that of `indices`, and errors are the same.
         """
-        if self._file is not None:
-            self._file.check()
-        return self._dropped
+        return self._read(self.num_sequences, None)
+
+    def _read(self, begin: int, end: int | None) -> NDArray[Any]:
+        assert self._file is not None
+        rows = self._file.read(begin, end)
+        rows.flags.writeable = False
+        return rows
 
     @functools.cached_property
     def offsets(self) -> NDArray[np.int64]:
@@ -129,9 +133,22 @@ class PackingPlan(Layout):
             OSError: As for `indices`.
         """
         batch = self._check_batch(batch)
-        rows = self.indices[self.offsets[batch] : self.offsets[batch + 1]]
-        # A view of a mapped file would be lost if the file shrinks.
-        return rows if self._file is None else rows.copy()
+        return self.slice_indices(self.offsets[batch], self.offsets[batch + 1])
+
+    def slice_indices(self, begin: int, end: int) -> NDArray[Any]:
+        """Return ``indices[begin:end]``; if they are in an `.arrow` file, only these are read.
+
+        Raises:
+            OSError: As for `indices`.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> GreedyPacker(100).pack_lengths([30, 60, 60]).slice_indices(1, 3)
+            array([0, 2], dtype=int32)
+        """
+        if self._file is None or "indices" in self.__dict__:
+            return self.indices[begin:end]
+        return self._file.read(int(begin), int(min(end, self.num_sequences)))
 
     def tokens(self, batch: int) -> NDArray[np.int64]:
         """Return the tokens of each sequence of a batch, including special tokens, longest first.
@@ -216,15 +233,17 @@ class PackingPlan(Layout):
     def load(cls, path: str | PathLike[str]) -> PackingPlan:
         """Return a plan that was written by `save`, by `pack_files` or by ``virnucpro pack``.
 
-        An `.arrow` file is mapped into memory: opening it takes no longer for more rows, and
-        processes share its pages. `indices` is then read-only, and a part of the file. The plan is
-        pickled as the path of the file. Row numbers are not validated when it is opened. If the
-        file is overwritten or cut later, using the plan raises an error; an array obtained from
-        `indices` before that must not be used any more. A file that is replaced by another one, as
-        `save` and `pack_files` do, stays as it was for those who have opened it.
+        The rows of an `.arrow` file are read when they are asked for, those of a batch at a time:
+        opening it takes no longer for more rows, and a plan that is only iterated takes no memory
+        for them. The plan is pickled as the path of the file. Each part of the file has a checksum,
+        which is verified whenever the part is read. So whatever happens to the file after it was
+        opened, the plan gives the rows that were saved, or raises OSError. A file that is replaced
+        by another one, as `save` and `pack_files` do, stays as it was for those who have opened it.
+        `virnucpro verify` checks the whole file.
 
-        A `.parquet` file, or a folder of them that ``virnucpro pack --engine ray`` wrote, is read
-        into memory, and its rows are validated. Needs pyarrow.
+        A `.parquet` file, a folder of them that ``virnucpro pack --engine ray`` wrote, or an
+        `.arrow` file that another program wrote, is read into memory, and its rows are validated.
+        Needs pyarrow.
 
         Raises:
             ValueError: The file is not a plan, or damaged.
@@ -272,10 +291,8 @@ class PackingPlan(Layout):
         seed = check_integer(seed, "seed", 0, 2**64 - 1)
         num_threads = check_threads(self.num_threads)
         indices = kernel.shuffle_rows(self.core, plain(self.indices), seed, num_threads)
-        # A part of a mapped file would not be checked in the new plan.
-        dropped = self.dropped if self._file is None else self.dropped.copy()
         fragments = None if self._fragments is None else lambda: self.fragments
-        return PackingPlan(self, indices, self.offsets, dropped, fragments, self.summary)
+        return PackingPlan(self, indices, self.offsets, self.dropped, fragments, self.summary)
 
     def __eq__(self, other: object) -> bool:
         return (

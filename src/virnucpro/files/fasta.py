@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import chain
 from os import PathLike
@@ -14,6 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 from virnucpro import kernel
 from virnucpro.extras import needing
+from virnucpro.text import quoted, shown
 
 # The empty block at the end of a complete bgzip file (SAM specification, section 4.1.2).
 BGZIP_END = bytes.fromhex("1f8b08040000000000ff0600424302001b0003000000000000000000")
@@ -60,10 +62,10 @@ drop_gaps=True)
     def __post_init__(self) -> None:
         for name in ("id_column", "length_column"):
             if not isinstance(getattr(self, name), str):
-                raise TypeError(f"{name} must be a str (got {getattr(self, name)!r})")
+                raise TypeError(f"{name} must be a str (got {quoted(getattr(self, name))})")
         for name in ("strip_stop", "uppercase", "drop_gaps"):
             if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool (got {getattr(self, name)!r})")
+                raise TypeError(f"{name} must be a bool (got {quoted(getattr(self, name))})")
 
 
 def check_options(options: ReadOptions | None) -> ReadOptions:
@@ -200,12 +202,12 @@ def check_fault(scanner: kernel.FastaScanner, name: str) -> None:
     line, record, identifier, reason = scanner.fault
     where = f"line {line:,}: " if line else ""
     if record > 0:
-        shown = identifier.decode("utf-8", "backslashreplace")[:80]
-        where = f"line {line:,}, record {record:,} ({shown!r}): "
+        text = identifier.decode("utf-8", "backslashreplace")
+        where = f"line {line:,}, record {record:,} ({quoted(text)}): "
     elif reason.endswith("not with '>'"):
         reason += " (tables of lengths need the suffix .tsv, .parquet, .arrow or .fai)"
     prefix = "" if record > 0 else "not FASTA: "
-    raise ValueError(f"{name}: {prefix}{where}{reason}")
+    raise ValueError(f"{shown(name)}: {prefix}{where}{reason}")
 
 
 def open_file(path: str | PathLike[str]) -> io.FileIO:
@@ -225,16 +227,16 @@ def open_file(path: str | PathLike[str]) -> io.FileIO:
 def check_exists(path: Path) -> None:
     """Raise OSError if a path does not exist or is a directory."""
     if not path.exists():
-        raise FileNotFoundError(f"{path}: no such file")
+        raise FileNotFoundError(f"{shown(path)}: no such file")
     if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a directory")
+        raise IsADirectoryError(f"{shown(path)}: is a directory")
 
 
 def check_regular(path: str) -> None:
     """Raise if a file does not exist, or cannot be read more than once."""
     check_exists(Path(path))
     if not Path(path).is_file():
-        raise ValueError(f"{path}: not a regular file, so it cannot be read more than once")
+        raise ValueError(f"{shown(path)}: not a regular file, so it cannot be read more than once")
 
 
 def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Iterator[bytes]:
@@ -244,9 +246,9 @@ def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Ite
         try:
             chunk = file.read(CHUNK)
         except OSError as error:
-            raise OSError(f"{name}: cannot be read ({error.strerror})") from error
+            raise OSError(f"{shown(name)}: cannot be read ({error.strerror})") from error
         if chunk is None:
-            raise BlockingIOError(f"{name}: cannot be read (non-blocking input)")
+            raise BlockingIOError(f"{shown(name)}: cannot be read (non-blocking input)")
         return chunk
 
     if digest is None:
@@ -255,12 +257,19 @@ def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Ite
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as hashing:
-        last = hashing.submit(digest.update, b"")
+        last = None
+        # A process may be unable to start a thread; then it hashes each chunk first.
+        with suppress(RuntimeError):
+            last = hashing.submit(digest.update, b"")
         for chunk in iter(read, b""):
-            last.result()
-            last = hashing.submit(digest.update, chunk)
+            if last is None:
+                digest.update(chunk)
+            else:
+                last.result()
+                last = hashing.submit(digest.update, chunk)
             yield chunk
-        last.result()
+        if last is not None:
+            last.result()
 
 
 class Decompressor(Protocol):
@@ -345,14 +354,14 @@ def decompress_members(
             except MemoryError:
                 raise
             except Exception as error:
-                raise ValueError(f"{name}: damaged ({error})") from error
+                raise ValueError(f"{shown(name)}: damaged ({shown(error)})") from error
             data = b""
             if member.eof:
                 data, member = member.unused_data, None
             if text:
                 yield text
     if member is not None:
-        raise ValueError(f"{name}: incomplete: the compressed data ends early")
+        raise ValueError(f"{shown(name)}: incomplete: the compressed data ends early")
     check_bgzip_end(start, end, name)
 
 
@@ -360,4 +369,4 @@ def check_bgzip_end(start: bytes, end: bytes, name: str) -> None:
     """Raise ValueError if a file starts as bgzip but lacks the end-of-file block."""
     is_bgzip = start[:4] == BGZIP_END[:4] and start[12:14] == BGZIP_END[12:14]
     if is_bgzip and end[-len(BGZIP_END) :] != BGZIP_END:
-        raise ValueError(f"{name}: incomplete: the bgzip end-of-file block is missing")
+        raise ValueError(f"{shown(name)}: incomplete: the bgzip end-of-file block is missing")

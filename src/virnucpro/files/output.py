@@ -1,50 +1,311 @@
-"""Write files that appear only once they are complete."""
+"""Files and folders that appear only once they are complete, and temporary copies."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
-import uuid
-from collections.abc import Iterator
+import platform
+import re
+import secrets
+import shutil
+import stat
+import sys
+import tempfile
+import weakref
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from multiprocessing.util import Finalize
 from os import PathLike
 from pathlib import Path
+from typing import Any, BinaryIO
 
+from virnucpro.text import shown
 
-def check_output(output: Path, inputs: list[str]) -> None:
-    """Raise, before any work, if the output cannot be written or is also an input."""
-    check_output_path(output)
-    paths = [Path(name) for name in inputs if name != "-"]
-    if output.exists() and any(path.exists() and path.samefile(output) for path in paths):
-        raise ValueError(f"{output}: output is also an input")
+if sys.platform == "win32":
+    fcntl: Any = None
+else:
+    import fcntl
 
-
-def check_output_path(path: Path) -> None:
-    """Raise OSError if no regular file can be written at a path."""
-    try:
-        # Where a link leads.
-        target = path.resolve()
-    except (OSError, RuntimeError) as error:
-        raise OSError(f"{path}: cannot be written (a loop of links)") from error
-    if path.is_dir():
-        raise IsADirectoryError(f"{path}: is a directory")
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path}: not a regular file")
-    if not target.parent.is_dir():
-        raise FileNotFoundError(f"{path}: its directory does not exist")
+# Links that are followed; more of them are a loop.
+MAX_LINKS = 40
 
 
 @contextmanager
-def atomic_write(path: str | PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path to write to, which replaces `path` if no error is raised."""
-    check_output_path(Path(path))
-    # Replace the target of a link, not the link.
-    path = Path(path).resolve()
-    unfinished = path.with_name(f".virnucpro.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+def write_file(
+    path: str | PathLike[str], inputs: Iterable[str | PathLike[str]] = ()
+) -> Iterator[BinaryIO]:
+    """Yield a file to write to, which becomes `path` if no error is raised.
+
+    An existing file is replaced only then, and the new one has its mode and owner. The path is
+    resolved and a temporary file is made beside it before anything else, so a place that cannot be
+    written to is an error before any work.
+
+    Args:
+        path: The file, which may exist. A link is followed.
+        inputs: Files that are read in the meantime, which `path` must not be; "-" for standard
+            input.
+
+    Raises:
+        ValueError: The path is also an input, or standard output or error.
+        OSError: No regular file can be written there.
+    """
+    name = shown(os.fsdecode(path))
+    with name_errors(name):
+        target = find_target(Path(os.fsdecode(path)))
+        check_not_input(target, name, inputs)
+        folder = TemporaryFolder(target.parent)
     try:
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            # Otherwise, a crash could leave the new name with incomplete content.
-            os.fsync(file)
-        unfinished.replace(path)
+        unfinished = folder.path / "unfinished"
+        with io.BufferedWriter(NamedFile(unfinished, name)) as file:
+            yield file
+            file.flush()
+            with name_errors(name):
+                os.fsync(file.fileno())
+        with name_errors(name):
+            keep_mode(unfinished, target)
+            unfinished.replace(target)
+            sync_folder(target.parent)
     finally:
-        unfinished.unlink(missing_ok=True)
+        folder.remove()
+
+
+@contextmanager
+def write_folder(path: str | PathLike[str]) -> Iterator[Path]:
+    """Yield a folder to write files to, which becomes `path` if no error is raised.
+
+    Raises:
+        FileExistsError: The path exists.
+        OSError: No folder can be made there.
+    """
+    name = shown(os.fsdecode(path))
+    target = Path(os.fsdecode(path)).absolute()
+    with name_errors(name):
+        if os.path.lexists(target):
+            raise FileExistsError("already exists")
+        target = find_parent(target) / target.name
+        folder = TemporaryFolder(target.parent)
+    try:
+        unfinished = folder.path / "unfinished"
+        unfinished.mkdir()
+        yield unfinished
+        with name_errors(name):
+            sync_folder(unfinished)
+            unfinished.rename(target)
+            sync_folder(target.parent)
+    finally:
+        folder.remove()
+
+
+def find_target(path: Path) -> Path:
+    """Return the absolute path of the file to write, where the links at a path lead.
+
+    Raises:
+        OSError: It is neither a regular file that can be written nor a new one in a folder.
+    """
+    target = find_parent(path) / path.name
+    for _ in range(MAX_LINKS):
+        if not target.is_symlink():
+            break
+        target = target.parent / target.readlink()
+        target = find_parent(target) / target.name
+    else:
+        raise OSError("a loop of links")
+    # These name files that are open, such as /dev/stdout, and not places in a folder.
+    is_open = str(target.parent) == "/dev/fd" or target.parent.is_relative_to("/proc")
+    if not os.path.lexists(target) and not is_open:
+        return target
+    # Not by `is_dir`, which hides errors.
+    mode = target.stat().st_mode
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError("is a directory")
+    if is_open or not stat.S_ISREG(mode):
+        raise OSError("not a regular file")
+    if not os.access(target, os.W_OK):
+        raise PermissionError("a file without permission to write")
+    return target
+
+
+def find_parent(path: Path) -> Path:
+    """Return the folder of a path, resolved."""
+    try:
+        parent = path.parent.resolve(strict=True)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise type(error)("its directory does not exist") from error
+    except RuntimeError as error:
+        raise OSError("a loop of links") from error
+    if not parent.is_dir():
+        raise NotADirectoryError("its directory does not exist")
+    return parent
+
+
+def check_not_input(target: Path, name: str, inputs: Iterable[str | PathLike[str]]) -> None:
+    """Raise ValueError if a file is also an input, or where the output of this process goes."""
+    if not target.exists():
+        return
+    found = target.stat()
+    paths = [os.fspath(path) for path in inputs]
+    opened = {1: "standard output", 2: "standard error"}
+    if "-" in paths:
+        opened[0] = "an input"
+    for descriptor, use in opened.items():
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), found):
+                raise ValueError(f"{name}: output is also {use}")
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if path != "-" and os.path.samestat(Path(path).stat(), found):
+                raise ValueError(f"{name}: output is also an input")
+
+
+def keep_mode(path: Path, target: Path) -> None:
+    """Give a file the mode and owner of the one that it will replace, if there is one."""
+    if not target.exists():
+        return
+    found = target.stat()
+    if hasattr(os, "chown"):
+        # Only a privileged process may give files away.
+        with contextlib.suppress(PermissionError):
+            os.chown(path, found.st_uid, found.st_gid)
+    path.chmod(stat.S_IMODE(found.st_mode))
+
+
+def sync_folder(folder: Path) -> None:
+    """Write the names in a folder to its disk, where that is supported."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def name_errors(name: str) -> Iterator[None]:
+    """Name the file that cannot be written in errors of the operating system."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise type(error)(f"{name}: {error}") from error
+        raise type(error)(f"{name}: cannot be written ({error.strerror})") from error
+
+
+class NamedFile(io.FileIO):
+    """A new file to write, whose errors have a name."""
+
+    def __init__(self, path: Path, name: str) -> None:
+        self._shown = name
+        with name_errors(name):
+            super().__init__(path, "xb")
+
+    def write(self, data: Any, /) -> int:
+        """Write bytes, perhaps not all of them; return their number."""
+        with name_errors(self._shown):
+            return super().write(data) or 0
+
+
+# The folders that this process has made and not removed, and what removes them.
+_folders: dict[Path, Finalize] = {}
+# The folder of the copies that this process has made, as long as there are any.
+_copies: weakref.WeakValueDictionary[int, TemporaryFolder] = weakref.WeakValueDictionary()
+
+
+class TemporaryFolder:
+    """A new folder for unfinished files, which is removed at any end that the process can notice.
+
+    That is by `remove`, with this object, at the exit of the process, and by `remove_all` on a
+    signal. What a killed process leaves is removed by the next that makes a folder in the same
+    place: a folder is locked as long as its process lives. The names of folders contain the name of
+    the machine, since locks may not reach other machines.
+
+    Args:
+        parent: The folder to make it in.
+
+    Attributes:
+        path: The path.
+        remove: Removes the folder. Does nothing when called again, and in another process.
+
+    Raises:
+        OSError: The folder cannot be made.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        remove_leftovers(parent)
+        while True:
+            self.path = parent / f"{prefix()}{secrets.token_hex(8)}.tmp"
+            lock: list[int] = []
+            # Known before it exists, since a signal may come in between.
+            self.remove = _folders[self.path] = Finalize(
+                self, remove_folder, (self.path, lock), exitpriority=0
+            )
+            try:
+                self.path.mkdir(mode=0o700)
+                if fcntl is None:
+                    return
+                lock.append(os.open(self.path, os.O_RDONLY))
+                with contextlib.suppress(OSError):
+                    fcntl.flock(lock[0], fcntl.LOCK_EX)
+                # Before it was locked, another process may have taken it for a leftover.
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock[0]), self.path.stat()):
+                        return
+            except BaseException:
+                self.remove()
+                raise
+            self.remove()
+
+
+def prefix() -> str:
+    """Return the start of the names of the folders of this machine."""
+    return f".virnucpro.{re.sub('[^A-Za-z0-9-]', '_', platform.node())[:64]}."
+
+
+def remove_folder(path: Path, lock: list[int]) -> None:
+    """Remove a folder and release its lock."""
+    _folders.pop(path, None)
+    shutil.rmtree(path, ignore_errors=True)
+    while lock:
+        os.close(lock.pop())
+
+
+def remove_all() -> None:
+    """Remove the folders of this process, which a signal is about to end."""
+    for remove in list(_folders.values()):
+        remove()
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Remove the folders that killed processes have left, which nobody has locked."""
+    if fcntl is None:
+        return
+    begin = prefix()
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(parent) as entries:
+        names = [entry.name for entry in entries if entry.name.startswith(begin)]
+    for path in (parent / name for name in names if name.endswith(".tmp")):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
+
+
+def copy_folder() -> TemporaryFolder:
+    """Return the folder for temporary copies, which exists as long as its users keep this object.
+
+    Raises:
+        OSError: There is no folder for temporary files.
+    """
+    folder = _copies.get(os.getpid())
+    if folder is None:
+        named = os.environ.get("TMPDIR")
+        if named and not Path(named).is_dir():
+            # Otherwise, another place would be used, perhaps one without room.
+            raise FileNotFoundError(f"TMPDIR is {shown(named)}, which is not a folder")
+        parent = Path(tempfile.gettempdir())
+        with name_errors(shown(parent)):
+            folder = _copies[os.getpid()] = TemporaryFolder(parent)
+    return folder

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import mmap
 import os
-import weakref
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
@@ -27,13 +25,21 @@ from virnucpro.files.fasta import check_exists
 from virnucpro.files.plan_schema import (
     FROM_FILES,
     IF_SPLIT,
+    KINDS,
     NULLABLE,
     check_schema,
     explain_errors,
-    integer_of,
 )
-from virnucpro.files.plan_summary import Summary, decode_layout, decode_summary, not_a_plan
+from virnucpro.files.plan_summary import (
+    Summary,
+    decode_checksums,
+    decode_layout,
+    decode_summary,
+    not_a_plan,
+)
+from virnucpro.files.stored_rows import StoredRows
 from virnucpro.files.tables import PLAN_KEY
+from virnucpro.text import quoted, shown
 
 # The file of a folder with its schema and metadata, as written by Dask and others.
 METADATA = "_common_metadata"
@@ -96,23 +102,36 @@ class PlanFile:
     @functools.cached_property
     def num_rows(self) -> int:
         """The number of rows, which is read without the rows."""
+        if self.is_arrow:
+            return self.stored.buffers.num_rows
         with explain_errors(self.path):
-            if self.is_arrow:
-                # A file that is mapped is not read for this, but it is with `included_fields`.
-                with pa.memory_map(str(self.path)) as source:
-                    file = pa.ipc.open_file(source)
-                    batches = map(file.get_batch, range(file.num_record_batches))
-                    return sum(batch.num_rows for batch in batches)
             num_rows = 0
             for part in self.parts:
                 with open_parquet(part) as file:
                     num_rows += file.metadata.num_rows
             return num_rows
 
+    @functools.cached_property
+    def stored(self) -> StoredRows:
+        """The rows of an Arrow file."""
+        with explain_errors(self.path):
+            return StoredRows(self.path)
+
+    @functools.cached_property
+    def checksums(self) -> dict[str, NDArray[np.int64]] | None:
+        """The checksums of the rows, by column and block, if the file has them."""
+        return decode_checksums(self.path, self._state)
+
     @property
-    def crc32(self) -> int | None:
-        """The checksum of the rows, if the file has it."""
-        return self._state.get("crc32")
+    def has_stored_rows(self) -> bool:
+        """Whether the rows can be read in parts: those of Arrow files that were not rewritten."""
+        is_known = self.is_arrow and all(name in KINDS for name in self.schema.names)
+        return is_known and bool(self.checksums) and not self.stored.buffers.is_compressed
+
+    @property
+    def metadata_hash(self) -> bytes:
+        """The hash of the summary, which tells plans apart: it has their checksums."""
+        return hash_metadata(self.schema)
 
     @property
     def expected_rows(self) -> int:
@@ -125,7 +144,7 @@ class PlanFile:
         """Raise ValueError unless the file has the rows that it should have."""
         if self.num_rows != self.expected_rows:
             raise ValueError(
-                f"{self.path}: damaged: it has {self.num_rows:,} rows, expected "
+                f"{shown(self.path)}: damaged: it has {self.num_rows:,} rows, expected "
                 f"{self.expected_rows:,}"
             )
 
@@ -148,7 +167,7 @@ class PlanFile:
             table = table.combine_chunks()
         for name in names:
             if name not in NULLABLE and table[name].null_count:
-                raise not_a_plan(self.path, f"column {name!r} contains nulls")
+                raise not_a_plan(self.path, f"column {quoted(name)} contains nulls")
         return table
 
     def iterate(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -208,18 +227,18 @@ def open_plan(path: str | PathLike[str]) -> PlanFile:
     file = PlanFile(path)
     if file.is_old_arrow:
         raise ValueError(
-            f"{path}: plan file of version 4, without a summary (PackingPlan.load reads it, and "
-            "save writes it in the current format)"
+            f"{shown(path)}: plan file of version 4, without a summary (PackingPlan.load reads it, "
+            "and save writes it in the current format)"
         )
     return file
 
 
 def load_plan(path: str | PathLike[str]) -> PackingPlan:
-    """Return a plan, of which an Arrow file is mapped; see `PackingPlan.load`."""
+    """Return a plan; see `PackingPlan.load`."""
     file = PlanFile(path)
     if file.is_old_arrow:
         return old_plans.load_saved(file.path)
-    return map_plan(file) if file.is_arrow else read_plan(file)
+    return open_rows(file) if file.has_stored_rows else read_plan(file)
 
 
 def read_plan(file: PlanFile) -> PackingPlan:
@@ -228,7 +247,7 @@ def read_plan(file: PlanFile) -> PackingPlan:
     file.check_size()
     for name in ("batch", "tokens"):
         for error in compare_layout(file.read([name]), layout):
-            raise ValueError(f"{file.path}: damaged: {error}")
+            raise ValueError(f"{shown(file.path)}: damaged: {error}")
     is_split = "fragment" in file.schema.names
     table = file.read(["row", *IF_SPLIT])
     name = "fragment" if is_split else "row"
@@ -272,7 +291,7 @@ def check_numbers(path: Path, name: str, numbers: NDArray[Any]) -> None:
     seen[numbers] = True
     if not seen.all():
         raise ValueError(
-            f"{path}: damaged: {name} {np.argmin(seen):,} is missing "
+            f"{shown(path)}: damaged: {name} {np.argmin(seen):,} is missing "
             f"(missing numbers: {np.count_nonzero(~seen):,})"
         )
 
@@ -313,110 +332,71 @@ def make_fragments(
         or (np.diff(fragments.starts)[follows] <= 0).any()
         or (fragments.starts[1:] > fragments.stops[:-1])[follows].any()
     ):
-        raise ValueError(f"{path}: damaged: its fragments do not make up the sequences")
+        raise ValueError(f"{shown(path)}: damaged: its fragments do not make up the sequences")
     return fragments
 
 
-class MappedFile:
-    """A plan file that is mapped into memory, to read parts of it without copying.
+class PlanRows:
+    """The rows of the plan in an Arrow file, which are read when they are asked for.
+
+    Args:
+        file: The plan file.
 
     Raises:
-        ValueError: The file is empty.
+        ValueError: The file is damaged, or has another plan than `file`.
         OSError: The file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path.absolute()
-        self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
-        weakref.finalize(self, os.close, self._descriptor)
-        self._identity = self._find_identity()
-        self.buffer = pa.py_buffer(mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ))
-        self.metadata_hash = b""
+    def __init__(self, file: PlanFile) -> None:
+        self._file = file
+        self.name = "fragment" if "fragment" in file.schema.names else "row"
+        self.stored = file.stored
+        with explain_errors(file.path):
+            self.stored.choose(file.schema, file.checksums or {})
 
-    def _find_identity(self) -> tuple[int, int]:
-        found = os.fstat(self._descriptor)
-        return found.st_size, found.st_mtime_ns
+    def read(self, begin: int, end: int | None) -> NDArray[Any]:
+        """Return the numbers of the rows, or of the fragments, in a range of places.
 
-    def check(self) -> None:
-        """Raise OSError if the file has changed. Reading its memory may then kill the process."""
-        if self._find_identity() != self._identity:
-            raise OSError(f"{self.path}: the plan has changed since it was loaded")
+        Raises:
+            OSError: The file has changed since it was opened, or cannot be read.
+        """
+        last = self.stored.buffers.num_rows if end is None else end
+        return self.stored.read(self.name, begin, last)
 
-    @property
-    def key(self) -> tuple[str, int, bytes]:
-        """The path, the size, and the hash of the summary, to find the same plan again."""
-        return str(self.path), self._identity[0], self.metadata_hash
+    def fragments(self) -> Fragments | None:
+        """Return the fragments of the plan, validated; None if no sequence was split."""
+        if self.name == "row":
+            return None
+        file, size = self._file, self.stored.buffers.num_rows
+        numbers, *columns = (
+            self.stored.read(name, 0, size) for name in ("fragment", "row", "start", "stop")
+        )
+        check_numbers(file.path, "fragment", numbers)
+        return make_fragments(file.path, file.layout, file.summary.totals.read, numbers, *columns)
 
     def reduce(self, num_threads: int | None) -> tuple[Any, ...]:
         """Return what a pickle of the plan calls, and with which arguments."""
-        return load_again, (self.key, num_threads)
+        return load_again, ((str(self.stored.path), self._file.metadata_hash), num_threads)
 
 
-def load_again(key: tuple[str, int, bytes], num_threads: int | None) -> PackingPlan:
-    """Return a plan that was pickled as the path of its file."""
-    plan = map_plan(open_plan(key[0]), key)
+def load_again(key: tuple[str, bytes], num_threads: int | None) -> PackingPlan:
+    """Return a plan that was pickled as the path of its file and the hash of its summary."""
+    file = open_plan(key[0])
+    if file.metadata_hash != key[1]:
+        raise ValueError(f"{shown(file.path)}: not the plan that was pickled: the file has changed")
+    plan = open_rows(file)
     plan.num_threads = num_threads
     return plan
 
 
-def map_plan(file: PlanFile, key: tuple[str, int, bytes] | None = None) -> PackingPlan:
-    """Return the plan of an Arrow file, mapped into memory.
-
-    With the `key` that a plan was pickled with, raise ValueError if the file is another one.
-    """
-    mapped = MappedFile(file.path)
-    names = ["row", *(IF_SPLIT if "fragment" in file.schema.names else ())]
-    with explain_errors(file.path):
-        content = pa.ipc.open_file(pa.BufferReader(mapped.buffer))
-        mapped.metadata_hash = hash_metadata(content.schema)
-        if mapped.metadata_hash != hash_metadata(file.schema):
-            raise pa.ArrowInvalid("changed while it was read")
-        columns = map_columns(content, names)
-    if key is not None and mapped.key != key:
-        raise ValueError(f"{file.path}: not the plan that was pickled: the file has changed")
+def open_rows(file: PlanFile) -> PackingPlan:
+    """Return the plan of an Arrow file, whose rows are read when they are asked for."""
     file.check_size()
-    numbers = columns["fragment" if len(names) > 1 else "row"]
-    if len(numbers) != file.num_rows:
-        raise ValueError(f"{file.path}: changed while it was read")
-    layout, num_rows = file.layout, file.summary.totals.read
-    end = layout.num_sequences
-
-    def fragments() -> Fragments:
-        mapped.check()
-        parts = (columns[name] for name in ("row", "start", "stop"))
-        check_numbers(file.path, "fragment", numbers)
-        return make_fragments(file.path, layout, num_rows, numbers, *parts)
-
-    return PackingPlan(
-        layout,
-        numbers[:end],
-        None,
-        numbers[end:],
-        fragments if len(names) > 1 else None,
-        file.summary,
-        mapped,
-    )
+    rows = PlanRows(file)
+    fragments = rows.fragments if rows.name == "fragment" else None
+    return PackingPlan(file.layout, None, None, None, fragments, file.summary, rows)
 
 
 def hash_metadata(schema: pa.Schema) -> bytes:
     """Return the hash of a summary."""
     return hashlib.sha256((schema.metadata or {}).get(PLAN_KEY, b"")).digest()
-
-
-def map_columns(file: pa.ipc.RecordBatchFileReader, names: list[str]) -> dict[str, NDArray[Any]]:
-    """Return columns of integers of an Arrow file in memory, without copying."""
-    if file.num_record_batches == 0:
-        return {name: np.empty(0, np.int32) for name in names}
-    if file.num_record_batches > 1:
-        raise pa.ArrowInvalid("more than one record batch")
-    batch = file.get_batch(0)
-    columns = {}
-    for name in names:
-        values = batch.column(name)
-        kind = integer_of(values.type)
-        begin, end = (n * kind.itemsize for n in (values.offset, values.offset + len(values)))
-        data = np.frombuffer(values.buffers()[1] or b"", np.uint8)
-        if len(data) < end:
-            raise pa.ArrowInvalid(f"column {name!r} has {len(data):,} bytes, expected {end:,}")
-        columns[name] = data[begin:end].view(kind)
-    return columns

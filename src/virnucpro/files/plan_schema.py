@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from virnucpro.files import errors
 from virnucpro.files.plan_summary import not_a_plan
 
 # Row numbers are int32, or int64 for 2**31 sequences or more.
@@ -39,6 +40,8 @@ ALWAYS = ("batch", "row", "tokens")
 IF_SPLIT = ("fragment", "start", "stop")
 FROM_FILES = ("id", "length", "truncated", "file")
 ON_REQUEST = ("sequence",)
+# Rows of an Arrow file that have a checksum of their own.
+BLOCK = 2**14
 # Columns that are null for dropped sequences.
 NULLABLE = ("batch", "tokens", "sequence")
 
@@ -60,14 +63,15 @@ def integer_of(kind: pa.DataType) -> np.dtype[Any]:
     return np.dtype(f"int{kind.bit_width}")
 
 
-def checksum(table: pa.Table) -> int:
-    """Return the CRC-32 of the numbers that tell which sequences are in which batch."""
-    crc32 = 0
+def checksums(table: pa.Table) -> dict[str, NDArray[np.int64]]:
+    """Return the CRC-32 of each block of the numbers that tell which sequences are where."""
+    found = {}
     for name in ("row", *IF_SPLIT):
         if name in table.schema.names:
-            for chunk in table[name].chunks:
-                crc32 = zlib.crc32(chunk.to_numpy(zero_copy_only=False), crc32)
-    return crc32
+            values = table[name].combine_chunks().to_numpy()
+            blocks = (values[begin : begin + BLOCK] for begin in range(0, len(values), BLOCK))
+            found[name] = np.array([zlib.crc32(block) for block in blocks], np.int64)
+    return found
 
 
 def check_schema(path: str | PathLike[str], schema: pa.Schema) -> None:
@@ -87,20 +91,6 @@ def check_schema(path: str | PathLike[str], schema: pa.Schema) -> None:
         raise not_a_plan(path, "no column 'id'")
 
 
-@contextmanager
-def explain_errors(path: Path) -> Iterator[None]:
-    """Raise ValueError or OSError with the path for the errors of pyarrow."""
-    try:
-        yield
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise not_a_plan(path, f"damaged: {first_line(error)}") from error
-    except OSError as error:
-        # pyarrow raises OSError, without a number, for files that are damaged.
-        if error.errno is None:
-            raise not_a_plan(path, f"damaged: {first_line(error)}") from error
-        raise OSError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; those of pyarrow may have many."""
-    return str(error).partition("\n")[0] or type(error).__name__
+def explain_errors(path: Path) -> AbstractContextManager[None]:
+    """Raise ValueError, MemoryError or OSError with the path for the errors of pyarrow."""
+    return errors.explain_errors(path, not_a_plan)

@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from virnucpro import kernel
 from virnucpro.data.layout import Layout
@@ -213,11 +214,13 @@ def compute_totals(plan: PackingPlan, sequences: Sequences, duplicate_ids: int) 
     )
 
 
-def encode_summary(summary: Summary, layout: Layout, crc32: int | None = None) -> dict[bytes, str]:
-    """Return the metadata of a plan file, with the checksum of its rows if it is known."""
+def encode_summary(
+    summary: Summary, layout: Layout, checksums: dict[str, NDArray[np.int64]] | None = None
+) -> dict[bytes, str]:
+    """Return the metadata of a plan file, with the checksums of its rows if they are known."""
     state = {**summary.to_dict(), "layout": encode_arrays(Layout.to_dict(layout))}
-    if crc32 is not None:
-        state["crc32"] = crc32
+    if checksums is not None:
+        state["checksums"] = encode_arrays(checksums)
     text = json.dumps(state)
     if len(text) > MAX_BYTES:
         raise ValueError(
@@ -276,6 +279,27 @@ def decode_layout(path: str | PathLike[str], state: dict[str, Any]) -> Layout:
         raise not_a_plan(path, f"its layout: {error}") from error
     except RecursionError as error:
         raise not_a_plan(path, "its layout is nested too deeply") from error
+
+
+def decode_checksums(
+    path: str | PathLike[str], state: dict[str, Any]
+) -> dict[str, NDArray[np.int64]] | None:
+    """Return the checksums that are stored with a summary, by column; None if there are none.
+
+    Raises:
+        ValueError: They are damaged.
+    """
+    try:
+        checksums = decode_arrays(state.get("checksums"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise not_a_plan(path, "its checksums cannot be read") from error
+    if checksums is None:
+        return None
+    if not isinstance(checksums, dict) or not all(
+        isinstance(values, np.ndarray) for values in checksums.values()
+    ):
+        raise not_a_plan(path, "its checksums are not numbers")
+    return checksums
 
 
 def not_a_plan(path: str | PathLike[str], reason: str) -> ValueError:

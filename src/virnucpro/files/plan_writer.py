@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.plan import PackingPlan
-from virnucpro.files.output import atomic_write
-from virnucpro.files.plan_schema import FROM_FILES, checksum, integer_of, make_schema
+from virnucpro.files.output import write_file
+from virnucpro.files.plan_schema import FROM_FILES, checksums, integer_of, make_schema
 from virnucpro.files.plan_summary import Summary, encode_summary, summarize
 from virnucpro.files.sequences import Sequences
 from virnucpro.files.tables import as_arrow, strings_as_arrow
+from virnucpro.text import shown
 
 # Maximum rows per row group, and tokens if it has the residues, unless a single batch has more.
 ROW_GROUP_SIZE = 2**17
@@ -38,26 +40,31 @@ def encoding_of(path: str | PathLike[str]) -> str:
     Raises:
         ValueError: The suffix is neither `.parquet` nor `.arrow`.
     """
-    suffix = Path(path).suffix.lower()
+    suffix = Path(os.fsdecode(path)).suffix.lower()
     if suffix not in (".parquet", ".arrow"):
-        raise ValueError(f"{path}: a plan file must have the suffix .parquet or .arrow")
+        raise ValueError(
+            f"{shown(os.fsdecode(path))}: a plan file must have the suffix .parquet or .arrow"
+        )
     return suffix[1:]
 
 
 def save_plan(path: str | PathLike[str], plan: PackingPlan) -> None:
     """Write a plan without the IDs and lengths of its sequences; see `PackingPlan.save`."""
-    write_plan(path, plan, None, summarize(plan))
+    encoding = encoding_of(path)
+    with write_file(path) as file:
+        write_plan(file, encoding, plan, None, summarize(plan))
 
 
 def write_plan(
-    path: str | PathLike[str],
+    file: BinaryIO,
+    encoding: str,
     plan: PackingPlan,
     sequences: Sequences | None,
     summary: Summary,
     read_residues: ReadResidues | None = None,
     progress: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Write a plan as a file with one row per sequence or fragment, in order of batches and slots.
+    """Write a plan with one row per sequence or fragment, in order of batches and slots.
 
     The columns are
 
@@ -77,8 +84,8 @@ def write_plan(
     same bytes.
 
     Args:
-        path: The file to write, `.parquet` or `.arrow`. An existing file is replaced only when the
-            new one is complete.
+        file: The file to write to.
+        encoding: "parquet" or "arrow".
         plan: The plan.
         sequences: All sequences that were read; None if they are not known.
         summary: The summary to store.
@@ -86,14 +93,11 @@ def write_plan(
         progress: Called from time to time with the number of rows written so far.
 
     Raises:
-        ValueError: The path has another suffix, or `read_residues` is given for an Arrow file.
+        ValueError: The layout is too large for a plan file.
         OSError: The file cannot be written.
 
     Cost: O(n); memory for a row group, or for all columns of an Arrow file.
     """
-    encoding = encoding_of(path)
-    if encoding == "arrow" and read_residues is not None:
-        raise ValueError(f"{path}: sequences can be stored in Parquet files only (.parquet)")
     schema = make_schema(
         plan.num_sequences + len(plan.dropped) >= 2**31,
         plan.fragments is not None,
@@ -104,20 +108,14 @@ def write_plan(
         dropped = dropped_tables(plan, sequences, schema, max(1, len(plan.dropped)))
         table = pa.concat_tables([make_table(plan, sequences, schema, 0, len(plan)), *dropped])
         table = table.combine_chunks()
-        table = table.replace_schema_metadata(encode_summary(summary, plan, checksum(table)))
-        with (
-            atomic_write(path) as unfinished,
-            pa.ipc.new_file(str(unfinished), table.schema) as writer,
-        ):
+        table = table.replace_schema_metadata(encode_summary(summary, plan, checksums(table)))
+        with pa.ipc.new_file(file, table.schema) as writer:
             writer.write_table(table)
             progress(len(table))
         return
     schema = schema.with_metadata(encode_summary(summary, plan))
     options = {"use_dictionary": [name for name in DICTIONARIES if name in schema.names]}
-    with (
-        atomic_write(path) as unfinished,
-        pq.ParquetWriter(unfinished, schema, write_page_checksum=True, **options) as writer,
-    ):
+    with pq.ParquetWriter(file, schema, write_page_checksum=True, **options) as writer:
         num_written = 0
         for begin, end in split_batches(plan, has_residues=read_residues is not None):
             group = make_table(plan, sequences, schema, begin, end, read_residues)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.util import Finalize
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,8 @@ from virnucpro.files.fasta import (
     read_chunks,
     scan_fasta,
 )
+from virnucpro.files.output import NamedFile, TemporaryFolder, copy_folder
+from virnucpro.text import quoted, shown
 
 
 class RecordFile:
@@ -112,11 +114,12 @@ class RecordFile:
         for record, length, (identifier, sequence) in zip(records, expected, found, strict=False):
             if len(sequence) != length:
                 raise ValueError(
-                    f"{self.path}: record {record + 1:,} ({identifier!r}) has {len(sequence):,} "
-                    f"residues (it had {length:,}): the file has changed since it was scanned"
+                    f"{shown(self.path)}: record {record + 1:,} ({quoted(identifier)}) has "
+                    f"{len(sequence):,} residues (it had {length:,}): the file has changed since "
+                    "it was scanned"
                 )
         if scanner.fault is not None or len(found) != len(records):
-            raise ValueError(f"{self.path}: the file has changed since it was scanned")
+            raise ValueError(f"{shown(self.path)}: the file has changed since it was scanned")
         return found
 
     def _open(self) -> io.FileIO:
@@ -131,7 +134,7 @@ class RecordFile:
                     self._find_again()
                     file = self._open_known()
         if file is None:
-            raise ValueError(f"{self.path}: the file has changed since it was scanned")
+            raise ValueError(f"{shown(self.path)}: the file has changed since it was scanned")
         return file
 
     def _open_known(self) -> io.FileIO | None:
@@ -152,7 +155,7 @@ class RecordFile:
     def _find_again(self) -> None:
         """Find the text again if the bytes of the file are the same."""
         if not Path(self.path).is_file():
-            raise FileNotFoundError(f"{self.path}: no such file, or not a regular file")
+            raise FileNotFoundError(f"{shown(self.path)}: no such file, or not a regular file")
 
         def read(digest: Any, copy: BinaryIO | None) -> None:
             with open_file(self.path) as file:
@@ -174,20 +177,21 @@ class RecordFile:
         if is_plain:
             read(digest, None)
             return PlainText(self.path, identity, digest.hexdigest(), digest.num_bytes)
-        with NamedTemporaryFile(prefix="virnucpro.", suffix=".fasta", delete=False) as copy:
-            # Runs only in this process; also at the exit of worker processes, which skip atexit.
-            text = PlainText(copy.name, (), "", 0)
-            remove = Finalize(
-                text, partial(Path(copy.name).unlink, missing_ok=True), exitpriority=0
-            )
-            try:
-                read(digest, cast(BinaryIO, copy))
-            except BaseException:
-                remove()
-                raise
-            copy.flush()
-            text.identity, text.sha256 = file_identity(copy), digest.hexdigest()
-            text.num_bytes = digest.num_bytes
+        folder = copy_folder()
+        place = folder.path / secrets.token_hex(8)
+        text = PlainText(str(place), (), "", 0, folder)
+        # Runs only in this process; also at the exit of worker processes, which skip atexit.
+        remove = Finalize(text, partial(place.unlink, missing_ok=True), exitpriority=0)
+        name = f"a temporary copy of {shown(self.path)} in {shown(folder.path.parent)}"
+        try:
+            with io.BufferedWriter(NamedFile(place, name)) as copy:
+                read(digest, copy)
+                copy.flush()
+                text.identity, text.sha256 = file_identity(copy), digest.hexdigest()
+                text.num_bytes = digest.num_bytes
+        except BaseException:
+            remove()
+            raise
         return text
 
     def __getstate__(self) -> dict[str, Any]:
@@ -207,12 +211,17 @@ class PlainText:
         identity: The `file_identity` of the text.
         sha256: The hash of the FASTA file, compressed or not.
         num_bytes: The size of the FASTA file.
+        folder: The folder of the copy, in the process that made it.
     """
 
     path: str
     identity: tuple[int, ...]
     sha256: str
     num_bytes: int
+    folder: TemporaryFolder | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PlainText, (self.path, self.identity, self.sha256, self.num_bytes)
 
 
 def file_identity(file: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
-from virnucpro.files.plan_schema import checksum
+from virnucpro.files.plan_schema import checksums
 from virnucpro.files.plan_summary import Summary
 from virnucpro.files.sequences import InputFile, Sequences
 from virnucpro.files.tables import as_arrow, strings_as_arrow
@@ -52,7 +52,7 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[
     errors = [
         *check_columns(table, summary, sequences),
         *compare_layout(table, file.layout),
-        *compare_checksum(table, file.crc32),
+        *compare_checksums(table, file.checksums),
         *check_batches(table, summary),
         *compare_totals(table, summary, sequences),
     ]
@@ -125,10 +125,12 @@ def check_columns(table: Any, summary: Summary, sequences: Sequences | None) -> 
         yield from check_fragments(table, summary, sequences)
 
 
-def compare_checksum(table: Any, recorded: int | None) -> Iterator[str]:
-    """Yield an error if the rows are not those whose checksum was recorded."""
-    if recorded is not None and checksum(table) != recorded:
-        yield "the rows are not those that were written (their checksum differs)"
+def compare_checksums(table: Any, recorded: dict[str, NDArray[np.int64]] | None) -> Iterator[str]:
+    """Yield an error if the rows are not those whose checksums were recorded."""
+    found = {} if recorded is None else checksums(table)
+    for name, values in found.items():
+        if recorded is not None and not np.array_equal(values, recorded.get(name, [])):
+            yield f"column {name!r} is not the one that was written (its checksums differ)"
 
 
 def check_fragments(table: Any, summary: Summary, sequences: Sequences | None) -> Iterator[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from os import PathLike, fspath
-from pathlib import Path
+from os import PathLike, fsdecode
 from typing import Any
 
 import numpy as np
@@ -15,11 +14,12 @@ from virnucpro.data.methods import column_generation
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.output import check_output
+from virnucpro.files.output import write_file
 from virnucpro.files.plan_summary import Summary, compute_totals
 from virnucpro.files.plan_writer import ReadResidues, encoding_of, write_plan
 from virnucpro.files.sequences import Sequences, read_files, table_kind
 from virnucpro.kernel.limits import Limits
+from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def pack_files(
     Cost: reading the files, sorting the IDs, and O(n) for packing n sequences.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> from virnucpro.data import GreedyPacker, PackingPlan, pack_files
         >>> with TemporaryDirectory() as folder:
@@ -82,15 +83,14 @@ def pack_files(
     if not isinstance(packer, GreedyPacker):
         raise TypeError(f"packer must be a GreedyPacker (got {type(packer).__name__})")
     if duplicates not in ("report", "error"):
-        raise ValueError(f"duplicates must be 'report' or 'error' (got {duplicates!r})")
+        raise ValueError(f"duplicates must be 'report' or 'error' (got {quoted(duplicates)})")
     options = check_options(options)
     progress = progress or no_progress
     paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
-    names = [fspath(path) for path in paths]
+    names = [fsdecode(path) for path in paths]
     if not names:
         raise ValueError("inputs must name at least one file")
-    encoding_of(output)
-    check_output(Path(output), names)
+    encoding = encoding_of(output)
     if sequences:
         check_sequences(output, names)
     if packer.method == "tight":
@@ -98,26 +98,28 @@ def pack_files(
         column_generation()
     limits = packer.limits
 
-    found = read_files(names, options, lambda done: progress("reading", done), sequences)
-    num_duplicates, examples = found.find_duplicates()
-    warning = f"duplicate IDs: {num_duplicates:,} (for example {', '.join(examples)})"
-    if num_duplicates and duplicates == "error":
-        raise ValueError(warning)
-    if packer.overlong == "error":
-        check_lengths(found, limits.max_residues)
-    progress("packing", 0)
-    plan = packer.pack_lengths(found.lengths, found.ids)
-    summary = Summary(
-        limits=limits,
-        method=packer.method,
-        overlong=packer.overlong,
-        overlap=int(packer.overlap),
-        options=options,
-        totals=compute_totals(plan, found, num_duplicates),
-        inputs=found.inputs,
-    )
-    read = residues_reader(found, limits) if sequences else None
-    write_plan(output, plan, found, summary, read, lambda done: progress("writing", done))
+    with write_file(output, names) as file:
+        found = read_files(names, options, lambda done: progress("reading", done), sequences)
+        num_duplicates, examples = found.find_duplicates()
+        names_of_some = ", ".join(map(shown, examples))
+        warning = f"duplicate IDs: {num_duplicates:,} (for example {names_of_some})"
+        if num_duplicates and duplicates == "error":
+            raise ValueError(warning)
+        if packer.overlong == "error":
+            check_lengths(found, limits.max_residues)
+        progress("packing", 0)
+        plan = packer.pack_lengths(found.lengths, found.ids)
+        summary = Summary(
+            limits=limits,
+            method=packer.method,
+            overlong=packer.overlong,
+            overlap=int(packer.overlap),
+            options=options,
+            totals=compute_totals(plan, found, num_duplicates),
+            inputs=found.inputs,
+        )
+        read = residues_reader(found, limits) if sequences else None
+        write_plan(file, encoding, plan, found, summary, read, lambda n: progress("writing", n))
     if num_duplicates:
         logger.warning("%s", warning)
     return summary
@@ -130,10 +132,14 @@ def no_progress(_stage: str, _done: int) -> None:
 def check_sequences(output: str | PathLike[str], names: list[str]) -> None:
     """Raise ValueError unless the sequences of files can be stored in a plan."""
     if encoding_of(output) != "parquet":
-        raise ValueError(f"{output}: sequences can be stored in Parquet files only (.parquet)")
+        raise ValueError(
+            f"{shown(output)}: sequences can be stored in Parquet files only (.parquet)"
+        )
     for name in names:
         if table_kind(name) is not None:
-            raise ValueError(f"{name}: a table of lengths has no sequences to store in the plan")
+            raise ValueError(
+                f"{shown(name)}: a table of lengths has no sequences to store in the plan"
+            )
 
 
 def check_lengths(sequences: Sequences, max_residues: int) -> None:
@@ -143,7 +149,7 @@ def check_lengths(sequences: Sequences, max_residues: int) -> None:
         row = int(is_overlong.argmax())
         name = sequences.inputs[int(sequences.file_of(np.array([row]))[0])].name
         raise ValueError(
-            f"{name}: sequence {sequences.ids[row].as_py()!r} has "
+            f"{shown(name)}: sequence '{shown(sequences.ids[row])}' has "
             f"{sequences.lengths[row]:,} residues, more than {max_residues:,} "
             f"(affected sequences: {is_overlong.sum():,})"
         )

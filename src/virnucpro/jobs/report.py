@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import html
 import io
+import logging
+import warnings
 from collections.abc import Callable, Sequence
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
 import numpy as np
 import pyarrow.compute as pc
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from virnucpro import kernel
 from virnucpro.data.layout import Layout
-from virnucpro.files.output import atomic_write
+from virnucpro.extras import needing
+from virnucpro.files.output import write_file
 from virnucpro.files.plan_reader import compare_layout, open_plan
 from virnucpro.files.plan_summary import Summary
 from virnucpro.jobs.labels import label_totals
 from virnucpro.kernel.limits import Limits
-from virnucpro.text import printable
+from virnucpro.text import shown
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 INK, BLUE, ORANGE = "#334155", "#3b82b6", "#d9480f"
 
@@ -54,13 +56,13 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
         OSError: A file cannot be read or written.
     """
     file = open_plan(plan)
-    file.check_size()
-    table = file.read()
-    for error in compare_layout(table, file.layout):
-        raise ValueError(f"{file.path}: damaged: {error}")
-    page = make_page(file.path.name, file.summary, file.layout, table)
-    with atomic_write(output) as unfinished:
-        unfinished.write_text(page, encoding="utf-8")
+    with write_file(output, file.parts) as page:
+        file.check_size()
+        table = file.read()
+        for error in compare_layout(table, file.layout):
+            raise ValueError(f"{shown(file.path)}: damaged: {error}")
+        content = make_page(file.path.name, file.summary, file.layout, table)
+        page.write(content.encode())
 
 
 def make_page(name: str, summary: Summary, layout: Layout, table: Any) -> str:
@@ -103,7 +105,7 @@ def make_page(name: str, summary: Summary, layout: Layout, table: Any) -> str:
 
 def escape(text: str) -> str:
     """Return a text from outside for HTML."""
-    return html.escape(printable(text))
+    return html.escape(shown(text))
 
 
 def show_lengths(table: Any, max_residues: int) -> list[str]:
@@ -144,20 +146,46 @@ def count_next_fit_decreasing(sizes: NDArray[Any], counts: NDArray[Any], limits:
 
 def draw(plot: Callable[[Axes], None]) -> str:
     """Return a plot as an SVG element."""
-    # A fixed salt for element IDs makes the page reproducible.
-    style: Any = {"svg.hashsalt": "virnucpro", "svg.fonttype": "none", "font.family": "sans-serif"}
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(9, 3.2), layout="constrained")
+    matplotlib = import_matplotlib()
+    # The page is the same whatever a matplotlibrc says, and the IDs of elements are not random.
+    style = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
+    style |= {"svg.hashsalt": "virnucpro", "svg.fonttype": "none"}
+    with matplotlib.rc_context(style):
+        figure = matplotlib.figure.Figure(figsize=(9, 3.2), layout="constrained")
         axes = figure.add_subplot()
         axes.spines[["top", "right"]].set_visible(False)
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
         axes.tick_params(colors=INK)
         plot(axes)
         file = io.StringIO()
         figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     text = file.getvalue()
     return text[text.index("<svg") :]
+
+
+def import_matplotlib() -> Any:
+    """Import matplotlib without what it says about a matplotlibrc, which the plots do not follow.
+
+    Raises:
+        ModuleNotFoundError: It is not installed.
+        ValueError: It cannot be imported with this matplotlibrc or environment.
+    """
+    # Without a handler, its messages would go to stderr.
+    logger, handler = logging.getLogger("matplotlib"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings(), needing("the report", "cli"):
+            warnings.simplefilter("ignore")
+            import matplotlib.figure
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            "matplotlib cannot be imported with the present matplotlibrc or MPLBACKEND: "
+            f"{shown(error)}"
+        ) from error
+    finally:
+        logger.removeHandler(handler)
+    return matplotlib
 
 
 def draw_lengths(axes: Axes, lengths: NDArray[Any], max_residues: int) -> None:
@@ -186,7 +214,7 @@ def draw_fill(axes: Axes, fill: NDArray[Any]) -> None:
     axes.plot(ends, means, color=BLUE, label="mean of neighboring batches")
     axes.plot(ends, minima, color=ORANGE, linewidth=0.8, label="minimum of neighboring batches")
     axes.set_ylim(0, 1.05)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0%}"))
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel("batch")
     axes.set_ylabel("fill (share of budget)")
     axes.legend(loc="lower left", frameon=False)
@@ -198,7 +226,7 @@ def draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
         width = max(1, int(np.ptp(sizes)) // 80)
         bins = np.arange(sizes.min() - 0.5, sizes.max() + width + 0.5, width)
         axes.hist(sizes, bins=bins.tolist(), color=BLUE)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.locator_params("x", integer=True)
     axes.set_xlabel("sequences per batch")
     axes.set_ylabel("batches")
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.kernel.arguments import check_integer
+from virnucpro.text import quoted
 
 # The kernel counts tokens in 64 bits; this leaves room for the sum of two sizes.
 MAX_TOKENS = 2**62
@@ -104,10 +105,10 @@ class Limits:
             raise TypeError(f"limits must be a dict (got {type(limits).__name__})")
         unknown = limits.keys() - {field.name for field in fields(cls)}
         if unknown:
-            raise ValueError(f"unknown limit {sorted(unknown)[0]!r}")
+            raise ValueError(f"unknown limit {quoted(sorted(unknown)[0])}")
         missing = {field.name for field in fields(cls)} - limits.keys() - NEWER_LIMITS.keys()
         if missing:
-            raise ValueError(f"limits have no {min(missing)!r}")
+            raise ValueError(f"limits have no {quoted(min(missing))}")
         return cls(**{**NEWER_LIMITS, **limits})
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -21,6 +21,7 @@ from virnucpro.model.configuration import (
 )
 from virnucpro.model.inputs import model_inputs
 from virnucpro.model.positions import first_position
+from virnucpro.text import quoted
 
 # Attributes of configurations that limit how many tokens a token attends to.
 WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size")
@@ -335,7 +336,7 @@ def likely_causes(model: Any) -> Iterator[str]:
     elif attention is not None and attention != "packed_sdpa" and "flash" not in attention:
         yield f'the model\'s attention is "{attention}", not "packed_sdpa" or FlashAttention'
     for layer_type in unsupported_layers(config):
-        yield f"layers of type {layer_type!r}"
+        yield f"layers of type {quoted(layer_type)}"
     for name, size in windows(config):
         yield f"a window of {size} tokens ({name})"
     if any(hasattr(module, "position_embeddings") for module in model.modules()):

@@ -16,6 +16,7 @@ from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
 from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, check_keys
 from virnucpro.model.vocabulary import Tokens, read_vocabulary
+from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class VarlenCollator:
         total = len(tokenized.input_ids)
         if total > limits.max_tokens_per_batch:
             raise ValueError(
-                f"a batch of {len(records):,} records, the first {records[0]['id']!r}, has "
+                f"a batch of {len(records):,} records, the first {quoted(records[0]['id'])}, has "
                 f"{total:,} tokens, more than the budget of {limits.max_tokens_per_batch:,}"
             )
         return self.to_batch(tokenized, limits)
@@ -172,7 +173,9 @@ class VarlenCollator:
         `token_budget`, unless None, replaces the collator's own budget.
         """
         if self.unknown not in ("warn", "error", "ignore"):
-            raise ValueError(f"unknown must be 'warn', 'error' or 'ignore' (got {self.unknown!r})")
+            raise ValueError(
+                f"unknown must be 'warn', 'error' or 'ignore' (got {quoted(self.unknown)})"
+            )
         budget = self.max_tokens_per_batch if token_budget is None else token_budget
         check_integer(budget, "max_tokens_per_batch", 1, MAX_TOKENS)
         return Limits(budget, self.max_sequence_length, self.special_tokens)
@@ -223,9 +226,9 @@ class VarlenCollator:
         if self.unknown == "error":
             text = "some text"
             if first.position is not None:
-                text = f"{first.text!r} at position {first.position:,}, counted from 0,"
+                text = f"{quoted(first.text)} at position {first.position:,}, counted from 0,"
             raise ValueError(
-                f"record {records[first.sequence]['id']!r}: {text} is not in the tokenizer's "
+                f"record {quoted(records[first.sequence]['id'])}: {text} is not in the tokenizer's "
                 "vocabulary"
             )
         if is_first:
@@ -247,7 +250,7 @@ class VarlenCollator:
 def format_texts(unknown: Mapping[str, int]) -> str:
     """Return unknown texts with their counts, most frequent first, for a message."""
     named = [
-        f"{text if text.isprintable() and text.strip() else repr(text)} ({number:,})"
+        f"{shown(text if text.strip() else repr(text))} ({number:,})"
         for text, number in Counter(unknown).most_common(MAX_NAMED)
         if text
     ]

@@ -6,6 +6,8 @@ from typing import Any
 
 import torch
 
+from virnucpro.text import quoted
+
 # Attributes of configurations that list the type of each layer.
 LAYER_TYPES = ("layer_types", "layers_block_type", "block_types")
 
@@ -71,7 +73,7 @@ def find_unsupported(config: Any, max_seqlen: int | None) -> str | None:
         return None
     layers = unsupported_layers(config)
     if layers:
-        return f"layers of type {layers[0]!r} (layer_types of the model's config)"
+        return f"layers of type {quoted(layers[0])} (layer_types of the model's config)"
     if is_encoder_decoder(config):
         return "cross-attention (is_encoder_decoder or add_cross_attention of the model's config)"
     if get_attribute(config, "attn_temperature_tuning"):
@@ -83,7 +85,7 @@ def find_unsupported(config: Any, max_seqlen: int | None) -> str | None:
         limit = rope.get(name) or getattr(config, name, None)
         if max_seqlen is None or limit is None or max_seqlen > limit:
             return (
-                f"rope_type {rope_type!r} beyond {limit} tokens, since it then depends on the "
-                "other sequences of the batch"
+                f"rope_type {quoted(rope_type)} beyond {limit} tokens, since it then depends on "
+                "the other sequences of the batch"
             )
     return None

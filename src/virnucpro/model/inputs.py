@@ -17,6 +17,7 @@ from virnucpro.model.configuration import (
     unsupported_layers,
 )
 from virnucpro.model.positions import first_position
+from virnucpro.text import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +85,8 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
     accepts_seq_idx = accepts(model, "seq_idx", or_kwargs=bool(stateful))
     if stateful and not accepts_seq_idx:
         raise ValueError(
-            f"model_inputs does not support layers of type {stateful[0]!r}: they carry a state "
-            f"from token to token, and {type(model).__name__} does not accept seq_idx"
+            f"model_inputs does not support layers of type {quoted(stateful[0])}: they carry a "
+            f"state from token to token, and {type(model).__name__} does not accept seq_idx"
         )
     if accepts_seq_idx:
         inputs["seq_idx"] = make_seq_idx(batch)[None]

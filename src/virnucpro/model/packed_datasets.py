@@ -17,6 +17,7 @@ from virnucpro.data.records import Record
 from virnucpro.files.fasta import ReadChanges, ReadOptions, check_options
 from virnucpro.files.record_file import RecordFile
 from virnucpro.model.datasets import Paths, check_paths, warn_of_changes
+from virnucpro.text import quoted, shown
 
 # Keys that are added to records, which they must not have before.
 NEW_KEYS = ("row", "tokens", "start", "stop")
@@ -308,9 +309,10 @@ class FastaRecords:
             number = int(np.searchsorted(self.starts, rows[at], side="right")) - 1
             file, record = self.files[number], int(rows[at] - self.starts[number])
             raise ValueError(
-                f"the plan is for other sequences: record {record + 1:,} of {file.path} "
-                f"({file.read([record])[0][0]!r}, row {rows[at]:,}) has {lengths[rows[at]]:,} "
-                f"residues, {words.format(tokens[at], planned[at])} ({len(wrong):,} such records)"
+                f"the plan is for other sequences: record {record + 1:,} of "
+                f"{shown(file.path)} ({quoted(file.read([record])[0][0])}, row {rows[at]:,}) has "
+                f"{lengths[rows[at]]:,} residues, {words.format(tokens[at], planned[at])} "
+                f"({len(wrong):,} such records)"
             )
 
 
@@ -329,7 +331,9 @@ def check_record(item: Any, row: int, is_split: bool) -> int:
         raise TypeError(f"the record of row {row:,} must be a dict (got {type(item).__name__})")
     for key in NEW_KEYS if is_split else NEW_KEYS[:2]:
         if key in item:
-            raise ValueError(f"{describe(item, row)} has a key {key!r}, which is added to records")
+            raise ValueError(
+                f"{describe(item, row)} has a key {quoted(key)}, which is added to records"
+            )
     for key in ("sequence", "input_ids"):
         if key in item:
             return len(item[key])
@@ -339,7 +343,11 @@ def check_record(item: Any, row: int, is_split: bool) -> int:
 
 def describe(item: Mapping[str, Any], row: int) -> str:
     """Return a record's name for a message."""
-    return f"record {item['id']!r} (row {row:,})" if "id" in item else f"the record of row {row:,}"
+    return (
+        f"record {quoted(item['id'])} (row {row:,})"
+        if "id" in item
+        else f"the record of row {row:,}"
+    )
 
 
 def has_length(key: str, value: Any, length: int) -> bool:

@@ -14,6 +14,7 @@ from virnucpro.data.records import Record
 from virnucpro.files.plan_reader import hash_metadata, open_plan
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.datasets import SharedDataset
+from virnucpro.text import shown
 
 # The columns that are read.
 COLUMNS = ("batch", "row", "id", "start", "stop", "tokens", "truncated", "file", "sequence")
@@ -72,8 +73,8 @@ class PackedPlanDataset(SharedDataset):
         file = open_plan(plan)
         if file.is_arrow or "sequence" not in file.schema.names:
             raise ValueError(
-                f"{plan}: the plan has no sequences (make one with `virnucpro pack --sequences`, "
-                "or read it with PackedFastaDataset and the FASTA files)"
+                f"{shown(plan)}: the plan has no sequences (make one with `virnucpro pack "
+                "--sequences`, or read it with PackedFastaDataset and the FASTA files)"
             )
         self.summary = file.summary
         self.layout = file.layout
@@ -114,7 +115,9 @@ class PackedPlanDataset(SharedDataset):
         rest: list[pa.RecordBatch] = []
         file = open_plan(self.path)
         if hash_metadata(file.schema) != self._metadata_hash:
-            raise ValueError(f"{self.path}: the plan has changed since the data set was made")
+            raise ValueError(
+                f"{shown(self.path)}: the plan has changed since the data set was made"
+            )
         for part in file.iterate([name for name in COLUMNS if name in file.schema.names]):
             rest.append(part.filter(pc.is_valid(part["batch"])))
             table = pa.Table.from_batches(rest).combine_chunks()
@@ -151,4 +154,6 @@ class PackedPlanDataset(SharedDataset):
 
     def _require(self, holds: bool, batch: int) -> None:
         if not holds:
-            raise ValueError(f"{self.path}: damaged: batch {batch:,} is not that of the layout")
+            raise ValueError(
+                f"{shown(self.path)}: damaged: batch {batch:,} is not that of the layout"
+            )

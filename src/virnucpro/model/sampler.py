@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from virnucpro.data.plan import PackingPlan, as_plan
-from virnucpro.kernel.arguments import check_integer
+from virnucpro.kernel.arguments import check_integer, plain
+from virnucpro.text import quoted
 
 # The version of states. Increase it if the same state would yield other batches.
 STATE_VERSION = 1
+# Rows that are hashed at a time.
+CHUNK = 2**20
 
 
 class PackedBatchSampler(Sampler[list[int]]):
@@ -103,8 +106,7 @@ class PackedBatchSampler(Sampler[list[int]]):
         for step in range(first, len(share)):
             batch = share[step]
             self._step = step + 1
-            # Asked for in each step, since the file of a mapped plan may change.
-            yield plan.indices[self._offsets[batch] : self._offsets[batch + 1]].tolist()
+            yield plan.slice_indices(*self._offsets[batch : batch + 2]).tolist()
 
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch, from 0. Without it, each epoch is in the same order.
@@ -160,17 +162,18 @@ class PackedBatchSampler(Sampler[list[int]]):
             [[1, 3], [4]]
         """
         if not isinstance(state, dict) or not {"epoch", "step"} <= state.keys():
-            raise TypeError(f"state must be a dict returned by state_dict (got {state!r})")
-        if state.get("version") != STATE_VERSION:
+            raise TypeError(f"state must be a dict returned by state_dict (got {quoted(state)})")
+        version = state.get("version")
+        if version != STATE_VERSION:
             raise ValueError(
-                f"the state must have version {STATE_VERSION} (got {state.get('version')!r}): it "
-                "was saved by another version of virnucpro"
+                f"the state must have version {STATE_VERSION} (got {quoted(version)}): it was "
+                "saved by another version of virnucpro"
             )
         for name, value in self._parameters().items():
             if state.get(name) != value:
                 raise ValueError(
-                    f"the state is for a sampler with {name}={state.get(name)!r}, but this sampler "
-                    f"has {name}={value!r}"
+                    f"the state is for a sampler with {name}={quoted(state.get(name))}, but this "
+                    f"sampler has {name}={quoted(value)}"
                 )
         self.epoch = check_integer(state["epoch"], "epoch", 0)
         self._step = self._first_step = check_integer(state["step"], "step", 0, len(self))
@@ -179,8 +182,11 @@ class PackedBatchSampler(Sampler[list[int]]):
     def _rows_crc32(self) -> int:
         """The checksum that identifies the plan in states."""
         crc32 = 0
-        for values in (self.plan.indices, self.plan.offsets, *(self.plan.fragments or ())):
-            crc32 = zlib.crc32(np.ascontiguousarray(values).data, crc32)
+        for begin in range(0, self.plan.num_sequences, CHUNK):
+            # In pieces, since a plan that is in a file need not be read into memory.
+            crc32 = zlib.crc32(plain(self.plan.slice_indices(begin, begin + CHUNK)).data, crc32)
+        for values in (self.plan.offsets, *(self.plan.fragments or ())):
+            crc32 = zlib.crc32(plain(values).data, crc32)
         return crc32
 
     def _parameters(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from virnucpro.data.records import Record
 from virnucpro.model.vocabulary import Tokens, Vocabulary, offsets_of
+from virnucpro.text import quoted
 
 # The label that losses of PyTorch ignore.
 NO_LABEL = -100
@@ -122,7 +123,8 @@ def check_keys(records: list[Record]) -> list[str]:
         if key in BATCH_KEYS and key not in RECORD_KEYS:
             record = next(record for record in records if key in record)
             raise ValueError(
-                f"record {record['id']!r} has a key {key!r}, which is reserved for the batch"
+                f"record {quoted(record['id'])} has a key {quoted(key)}, which is reserved for "
+                "the batch"
             )
     return keys
 
@@ -133,8 +135,9 @@ def check_counts(records: list[Record], num_tokens: NDArray[np.int64]) -> None:
         planned = record.get("tokens")
         if planned is not None and planned != number:
             raise ValueError(
-                f"record {record['id']!r} has {number:,} tokens, but its plan counted {planned}; "
-                "the plan has different limits from the collator, or is for another tokenizer"
+                f"record {quoted(record['id'])} has {number:,} tokens, but its plan counted "
+                f"{quoted(planned)}; the plan has different limits from the collator, or is for "
+                "another tokenizer"
             )
 
 
@@ -145,16 +148,16 @@ def check_labels(record: Record, num_tokens: int) -> NDArray[np.integer[Any]]:
     labels = np.asarray(record["labels"])
     if labels.ndim != 1 or (labels.size and labels.dtype.kind not in "iu"):
         raise TypeError(
-            f"labels of record {record['id']!r} must be integers in one dimension "
+            f"labels of record {quoted(record['id'])} must be integers in one dimension "
             f"(got {labels.dtype} {list(labels.shape)})"
         )
     if labels.dtype.kind == "u" and labels.size and labels.max() > np.iinfo(np.int64).max:
-        raise ValueError(f"labels of record {record['id']!r} do not fit in int64")
+        raise ValueError(f"labels of record {quoted(record['id'])} do not fit in int64")
     # A record truncated elsewhere may have the labels of the full sequence.
     is_full = record.get("truncated") and len(labels) > num_tokens
     if len(labels) != num_tokens and not is_full:
         raise ValueError(
-            f"record {record['id']!r} has {len(labels):,} labels for {num_tokens:,} tokens "
+            f"record {quoted(record['id'])} has {len(labels):,} labels for {num_tokens:,} tokens "
             "(without special tokens)"
         )
     return labels.astype(np.int64)

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.kernel.limits import Limits
+from virnucpro.text import quoted
 
 # Maximum letters kept of an unknown text.
 MAX_TEXT = 20
@@ -259,7 +260,7 @@ def read_vocabulary(batch_converter: Any) -> Vocabulary:
         if getattr(batch_converter, "truncation_side", "right") != "right":
             raise ValueError(
                 "batch_converter must truncate sequences at their end (got truncation_side="
-                f"{batch_converter.truncation_side!r})"
+                f"{quoted(batch_converter.truncation_side)})"
             )
         tokens = batch_converter.get_vocab()
         before, after = find_special_tokens(batch_converter, tokens)

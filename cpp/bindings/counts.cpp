@@ -22,15 +22,18 @@ void add_counts(py::module_& module) {
                                    [](const TokenCounts& c) { return to_array(c.sequences); })
             .def_readonly("num_truncated", &TokenCounts::num_truncated)
             .def_readonly("truncated_residues", &TokenCounts::truncated_residues)
-            .def_property_readonly("num_sequences", &TokenCounts::num_sequences)
-            .def_property_readonly("total_tokens", &TokenCounts::total_tokens)
+            // By reference: a pointer to a member function would be called for None too.
+            .def_property_readonly("num_sequences",
+                                   [](const TokenCounts& c) { return c.num_sequences(); })
+            .def_property_readonly("total_tokens",
+                                   [](const TokenCounts& c) { return c.total_tokens(); })
             .def_property_readonly(
                 "max_tokens_per_batch",
                 [](const TokenCounts& c) { return c.limits.max_tokens_per_batch; })
             .def("with_limits", &with_limits, py::arg("limits"))
             .def("__add__", &add, py::is_operator())
             .def(py::self == py::self);
-    refuse_new(type);
+    seal(type);
 
     module.def(
         "make_counts",

@@ -97,7 +97,7 @@ void add_layouts(py::module_& module) {
                           .def_property_readonly(
                               "runs", [](const Layout& layout) { return to_dict(layout.runs); })
                           .def(py::self == py::self);
-    refuse_new(type);
+    seal(type);
 
     module.def(
         "make_layout",

@@ -15,7 +15,8 @@ namespace py = pybind11;
 
 namespace {
 
-// Pauses the garbage collector, which would traverse the new lists repeatedly as they grow.
+// Pauses the garbage collector, which would traverse the new lists repeatedly as they grow, and run
+// user code that could read their items while they are null.
 class NoCollection {
   public:
     NoCollection() : was_enabled_(PyGC_Disable() != 0) {}
@@ -77,6 +78,8 @@ py::object read_records(const py::list& records) {
     const auto id_key = owned<py::str>(PyUnicode_InternFromString("id"));
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
     const auto ids = owned<py::tuple>(PyTuple_New(PyList_GET_SIZE(records.ptr())));
+    // User code must not find the tuple while items are null. A tuple of str needs no collection.
+    PyObject_GC_UnTrack(ids.ptr());
     Int64Array lengths(PyTuple_GET_SIZE(ids.ptr()));
     std::int64_t* const out = lengths.mutable_data();
     for (py::ssize_t row = 0; row < lengths.size(); ++row) {

@@ -95,7 +95,8 @@ py::object to_ascii(std::string_view letters) {
 py::list take_records(Guarded& guarded) {
     const fasta::Records taken =
         guarded.with([](fasta::Scanner& scanner) { return scanner.take(); });
-    py::list records(taken.lengths.size());
+    // Appended to, since what the collector runs could read items that are still null.
+    py::list records;
     std::string_view residues = taken.residues;
     for (std::size_t i = 0; i < taken.lengths.size(); ++i) {
         const auto begin = static_cast<std::size_t>(taken.id_offsets[i]);
@@ -103,7 +104,7 @@ py::list take_records(Guarded& guarded) {
         const auto length = static_cast<std::size_t>(taken.lengths[i]);
         const py::object id = new_text(PyUnicode_DecodeUTF8(
             taken.ids.data() + begin, static_cast<py::ssize_t>(end - begin), "strict"));
-        records[i] = py::make_tuple(id, to_ascii(residues.substr(0, length)));
+        records.append(py::make_tuple(id, to_ascii(residues.substr(0, length))));
         residues.remove_prefix(length);
     }
     return records;
@@ -148,7 +149,7 @@ void add_scanner(py::module_& module) {
                           .def("take_records", &take_records)
                           .def_property_readonly("fault", &fault_of)
                           .def_property_readonly("changes", &changes_of);
-    refuse_new(type);
+    seal(type);
     module.def(
         "make_scanner",
         [](bool strip_stop, bool uppercase, bool drop_gaps, bool keep_residues) {

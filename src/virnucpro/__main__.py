@@ -17,18 +17,36 @@ def main() -> None:
     """Run the command line, or name the extra to install."""
     end_on_signals()
     hold_standard_streams()
+    # No linear algebra is used, whose threads reserve memory and may fail to start.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):
         # A stream is None if it is closed. Text that it cannot encode is escaped.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    message = run()
+    if message:
+        print(f"virnucpro: {message}", file=sys.stderr)
+        remove_all()
+        # Libraries that lack memory may crash at the exit.
+        os._exit(1)
+
+
+def run() -> str | None:
+    """Run the command line; return what is missing if a library or memory is."""
     try:
         with needing("the command line", "cli"):
             from virnucpro.cli import app
         app(prog_name="virnucpro")
-    except (ImportError, OSError) as error:
-        sys.exit(f"virnucpro: {shown(error)}")
+    except (ModuleNotFoundError, OSError, SystemError) as error:
+        return shown(error)
+    except ImportError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        return f"a library cannot be loaded ({shown(cause)})"
     except MemoryError:
-        sys.exit("virnucpro: out of memory")
+        return "out of memory"
+    return None
 
 
 def hold_standard_streams() -> None:

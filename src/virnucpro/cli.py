@@ -233,19 +233,20 @@ def pack(
         uppercase=not keep_case,
         drop_gaps=drop_gaps,
     )
-    with exit_on_error(), log_to_stderr(quiet), progress_display(quiet) as progress:
-        summary = pack_files(
-            inputs,
-            output,
-            packer,
-            options=options,
-            duplicates=duplicates.value,
-            sequences=sequences,
-            progress=progress,
-        )
-    if not quiet:
-        print_message(make_table(label_totals(summary.totals)))
-        print_message(f"Plan written to {output}")
+    with exit_on_error():
+        with log_to_stderr(quiet), progress_display(quiet) as progress:
+            summary = pack_files(
+                inputs,
+                output,
+                packer,
+                options=options,
+                duplicates=duplicates.value,
+                sequences=sequences,
+                progress=progress,
+            )
+        if not quiet:
+            print_message(make_table(label_totals(summary.totals)))
+            print_message(f"Plan written to {output}")
 
 
 def pack_on_ray(

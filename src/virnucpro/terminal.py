@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ def exit_on_error(status: int = 1) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
+        if isinstance(error, MemoryError):
+            # Otherwise, what the failed functions hold could leave none for the message.
+            traceback.clear_frames(error.__traceback__)
         print_error(str(error) or "out of memory")
         raise typer.Exit(status) from error
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 from command import run
@@ -91,6 +94,57 @@ def test_saved_plans_have_a_page_without_lengths(tmp_path: Path, suffix: str) ->
         assert f"<dt>Sequences</dt><dd>{len(lengths)}</dd>" in text
         assert "Longest truncated sequences" not in text
         assert "<p>The plan was saved without the names of its inputs.</p>" in text
+
+
+MATPLOTLIBRC = """
+font.size: 30
+figure.facecolor: red
+svg.fonttype: path
+svg.hashsalt: other
+axes.grid: True
+_internal.classic_mode: True
+text.usetex: True
+text.usetex: True
+lines.linewidth: thick
+unknown: 1
+toolbar: toolmanager
+nonsense
+"""
+
+
+def report_in(folder: Path, plan: Path, **environment: str) -> tuple[int, str, str]:
+    """Return the status, the messages and the page of a report written in a folder."""
+    page = folder / "page.html"
+    page.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "virnucpro", "report", str(plan), "-o", page.name]
+    result = subprocess.run(
+        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
+    )
+    assert result.stdout == ""
+    return result.returncode, result.stderr, page.read_text("utf-8") if page.exists() else ""
+
+
+@pytest.mark.process
+def test_no_matplotlibrc_changes_the_page(tmp_path: Path) -> None:
+    page = make_report(tmp_path, LENGTHS)
+    plan = tmp_path / "plan.parquet"
+    with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.hashsalt": "other"}):
+        assert run("report", plan, "-o", tmp_path / "report.html").returncode == 0
+        assert mpl.rcParams["font.size"] == 30
+    assert (tmp_path / "report.html").read_text("utf-8") == page
+    present, absent = tmp_path / "present", tmp_path / "absent"
+    present.mkdir()
+    absent.mkdir()
+    (present / "matplotlibrc").write_text(MATPLOTLIBRC)
+    expected = 0, "Report written to page.html\n", page
+    assert report_in(present, plan) == expected
+    assert report_in(absent, plan, MATPLOTLIBRC=str(present)) == expected
+    (present / "matplotlibrc").write_bytes(b"font.size: \xff\n")
+    status, message, nothing = report_in(present, plan)
+    assert (status, message.count("\n"), nothing) == (1, 1, "")
+    assert message.startswith(
+        "virnucpro: matplotlib cannot be imported with the present matplotlibrc"
+    )
 
 
 @pytest.mark.process

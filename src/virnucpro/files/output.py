@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
@@ -103,25 +104,28 @@ def find_target(path: Path) -> Path:
     Raises:
         OSError: It is neither a regular file that can be written nor a new one in a folder.
     """
+    if "\0" in str(path):
+        raise OSError("a name with a null character")
     target = find_parent(path) / path.name
     for _ in range(MAX_LINKS):
+        # These name files that are open, such as /dev/stdout, and not places in a folder.
+        if str(target.parent) == "/dev/fd" or target.parent.is_relative_to("/proc"):
+            raise OSError("not a regular file")
         if not target.is_symlink():
             break
         target = target.parent / target.readlink()
         target = find_parent(target) / target.name
     else:
         raise OSError("a loop of links")
-    # These name files that are open, such as /dev/stdout, and not places in a folder.
-    is_open = str(target.parent) == "/dev/fd" or target.parent.is_relative_to("/proc")
-    if not os.path.lexists(target) and not is_open:
+    if not os.path.lexists(target):
         return target
     # Not by `is_dir`, which hides errors.
     mode = target.stat().st_mode
     if stat.S_ISDIR(mode):
         raise IsADirectoryError("is a directory")
-    if is_open or not stat.S_ISREG(mode):
+    if not stat.S_ISREG(mode):
         raise OSError("not a regular file")
-    if not os.access(target, os.W_OK):
+    if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
         raise PermissionError("a file without permission to write")
     return target
 
@@ -205,8 +209,8 @@ class NamedFile(io.FileIO):
             return super().write(data) or 0
 
 
-# The folders that this process has made and not removed, and what removes them.
-_folders: dict[Path, Finalize] = {}
+# The folders that exist: the process that made each, and the descriptor that locks it.
+_folders: dict[Path, tuple[int, list[int]]] = {}
 # The folder of the copies that this process has made, as long as there are any.
 _copies: weakref.WeakValueDictionary[int, TemporaryFolder] = weakref.WeakValueDictionary()
 
@@ -224,7 +228,6 @@ class TemporaryFolder:
 
     Attributes:
         path: The path.
-        remove: Removes the folder. Does nothing when called again, and in another process.
 
     Raises:
         OSError: The folder cannot be made.
@@ -236,9 +239,9 @@ class TemporaryFolder:
             self.path = parent / f"{prefix()}{secrets.token_hex(8)}.tmp"
             lock: list[int] = []
             # Known before it exists, since a signal may come in between.
-            self.remove = _folders[self.path] = Finalize(
-                self, remove_folder, (self.path, lock), exitpriority=0
-            )
+            _folders[self.path] = os.getpid(), lock
+            # Also at the exit of worker processes, which skip atexit.
+            Finalize(self, remove_folder, (self.path,), exitpriority=0)
             try:
                 self.path.mkdir(mode=0o700)
                 if fcntl is None:
@@ -255,24 +258,39 @@ class TemporaryFolder:
                 raise
             self.remove()
 
+    def remove(self) -> None:
+        """Remove the folder; does nothing if it is removed, and in another process."""
+        remove_folder(self.path)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder of this process."""
+    process, lock = _folders.get(path, (0, []))
+    if process != os.getpid():
+        return
+    # First, since removing needs descriptors, of which there may be too few.
+    while lock:
+        os.close(lock.pop())
+    try:
+        shutil.rmtree(path)
+    except FileNotFoundError:
+        pass
+    except (OSError, MemoryError):
+        # Tried again at the exit, when there may be more memory.
+        return
+    _folders.pop(path, None)
+
+
+@atexit.register
+def remove_all() -> None:
+    """Remove the folders of this process, which is about to end."""
+    for path in list(_folders):
+        remove_folder(path)
+
 
 def prefix() -> str:
     """Return the start of the names of the folders of this machine."""
     return f".virnucpro.{re.sub('[^A-Za-z0-9-]', '_', platform.node())[:64]}."
-
-
-def remove_folder(path: Path, lock: list[int]) -> None:
-    """Remove a folder and release its lock."""
-    _folders.pop(path, None)
-    shutil.rmtree(path, ignore_errors=True)
-    while lock:
-        os.close(lock.pop())
-
-
-def remove_all() -> None:
-    """Remove the folders of this process, which a signal is about to end."""
-    for remove in list(_folders.values()):
-        remove()
 
 
 def remove_leftovers(parent: Path) -> None:

@@ -1,4 +1,4 @@
-from typing import Any, TypeVar
+from typing import Any, TypeVar, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ Patterns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 Record = TypeVar("Record")
 
+@final
 class TokenCounts:
     @property
     def tokens(self) -> NDArray[np.int64]: ...
@@ -34,6 +35,7 @@ class TokenCounts:
     def with_limits(self, limits: Limits) -> TokenCounts: ...
     def __add__(self, other: TokenCounts, /) -> TokenCounts: ...
 
+@final
 class Layout:
     @property
     def counts(self) -> TokenCounts: ...
@@ -99,6 +101,7 @@ def gather(
     records: list[Record], indices: Rows, offsets: NDArray[np.int64]
 ) -> list[list[Record]]: ...
 
+@final
 class FastaScanner:
     def feed(self, piece: bytes | bytearray | memoryview | NDArray[np.uint8]) -> None: ...
     def finish(self) -> None: ...

@@ -4,6 +4,7 @@ PLAN ?= build/demo.parquet
 CASES ?= 3000000
 SEED ?= 1
 RUNS ?= 50
+LEVELS ?= 20
 DAMAGED ?= 2000
 OLDEST ?= python3.10
 NEWEST ?= python3.13
@@ -23,7 +24,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-plans kill-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-plans signal-test limit-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -122,13 +123,18 @@ bench-tight: .venv/dev
 bench-plans: .venv/dev
 	python benchmarks/saved_plans.py
 
-## kill-test: kill RUNS runs of `virnucpro pack` at random times and check that the plan file is complete
-kill-test: .venv/dev
-	python tests/kill.py $(RUNS)
+## signal-test: end RUNS runs of each command by signals and check what is left (minutes)
+signal-test: .venv/dev
+	python tests/signals.py $(RUNS)
 
-## damage-test: damage each plan DAMAGED times and check that the damage is named (minutes)
+## limit-test: run each command under LEVELS limits of memory, file size and open files (minutes)
+limit-test: .venv/dev
+	python tests/limits.py $(LEVELS)
+
+## damage-test: damage each plan and table DAMAGED times and check that the damage is named (minutes)
 damage-test: .venv/dev
 	python tests/damaged_plans.py $(DAMAGED)
+	python tests/damaged_tables.py $(DAMAGED)
 
 # If the peers cannot be installed, the benchmarks run without them.
 bench-peers: .venv/dev

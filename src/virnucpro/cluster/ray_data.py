@@ -253,11 +253,11 @@ def count_block(
 
     Errors are returned, since Ray adds long tracebacks to raised errors.
     """
-    table = as_table(block)
-    if table.num_rows == 0:
-        # An empty block may lack the columns.
-        return None
     try:
+        table = as_table(block)
+        if table.num_rows == 0:
+            # An empty block may lack the columns.
+            return None
         for name in NEW_COLUMNS if id_column is None else (*NEW_COLUMNS, ROW_COLUMN):
             if name in table.column_names:
                 raise ValueError(f"column {quoted(name)} already exists")

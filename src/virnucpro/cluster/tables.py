@@ -6,7 +6,6 @@ import itertools
 import os
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,15 +17,25 @@ import ray
 from numpy.typing import NDArray
 
 from virnucpro.cluster.tasks import ROW_COLUMN, as_table, count_rows, map_blocks, spread
+from virnucpro.files.errors import explain_errors
 from virnucpro.files.fasta import CountingHash, open_file, read_chunks
 from virnucpro.files.plan_reader import METADATA
-from virnucpro.files.plan_schema import first_line, integer_of
+from virnucpro.files.plan_schema import integer_of
 from virnucpro.files.plan_writer import DICTIONARIES, ROW_GROUP_SIZE
 from virnucpro.files.sequences import InputFile
-from virnucpro.files.tables import as_arrow, check_table, ids_of, lengths_of, strings_as_arrow
+from virnucpro.files.tables import (
+    as_arrow,
+    check_table,
+    ids_of,
+    lengths_of,
+    open_parquet,
+    read_groups,
+    strings_as_arrow,
+)
 
 # Maximum rows of a block that is read, unless a single row group has more.
 BLOCK_SIZE = 2**20
+NO_LENGTHS = np.empty(0, np.int64)
 
 
 class Table(NamedTuple):
@@ -94,14 +103,9 @@ def list_tables(paths: list[str], output: Path, columns: list[str]) -> list[Tabl
             raise ValueError(f"{name}: given twice")
         resolved.add(path.resolve())
         with explain_errors(name):
-            metadata = pq.read_metadata(path.absolute())
-            schema = metadata.schema.to_arrow_schema()
-            check_table(schema)
-        names = schema.names
-        for column in columns:
-            if names.count(column) != 1:
-                number = "more than one" if column in names else "no"
-                raise ValueError(f"{name}: {number} column {column!r} (it has {', '.join(names)})")
+            with open_parquet(path) as file:
+                metadata = file.metadata
+            check_table(metadata.schema.to_arrow_schema(), columns)
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         tables.append(Table(name, path.absolute(), sizes))
     return tables
@@ -160,32 +164,20 @@ def read_block(groups: list[RowGroup], id_column: str, length_column: str) -> pa
             or not an integer.
         OSError: A table cannot be read.
     """
-    parts = []
+    columns = [id_column, length_column]
+    parts = [pa.table({"id": strings_as_arrow([], is_large=True), "length": as_arrow(NO_LENGTHS)})]
     for (name, path), of_table in itertools.groupby(groups, key=lambda group: group[:2]):
-        with explain_errors(name), pq.ParquetFile(path) as file:
+        with explain_errors(name), open_parquet(path) as file:
             for group in of_table:
-                columns = list({id_column, length_column})
-                rows = file.read_row_group(group.number, columns, use_threads=False)
-                if rows.num_rows != group.num_rows:
+                row = group.first
+                for rows in read_groups(path, file, [group.number], columns):
+                    ids = ids_of(rows, id_column, row).cast(pa.large_string())
+                    lengths = lengths_of(rows, length_column, row)
+                    parts.append(pa.table({"id": ids, "length": as_arrow(lengths)}))
+                    row += len(lengths)
+                if row - group.first != group.num_rows:
                     raise ValueError("changed while it was read")
-                ids = ids_of(rows, id_column, group.first).cast(pa.large_string())
-                lengths = lengths_of(rows, length_column, group.first)
-                parts.append(pa.table({"id": ids, "length": as_arrow(lengths)}))
     return pa.concat_tables(parts).combine_chunks()
-
-
-@contextmanager
-def explain_errors(name: str) -> Iterator[None]:
-    """Raise ValueError with the name of a table for errors in it."""
-    try:
-        yield
-    except (pa.ArrowException, ValueError) as error:
-        raise ValueError(f"{name}: {first_line(error)}") from error
-    except OSError as error:
-        # pyarrow raises OSError, without a number, for files that are damaged.
-        if error.errno is None:
-            raise ValueError(f"{name}: damaged: {first_line(error)}") from error
-        raise
 
 
 class Description(NamedTuple):

@@ -14,7 +14,8 @@ from virnucpro.data.layout import Layout
 from virnucpro.data.plan import PackingPlan
 from virnucpro.files.plan_schema import explain_errors
 from virnucpro.files.plan_summary import Summary, decode_layout, not_a_plan
-from virnucpro.files.tables import PLAN_KEY
+from virnucpro.files.tables import PLAN_KEY, open_source, read_arrow
+from virnucpro.kernel.arrow import check_array
 
 
 def is_old_arrow(schema: pa.Schema) -> bool:
@@ -22,16 +23,17 @@ def is_old_arrow(schema: pa.Schema) -> bool:
     return bool(schema.names == ["rows", "tokens"])
 
 
-def load_saved(path: Path) -> PackingPlan:
-    """Return the plan of an Arrow file of version 4, read into memory.
+def load_saved(path: Path, schema: pa.Schema) -> PackingPlan:
+    """Return the plan of an Arrow file of version 4, with its schema, read into memory.
 
     Raises:
         ValueError: The file is damaged.
         OSError: The file cannot be read.
     """
-    with explain_errors(path), pa.OSFile(str(path)) as source:
-        table = pa.ipc.open_file(source).read_all().combine_chunks()
-        table.validate(full=True)
+    with explain_errors(path), open_source(path) as source:
+        table = pa.Table.from_batches(read_arrow(source, schema.names), schema)
+        check_array(table, "its columns")
+        table = table.combine_chunks()
     if table.schema.field("rows").type not in (
         pa.large_list(pa.int32()),
         pa.large_list(pa.int64()),

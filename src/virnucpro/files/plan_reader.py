@@ -20,7 +20,7 @@ from virnucpro import kernel
 from virnucpro.data.layout import Layout
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.plan import PackingPlan
-from virnucpro.files import old_plans
+from virnucpro.files import old_plans, tables
 from virnucpro.files.fasta import check_exists
 from virnucpro.files.plan_schema import (
     FROM_FILES,
@@ -38,7 +38,9 @@ from virnucpro.files.plan_summary import (
     not_a_plan,
 )
 from virnucpro.files.stored_rows import StoredRows
-from virnucpro.files.tables import PLAN_KEY
+from virnucpro.files.tables import PLAN_KEY, open_source, read_arrow
+from virnucpro.kernel.arrow import check_array
+from virnucpro.kernel.memory import check_memory
 from virnucpro.text import quoted, shown
 
 # The file of a folder with its schema and metadata, as written by Dask and others.
@@ -75,7 +77,7 @@ class PlanFile:
         self.parts, self.is_arrow = find_parts(self.path)
         with explain_errors(self.path):
             if self.is_arrow:
-                with pa.OSFile(str(self.path)) as source:
+                with open_source(self.path) as source:
                     file = pa.ipc.open_file(source)
                     self.schema = file.schema
                     if file.num_record_batches > 1:
@@ -155,15 +157,17 @@ class PlanFile:
             ValueError: The file is damaged, or a column has nulls that should have none.
             OSError: The file cannot be read.
         """
-        names = [name for name in columns if name in self.schema.names]
+        names = [name for name in self.schema.names if name in columns]
+        schema = pa.schema([self.schema.field(name) for name in names])
         with explain_errors(self.path):
+            check_memory(8 * len(names) * self.num_rows, f"{self.num_rows:,} rows")
             if self.is_arrow:
                 # Not mapped, since the file might shrink while it is read.
-                with pa.OSFile(str(self.path)) as source:
-                    table = pa.ipc.open_file(source).read_all().select(names)
-                table.validate(full=True)
+                with open_source(self.path) as source:
+                    table = pa.Table.from_batches(read_arrow(source, names), schema)
             else:
-                table = pa.concat_tables([self._read_part(part, names) for part in self.parts])
+                table = pa.concat_tables([read_part(part, schema) for part in self.parts])
+            check_array(table, "its columns")
             table = table.combine_chunks()
         for name in names:
             if name not in NULLABLE and table[name].null_count:
@@ -177,23 +181,26 @@ class PlanFile:
         """
         for part in self.parts:
             with explain_errors(part), open_parquet(part) as file:
-                yield from file.iter_batches(CHUNK, columns=list(columns))
+                groups = range(file.num_row_groups)
+                yield from tables.read_groups(part, file, groups, columns, CHUNK)
 
-    def _read_part(self, part: Path, names: list[str]) -> pa.Table:
-        with open_parquet(part) as file:
-            table = file.read(names)
-        found = table.schema
-        if found.remove_metadata() != pa.schema([self.schema.field(name) for name in names]):
+
+def read_part(part: Path, schema: pa.Schema) -> pa.Table:
+    """Return the columns of a schema from a Parquet file; raise ValueError for other types."""
+    names = schema.names
+    with open_parquet(part) as file:
+        found = pa.schema([field for field in file.schema_arrow if field.name in names])
+        if found != schema:
             raise not_a_plan(part, f"its columns are not those of {METADATA}")
-        return table
+        if "id" not in names:
+            return file.read(names)
+        batches = tables.read_groups(part, file, range(file.num_row_groups), names)
+        return pa.Table.from_batches(batches, schema)
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
     """Open a Parquet file, with checksums, and with metadata as large as a summary may be."""
-    # An absolute path, since pyarrow takes names such as s3:x for URIs.
-    return pq.ParquetFile(
-        path.absolute(), thrift_string_size_limit=MAX_METADATA, page_checksum_verification=True
-    )
+    return tables.open_parquet(path, thrift_string_size_limit=MAX_METADATA)
 
 
 def find_parts(path: Path) -> tuple[list[Path], bool]:
@@ -237,7 +244,7 @@ def load_plan(path: str | PathLike[str]) -> PackingPlan:
     """Return a plan; see `PackingPlan.load`."""
     file = PlanFile(path)
     if file.is_old_arrow:
-        return old_plans.load_saved(file.path)
+        return old_plans.load_saved(file.path, file.schema)
     return open_rows(file) if file.has_stored_rows else read_plan(file)
 
 

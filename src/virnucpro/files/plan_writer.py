@@ -182,7 +182,7 @@ def describe(
 ) -> dict[str, Any]:
     """Return the columns `FROM_FILES` of rows."""
     files = as_arrow(sequences.file_of(rows).astype(np.int32))
-    names = strings_as_arrow([file.name for file in sequences.inputs])
+    names = strings_as_arrow([file.text for file in sequences.inputs])
     columns = (
         sequences.ids.take(as_arrow(rows)),
         as_arrow(sequences.lengths[rows]),

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro.data.packing import GreedyPacker
+from virnucpro.files.errors import explain_errors
 from virnucpro.files.fasta import (
     BGZIP_END,
     MAGIC_BYTES,
@@ -28,6 +29,9 @@ from virnucpro.files.fasta import (
 )
 from virnucpro.files.record_file import RecordFile
 from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table
+from virnucpro.kernel.arrow import IdLoader
+from virnucpro.kernel.memory import SMALL, check_memory
+from virnucpro.text import shown
 
 # IDs compared at a time.
 CHUNK = 2**16
@@ -58,6 +62,11 @@ class InputFile:
     bytes: int
     sha256: str
     sequences: int
+
+    @property
+    def text(self) -> str:
+        """The name as valid Unicode, with escapes for bytes that are not UTF-8."""
+        return self.name.encode("utf-8", "backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -141,6 +150,7 @@ def read_files(
         ValueError: A file is empty, damaged or not in its format, a table lacks a column, or a
             length is null, negative or not an integer.
         OverflowError: The total number of residues does not fit in 64 bits.
+        MemoryError: The IDs and lengths need more memory than is available.
         OSError: A file cannot be read.
 
     Cost: one pass over FASTA, two over tables, which are hashed first; about 40 bytes of memory
@@ -151,14 +161,19 @@ def read_files(
     lengths: list[NDArray[np.int64]] = []
     inputs = []
     changes = ReadChanges()
-    num_sequences = 0
+    num_sequences = num_bytes = 0
     texts: list[RecordFile] = []
 
     def take(chunk_ids: Any, chunk_lengths: NDArray[np.int64]) -> None:
-        nonlocal num_sequences
+        nonlocal num_sequences, num_bytes
         ids.append(chunk_ids)
         lengths.append(chunk_lengths)
         num_sequences += len(chunk_lengths)
+        checked = num_bytes // SMALL
+        num_bytes += chunk_ids.nbytes + chunk_lengths.nbytes
+        if num_bytes // SMALL > checked:
+            # They are copied when all have been read.
+            check_memory(num_bytes, f"{shown(path)}: {num_sequences:,} IDs and lengths")
         progress(num_sequences)
 
     for path in paths:
@@ -187,10 +202,10 @@ def read_files(
         if num_sequences == before and kind is None:
             raise ValueError(f"{path}: contains no sequences")
         num_read = num_sequences - before
-        num_bytes, sha256 = digest.num_bytes, digest.hexdigest()
+        size, sha256 = digest.num_bytes, digest.hexdigest()
         if keep_texts:
-            num_bytes, sha256 = texts[-1].num_bytes, texts[-1].sha256
-        inputs.append(InputFile(str(path), num_bytes, sha256, num_read))
+            size, sha256 = texts[-1].num_bytes, texts[-1].sha256
+        inputs.append(InputFile(str(path), size, sha256, num_read))
     if num_sequences == 0:
         raise ValueError(f"{paths[-1]}: contains no sequences")
     # Free the chunks of lengths before the IDs are copied.
@@ -236,10 +251,11 @@ def read_length_table(
         file.seek(max(0, digest.num_bytes - len(BGZIP_END)))
         check_bgzip_end(start, file.read(), path)
     num_rows = 0
-    try:
+    loader = IdLoader()
+    with explain_errors(path):
         for batch in open_table(path, kind, columns):
-            ids = ids_of(batch, columns[0], num_rows).cast(pa.large_string())
-            yield ids, lengths_of(batch, columns[1], num_rows)
+            ids = ids_of(batch, columns[0], num_rows, loader).cast(pa.large_string())
+            lengths = lengths_of(batch, columns[1], num_rows)
+            # Copies, since parts of a batch would keep all of it in memory.
+            yield pa.concat_arrays([ids, ids[:0]]), lengths.copy()
             num_rows += batch.num_rows
-    except (OSError, ValueError, pa.ArrowException) as error:
-        raise ValueError(f"{path}: {str(error).splitlines()[0]}") from error

@@ -15,15 +15,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from virnucpro.files.flat_buffers import BLOCK as MESSAGE
+from virnucpro.files.flat_buffers import BUFFER, END, root, values
 from virnucpro.files.plan_schema import BLOCK, NUMBERS, TEXTS, integer_of
 from virnucpro.text import shown
-
-# The end of an Arrow file: the size of the footer, and the magic string.
-END = struct.Struct("<i6s")
-# Blocks and buffers in metadata: an offset, the size of a message's metadata, the size of its body;
-# an offset, a size.
-MESSAGE = struct.Struct("<qi4xq")
-BUFFER = struct.Struct("<qq")
 
 
 class Buffers(NamedTuple):
@@ -146,64 +141,14 @@ class StoredRows:
         try:
             footer_size, _ = END.unpack(self._read_bytes(size - END.size, END.size))
             footer = root(self._read_bytes(size - END.size - footer_size, footer_size))
-            begin, number = footer.vector(3)
-            if number == 0:
+            blocks = values(footer, 3, MESSAGE)
+            if not blocks:
                 return Buffers(0, [], False)
-            offset, metadata_size, _ = MESSAGE.unpack_from(footer.data, begin)
+            ((offset, metadata_size, _),) = blocks
             # After a mark and the size of the metadata.
-            message = root(self._read_bytes(offset + 8, metadata_size - 8))
-            batch = message.table(2)
-            begin, number = batch.vector(2)
-            places = BUFFER.iter_unpack(message.data[begin : begin + number * BUFFER.size])
+            batch = root(self._read_bytes(offset + 8, metadata_size - 8)).table(2)
             body = offset + metadata_size
-            found = [(body + at, num_bytes) for at, num_bytes in places]
-            return Buffers(batch.number(0), found, batch.place(3) is not None)
-        except (struct.error, OverflowError, OSError) as error:
+            places = [(body + at, num_bytes) for at, num_bytes in values(batch, 2, BUFFER)]
+            return Buffers(batch.number(0), places, batch.place(3) is not None)
+        except (struct.error, ValueError, OverflowError, OSError) as error:
             raise pa.ArrowInvalid("its metadata cannot be read") from error
-
-
-class FlatTable:
-    """A table in a FlatBuffers buffer; its fields are found by number."""
-
-    def __init__(self, data: bytes, at: int) -> None:
-        self.data = data
-        self._at = at
-        self._fields = at - self._integer("<i", at)
-
-    def _integer(self, kind: str, at: int) -> int:
-        if not 0 <= at < len(self.data):
-            raise struct.error("out of range")
-        return int(struct.unpack_from(kind, self.data, at)[0])
-
-    def place(self, field: int) -> int | None:
-        """Return where the value of a field is; None if it is absent."""
-        at = 4 + 2 * field
-        if at >= self._integer("<H", self._fields):
-            return None
-        offset = self._integer("<H", self._fields + at)
-        return self._at + offset if offset else None
-
-    def number(self, field: int) -> int:
-        """Return a field of 64 bits; 0 if it is absent."""
-        at = self.place(field)
-        return 0 if at is None else self._integer("<q", at)
-
-    def table(self, field: int) -> FlatTable:
-        """Return a field that is a table."""
-        at = self.place(field)
-        if at is None:
-            raise struct.error("no such field")
-        return FlatTable(self.data, at + self._integer("<I", at))
-
-    def vector(self, field: int) -> tuple[int, int]:
-        """Return where the values of a vector begin, and their number."""
-        at = self.place(field)
-        if at is None:
-            return 0, 0
-        at += self._integer("<I", at)
-        return at + 4, self._integer("<I", at)
-
-
-def root(data: bytes) -> FlatTable:
-    """Return the root of a FlatBuffers buffer."""
-    return FlatTable(data, struct.unpack_from("<I", data)[0])

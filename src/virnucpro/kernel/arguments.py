@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from virnucpro.kernel.arrow import IdLoader, is_id_type, is_text, text_buffers
+from virnucpro.text import shown
+
 # IDs that the kernel sorts as Python does: str objects, numbers, fixed-width strings, or offsets
 # and concatenated strings in UTF-8.
 OrderedIds = (
@@ -107,7 +110,7 @@ def check_ids(
     arrow = sys.modules.get("pyarrow")
     if arrow is not None and isinstance(ids, (arrow.Array, arrow.ChunkedArray)):
         check_count(len(ids), num_sequences)
-        return check_arrow_ids(ids, arrow)
+        return check_arrow_ids(ids)
     array = check_dimension(ids, "ids") if hasattr(ids, "__array__") else None
     if array is None or array.dtype.kind in "OT" or array.size == 0:
         wanted = "a list or an array of IDs"
@@ -125,26 +128,16 @@ def check_ids(
     raise TypeError(f"ids must be str or int (got {array.dtype})")
 
 
-def check_arrow_ids(ids: Any, arrow: Any) -> OrderedIds:
+def check_arrow_ids(ids: Any) -> OrderedIds:
     """Return the IDs of an Arrow array in a form that the kernel sorts as Python does."""
-    if ids.null_count:
-        raise ValueError(f"ids must not be null (got {ids.null_count:,} nulls)")
     if len(ids) == 0:
         return ()
-    types = arrow.types
-    if types.is_dictionary(ids.type):
-        ids = ids.cast(ids.type.value_type)
-    if types.is_integer(ids.type):
-        return check_ids(ids.to_numpy(), len(ids))
-    if not any(is_type(ids.type) for is_type in (types.is_string, types.is_large_string)):
-        raise TypeError(f"ids must be str or int (got {ids.type})")
-    # Combined chunks may have more bytes than 32-bit offsets can address.
-    ids = ids.cast(arrow.large_string())
-    if isinstance(ids, arrow.ChunkedArray):
-        ids = ids.combine_chunks()
-    _, offsets, texts = ids.buffers()
-    offsets = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
-    return offsets, np.frombuffer(texts or b"", np.uint8)
+    if not is_id_type(ids.type):
+        raise TypeError(f"ids must be str or int (got {shown(ids.type)})")
+    ids = IdLoader().load(ids, "ids")
+    if ids.null_count:
+        raise ValueError(f"ids must not be null (got {ids.null_count:,} nulls)")
+    return text_buffers(ids) if is_text(ids.type) else check_ids(ids.to_numpy(), len(ids))
 
 
 def take_ids(ids: OrderedIds, rows: NDArray[np.int64]) -> OrderedIds:

@@ -1,0 +1,36 @@
+"""Blocks that others made are checked before they are used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from virnucpro.cluster.tables import RowGroup, read_block
+from virnucpro.cluster.tasks import as_table
+
+
+def dictionary(indices: Any, texts: list[str]) -> Any:
+    return pa.DictionaryArray.from_arrays(pa.array(indices, pa.int32()), texts, safe=False)
+
+
+def test_damaged_blocks() -> None:
+    good = pa.table({"id": ["a"], "more": dictionary([0], ["a"]), "length": [1]})
+    assert as_table(good).equals(good)
+    bad = pa.table({"id": ["a"], "more": dictionary([2**30], ["a"]), "length": [1]})
+    with pytest.raises(ValueError, match=r"^a block: its columns: damaged: [^\n]+$"):
+        as_table(bad)
+
+
+def test_row_groups_of_much_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("virnucpro.kernel.memory", "virnucpro.files.tables"):
+        monkeypatch.setattr(f"{module}.available_memory", lambda: 2**27)
+    path = tmp_path / "a.parquet"
+    ids = dictionary(np.zeros(9999, np.int32), ["x" * 2**20])
+    pq.write_table(pa.table({"id": ids, "length": np.ones(9999, np.int8)}), path)
+    with pytest.raises(MemoryError, match=r"^a\.parquet: column 'id': texts need about 9\.8 GiB"):
+        read_block([RowGroup("a.parquet", path, 0, 0, 9999)], "id", "length")

@@ -239,7 +239,7 @@ class PackingPlan(Layout):
         which is verified whenever the part is read. So whatever happens to the file after it was
         opened, the plan gives the rows that were saved, or raises OSError. A file that is replaced
         by another one, as `save` and `pack_files` do, stays as it was for those who have opened it.
-        `virnucpro verify` checks the whole file.
+        ``virnucpro verify`` checks the whole file.
 
         A `.parquet` file, a folder of them that ``virnucpro pack --engine ray`` wrote, or an
         `.arrow` file that another program wrote, is read into memory, and its rows are validated.

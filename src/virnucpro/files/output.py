@@ -86,9 +86,9 @@ def write_folder(path: str | PathLike[str]) -> Iterator[Path]:
             raise FileExistsError("already exists")
         target = find_parent(target) / target.name
         folder = TemporaryFolder(target.parent)
-    try:
         unfinished = folder.path / "unfinished"
         unfinished.mkdir()
+    try:
         yield unfinished
         with name_errors(name):
             sync_folder(unfinished)

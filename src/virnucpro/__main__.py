@@ -1,13 +1,15 @@
 """The `virnucpro` command, also run as `python -m virnucpro`."""
 
+from __future__ import annotations
+
 import os
 import signal
 import sys
-from types import FrameType
+from typing import TYPE_CHECKING
 
-from virnucpro.extras import needing
-from virnucpro.files.output import remove_all
-from virnucpro.text import shown
+# What takes long to import is imported when signals are handled.
+if TYPE_CHECKING:
+    from types import FrameType
 
 # Signals that end a process and can be handled: of a terminal, of schedulers and of limits.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
@@ -25,6 +27,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     message = run()
     if message:
+        from virnucpro.files.output import remove_all
+
         print(f"virnucpro: {message}", file=sys.stderr)
         remove_all()
         # Libraries that lack memory may crash at the exit.
@@ -33,6 +37,9 @@ def main() -> None:
 
 def run() -> str | None:
     """Run the command line; return what is missing if a library or memory is."""
+    from virnucpro.extras import needing
+    from virnucpro.text import shown
+
     try:
         with needing("the command line", "cli"):
             from virnucpro.cli import app
@@ -71,7 +78,9 @@ def end_on_signals() -> None:
 
 def end(number: int, _frame: FrameType | None) -> None:
     """Remove unfinished files, and end as if the signal were not handled."""
-    remove_all()
+    output = sys.modules.get("virnucpro.files.output")
+    # It may have been imported in part.
+    getattr(output, "remove_all", int)()
     if sys.stderr is not None and sys.stderr.isatty():
         # Clear the line of the progress display and show the cursor.
         os.write(sys.stderr.fileno(), b"\r\x1b[K\x1b[?25h")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from virnucpro.text import printable, shown
+from virnucpro.text import printable
 
 # Rich is imported when it is needed, so that --help and --version are fast.
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ def exit_on_error(status: int = 1) -> Iterator[None]:
     """Print an expected error as one line and exit with a status."""
     try:
         yield
+    except BrokenPipeError:
+        # The reader of the output wants no more, which typer knows.
+        raise
     except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
         if isinstance(error, MemoryError):
             # Otherwise, what the failed functions hold could leave none for the message.
@@ -106,7 +109,8 @@ def print_message(message: str | Table) -> None:
     """Print a line or a table on stderr, without markup or wrapping, if it can be written."""
     if isinstance(message, str):
         message = printable(message)
-    with suppress(OSError):
+    # Rich exits if nobody reads what it prints.
+    with suppress(OSError, SystemExit):
         stderr().print(message, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
@@ -133,7 +137,6 @@ def print_output(output: str | Table) -> None:
             Console().print(output)
             sys.stdout.flush()
     except BrokenPipeError:
-        # The reader wants no more, which typer knows.
         raise
     except OSError as error:
         # Otherwise, Python tries again at its exit.
@@ -145,7 +148,7 @@ def format_value(value: object) -> str:
     """Return a value as text for scripts: None as the empty string, bools as true or false."""
     if value is None:
         return ""
-    return json.dumps(value) if isinstance(value, bool) else shown(value)
+    return json.dumps(value) if isinstance(value, bool) else printable(str(value))
 
 
 def make_table(rows: dict[str, str]) -> Table:

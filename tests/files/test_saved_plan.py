@@ -17,15 +17,28 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plans import OVERLONG, SUFFIXES, lengths_for, make_packer, read_table, tokens_of
+from plans import (
+    OVERLONG,
+    SUFFIXES,
+    forge,
+    lengths_for,
+    make_packer,
+    read_table,
+    rewrite,
+    tokens_of,
+    with_summary,
+    with_values,
+)
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, PackingPlan
 from virnucpro.data.plan import as_plan
 from virnucpro.files.output import write_file
+from virnucpro.files.plan_reader import PlanFile
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import summarize
 from virnucpro.files.stored_rows import StoredRows
+from virnucpro.files.verify import verify_plan
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +117,8 @@ def test_the_rows_of_a_loaded_plan_are_read_when_they_are_asked_for(tmp_path: Pa
     for batch in (0, -1, 12_345):
         assert loaded[batch].tolist() == plan[batch].tolist()
     for begin, end in ((0, 0), (5, 5), (16_383, 16_385), (0, 50_000), (900_000, 2_000_000)):
+        assert loaded.slice_indices(begin, end).tolist() == plan.indices[begin:end].tolist()
+    for begin, end in ((0, -1), (-5, 2_000_000), (-5, -2), (7, 3), (-9_999_999, 4)):
         assert loaded.slice_indices(begin, end).tolist() == plan.indices[begin:end].tolist()
     # None of this reads all of them into memory.
     assert "indices" not in vars(loaded)
@@ -371,3 +386,48 @@ def test_loading_a_plan_reads_none_of_its_rows(tmp_path: Path) -> None:
     assert batches == len(plan)
     # The column of rows alone has 15,625.
     assert kibibytes < 4096
+
+
+@pytest.mark.parametrize("row", [-1, 2, 2**31 - 1])
+def test_rows_out_of_range_with_their_own_checksums(tmp_path: Path, row: int) -> None:
+    path = tmp_path / "plan.arrow"
+    GreedyPacker(100).pack_lengths([30, 60]).save(path)
+    forge(path, with_values("row", lambda _: [0, row]))
+    plan = PackingPlan.load(path)
+    message = f"^{path}: damaged: a number in column row is out of range$"
+    for use in (lambda: plan[0], lambda: plan.indices, lambda: plan.reshuffle(1)):
+        with pytest.raises(ValueError, match=message):
+            use()
+
+
+@pytest.mark.parametrize("names", [["tokens"], ["row", "tokens"], ["row", "fragment"], []])
+def test_checksums_of_other_columns(tmp_path: Path, names: list[str]) -> None:
+    path = tmp_path / "plan.arrow"
+    GreedyPacker(100).pack_lengths([30, 60]).save(path)
+
+    def change(state: dict[str, Any]) -> None:
+        (values,) = state["checksums"].values()
+        state["checksums"] = dict.fromkeys(names, values)
+
+    rewrite(path, with_summary(change))
+    if names:
+        with pytest.raises(ValueError, match=f"^{path}: not a plan file .*checksums"):
+            PackingPlan.load(path)
+    assert any("checksums differ" in finding for finding in verify_plan(path, None))
+
+
+def test_a_plan_that_is_replaced_while_it_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, other = tmp_path / "plan.parquet", tmp_path / "other.parquet"
+    GreedyPacker(100).pack_lengths([30, 60, 30]).save(path)
+    GreedyPacker(100, 90).pack_lengths([60, 30, 30]).save(other)
+    check = PlanFile.check_size
+
+    def replace(file: PlanFile) -> None:
+        check(file)
+        other.replace(path)
+
+    monkeypatch.setattr(PlanFile, "check_size", replace)
+    with pytest.raises(ValueError, match=r"the plan has changed since its summary was read$"):
+        PackingPlan.load(path)

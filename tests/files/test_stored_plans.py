@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import asdict
 from itertools import chain
 from pathlib import Path
@@ -185,12 +186,21 @@ def change_rows(rows: Any) -> Any:
     return type(rows).from_arrays(pa.array(offsets, rows.offsets.type), rows.values)
 
 
+def with_rows(change: Callable[[int], int]) -> Callable[[Any], Any]:
+    """Change each row."""
+    return lambda rows: pa.array(
+        [[change(row) for row in batch] for batch in rows.to_pylist()], rows.type
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (change_rows, "the rows of a plan do not match its layout"),
         (lambda rows: rows[:-1], "the rows of a plan do not match its layout"),
         (lambda rows: rows[:0], "the rows of a plan do not match its layout"),
+        (with_rows(lambda row: -1 - row), "a row is negative or occurs more than once"),
+        (with_rows(lambda _: 0), "a row is negative or occurs more than once"),
         (lambda rows: rows.cast(pa.large_list(pa.int64())), None),
     ],
 )

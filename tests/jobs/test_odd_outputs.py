@@ -135,6 +135,66 @@ def test_inputs_by_other_names(folder: Path, kind: str, writer: str) -> None:
     assert state_of(folder) == before
 
 
+def test_a_report_replaces_no_part_of_what_it_reads(folder: Path) -> None:
+    plan = folder / "plan"
+    plan.mkdir()
+    shutil.copy(folder / "old.parquet", plan / "part-0.parquet")
+    shutil.copy(folder / "old.parquet", plan / "_common_metadata")
+    before = state_of(plan)
+    for name in ("_common_metadata", "part-0.parquet", "new.html"):
+        path = plan / name
+        with pytest.raises(ValueError, match=f"^{path}: output is inside an input folder$"):
+            write_report(plan, path)
+    assert state_of(plan) == before
+    path = folder / "a.fa"
+    with pytest.raises(ValueError, match=f"^{path}: output is also an input$"):
+        write_report(folder / "old.parquet", path)
+    assert path.read_bytes() == CONTENT
+
+
+def test_what_the_place_has_become_is_not_replaced(folder: Path) -> None:
+    path = folder / "plan.parquet"
+
+    def change(_stage: str, _done: int) -> None:
+        if not path.exists():
+            os.mkfifo(path)
+
+    with pytest.raises(OSError, match=f"^{path}: not a regular file$"):
+        pack_files(folder / "a.fa", path, GreedyPacker(12), progress=change)
+    assert path.is_fifo()
+    path.unlink()
+
+    def make_link(_stage: str, _done: int) -> None:
+        if not path.is_symlink():
+            path.symlink_to("other")
+
+    with pytest.raises(OSError, match=f"^{path}: replaced by a link in the meantime$"):
+        pack_files(folder / "a.fa", path, GreedyPacker(12), progress=make_link)
+    assert path.is_symlink()
+    assert not (folder / "other").exists()
+
+
+@pytest.mark.process
+def test_many_write_to_one_folder_at_once(tmp_path: Path) -> None:
+    script = """
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from virnucpro.files.output import write_file
+
+def write(number):
+    for _ in range(60):
+        with write_file(f"{sys.argv[1]}/{number}") as file:
+            file.write(b"x")
+
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(write, range(4)))
+"""
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    processes = [subprocess.Popen(command) for _ in range(3)]
+    assert [process.wait() for process in processes] == [0, 0, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "2", "3"]
+
+
 @pytest.mark.parametrize("writer", WRITERS)
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o666])
 def test_modes_are_kept(folder: Path, writer: str, mode: int) -> None:

@@ -106,7 +106,8 @@ def test_missing_folders_of_the_environment(folder: Path) -> None:
     arguments = ["pack", "a.fa.gz", "-o", "plan.parquet"]
     assert program(*arguments, env=environment).returncode == 0
     found = program(*arguments, "--sequences", env=environment)
-    message = f"virnucpro: TMPDIR is {missing}, which is not a folder\n"
+    name = f"the folder for temporary files, {missing}"
+    message = f"virnucpro: {name}: cannot be written (No such file or directory)\n"
     assert (found.returncode, found.stderr) == (1, message)
     found = program("report", "plan.parquet", "-o", "a.html", env=environment)
     assert (found.returncode, found.stderr) == (0, "Report written to a.html\n")
@@ -202,3 +203,52 @@ def test_leftovers_are_those_that_nobody_has(folder: Path) -> None:
     path = mine.path
     del mine
     assert not path.exists()
+
+
+@pytest.mark.process
+def test_odd_leftovers_are_left_alone(folder: Path) -> None:
+    mine = TemporaryFolder(folder)
+    begin = mine.path.name.rsplit(".", 2)[0]
+    mine.remove()
+    precious = folder / f"{begin}.precious.tmp"
+    precious.mkdir()
+    (precious / "data").write_bytes(b"x")
+    deep = folder / f"{begin}.0123456789abcdef.tmp"
+    path = deep
+    script = "import os\nfor _ in range(2000): os.mkdir('d'); os.chdir('d')"
+    path.mkdir()
+    subprocess.run([sys.executable, "-c", script], cwd=path, check=True)
+    pack_files("a.fa", "plan.parquet", GreedyPacker(4096))
+    assert (precious / "data").read_bytes() == b"x"
+    subprocess.run(["rm", "-rf", str(deep)], check=True)
+
+
+@pytest.mark.process
+def test_a_full_folder_for_temporary_files_is_not_exchanged(folder: Path) -> None:
+    place = folder / "full"
+    if not mount(place, "8k"):
+        pytest.skip("file systems cannot be mounted")
+    try:
+        (place / "x").write_bytes(bytes(8192))
+        Path("a.fa.gz").write_bytes(gzip.compress(CONTENT))
+        arguments = ["pack", "a.fa.gz", "-o", "plan.parquet", "--sequences"]
+        found = program(*arguments, env={**os.environ, "TMPDIR": str(place)})
+        assert (found.returncode, found.stderr.count("\n")) == (1, 1)
+        assert f" in {place}: cannot be written (No space left on device)" in found.stderr
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.process
+def test_readers_that_have_gone() -> None:
+    pack_files("a.fa", "plan.parquet", GreedyPacker(4096))
+    for words, status in (
+        ("verify plan.parquet 2> >(exit 0)", 0),
+        ("pack a.fa -o new.parquet 2> >(exit 0)", 0),
+        ("stats plan.parquet --json > >(exit 0)", 1),
+        ("stats plan.parquet > >(exit 0)", 1),
+    ):
+        shell = f'sleep 0.2; "$0" -m virnucpro {words}'
+        command = ["bash", "-c", shell, sys.executable]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert (found.returncode in (0, status), found.stderr) == (True, "")

@@ -136,7 +136,7 @@ class PackingPlan(Layout):
         return self.slice_indices(self.offsets[batch], self.offsets[batch + 1])
 
     def slice_indices(self, begin: int, end: int) -> NDArray[Any]:
-        """Return ``indices[begin:end]``; if they are in an `.arrow` file, only these are read.
+        """Return ``indices[begin:end]``; of an `.arrow` file, only the parts with these are read.
 
         Raises:
             OSError: As for `indices`.
@@ -148,7 +148,8 @@ class PackingPlan(Layout):
         """
         if self._file is None or "indices" in self.__dict__:
             return self.indices[begin:end]
-        return self._file.read(int(begin), int(min(end, self.num_sequences)))
+        begin, end, _ = slice(begin, end).indices(self.num_sequences)
+        return self._file.read(begin, max(begin, end))
 
     def tokens(self, batch: int) -> NDArray[np.int64]:
         """Return the tokens of each sequence of a batch, including special tokens, longest first.

@@ -51,6 +51,8 @@ def load_saved(path: Path, schema: pa.Schema) -> PackingPlan:
     offsets = np.append(0, np.cumsum(rows.value_lengths().to_numpy()))
     if not np.array_equal(offsets, kernel.batch_offsets(layout.core)):
         raise not_a_plan(path, "the rows of a plan do not match its layout")
+    if len(indices) and (indices.min() < 0 or (np.bincount(indices) > 1).any()):
+        raise not_a_plan(path, "a row is negative or occurs more than once")
     return PackingPlan(layout, indices)
 
 

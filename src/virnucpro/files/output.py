@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import io
 import os
 import platform
@@ -44,8 +45,8 @@ def write_file(
 
     Args:
         path: The file, which may exist. A link is followed.
-        inputs: Files that are read in the meantime, which `path` must not be; "-" for standard
-            input.
+        inputs: Files and folders that are read in the meantime, which `path` must not be or be in;
+            "-" for standard input.
 
     Raises:
         ValueError: The path is also an input, or standard output or error.
@@ -62,8 +63,10 @@ def write_file(
             yield file
             file.flush()
             with name_errors(name):
-                os.fsync(file.fileno())
+                sync(file.fileno())
         with name_errors(name):
+            if find_target(target) != target:
+                raise OSError("replaced by a link in the meantime")
             keep_mode(unfinished, target)
             unfinished.replace(target)
             sync_folder(target.parent)
@@ -144,11 +147,14 @@ def find_parent(path: Path) -> Path:
 
 
 def check_not_input(target: Path, name: str, inputs: Iterable[str | PathLike[str]]) -> None:
-    """Raise ValueError if a file is also an input, or where the output of this process goes."""
+    """Raise ValueError if a file is in the inputs, or is standard output or error."""
+    paths = [os.fspath(path) for path in inputs]
+    for path in paths:
+        if Path(path).is_dir() and target.is_relative_to(Path(path).resolve()):
+            raise ValueError(f"{name}: output is inside an input folder")
     if not target.exists():
         return
     found = target.stat()
-    paths = [os.fspath(path) for path in inputs]
     opened = {1: "standard output", 2: "standard error"}
     if "-" in paths:
         opened[0] = "an input"
@@ -167,11 +173,22 @@ def keep_mode(path: Path, target: Path) -> None:
     if not target.exists():
         return
     found = target.stat()
-    if hasattr(os, "chown"):
-        # Only a privileged process may give files away.
-        with contextlib.suppress(PermissionError):
-            os.chown(path, found.st_uid, found.st_gid)
-    path.chmod(stat.S_IMODE(found.st_mode))
+    # Only a privileged process may give files away, and some file systems have neither.
+    with contextlib.suppress(OSError):
+        path.chmod(stat.S_IMODE(found.st_mode))
+    with contextlib.suppress(OSError, AttributeError):
+        os.chown(path, found.st_uid, found.st_gid)
+        # Taken away when the owner changes.
+        path.chmod(stat.S_IMODE(found.st_mode))
+
+
+def sync(descriptor: int) -> None:
+    """Write an open file or folder to its disk, where that is supported."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -179,7 +196,7 @@ def sync_folder(folder: Path) -> None:
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
+            sync(descriptor)
         finally:
             os.close(descriptor)
 
@@ -244,15 +261,8 @@ class TemporaryFolder:
             Finalize(self, remove_folder, (self.path,), exitpriority=0)
             try:
                 self.path.mkdir(mode=0o700)
-                if fcntl is None:
+                if fcntl is None or lock_folder(self.path, lock):
                     return
-                lock.append(os.open(self.path, os.O_RDONLY))
-                with contextlib.suppress(OSError):
-                    fcntl.flock(lock[0], fcntl.LOCK_EX)
-                # Before it was locked, another process may have taken it for a leftover.
-                with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(lock[0]), self.path.stat()):
-                        return
             except BaseException:
                 self.remove()
                 raise
@@ -261,6 +271,16 @@ class TemporaryFolder:
     def remove(self) -> None:
         """Remove the folder; does nothing if it is removed, and in another process."""
         remove_folder(self.path)
+
+
+def lock_folder(path: Path, lock: list[int]) -> bool:
+    """Open and lock a new folder; return False if another process took it for a leftover first."""
+    with contextlib.suppress(FileNotFoundError):
+        lock.append(os.open(path, os.O_RDONLY))
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock[0], fcntl.LOCK_EX)
+        return os.path.samestat(os.fstat(lock[0]), path.stat())
+    return False
 
 
 def remove_folder(path: Path) -> None:
@@ -275,7 +295,7 @@ def remove_folder(path: Path) -> None:
         shutil.rmtree(path)
     except FileNotFoundError:
         pass
-    except (OSError, MemoryError):
+    except (OSError, MemoryError, RecursionError):
         # Tried again at the exit, when there may be more memory.
         return
     _folders.pop(path, None)
@@ -297,16 +317,19 @@ def remove_leftovers(parent: Path) -> None:
     """Remove the folders that killed processes have left, which nobody has locked."""
     if fcntl is None:
         return
-    begin = prefix()
+    pattern = re.compile(re.escape(prefix()) + r"[0-9a-f]{16}\.tmp")
     names: list[str] = []
     with contextlib.suppress(OSError), os.scandir(parent) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(begin)]
-    for path in (parent / name for name in names if name.endswith(".tmp")):
-        with contextlib.suppress(OSError):
+        names = [entry.name for entry in entries if pattern.fullmatch(entry.name)]
+    for path in (parent / name for name in names):
+        # Whatever goes wrong with them is no reason to stop.
+        with contextlib.suppress(OSError, RecursionError):
             descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path, ignore_errors=True)
+                found = os.fstat(descriptor)
+                if found.st_uid == os.geteuid() and found.st_dev == parent.stat().st_dev:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    shutil.rmtree(path, ignore_errors=True)
             finally:
                 os.close(descriptor)
 
@@ -319,11 +342,8 @@ def copy_folder() -> TemporaryFolder:
     """
     folder = _copies.get(os.getpid())
     if folder is None:
-        named = os.environ.get("TMPDIR")
-        if named and not Path(named).is_dir():
-            # Otherwise, another place would be used, perhaps one without room.
-            raise FileNotFoundError(f"TMPDIR is {shown(named)}, which is not a folder")
-        parent = Path(tempfile.gettempdir())
-        with name_errors(shown(parent)):
+        # `gettempdir` uses another place, perhaps one without room, if it cannot write to TMPDIR.
+        parent = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+        with name_errors(f"the folder for temporary files, {shown(parent)}"):
             folder = _copies[os.getpid()] = TemporaryFolder(parent)
     return folder

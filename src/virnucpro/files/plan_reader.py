@@ -166,7 +166,9 @@ class PlanFile:
                 with open_source(self.path) as source:
                     table = pa.Table.from_batches(read_arrow(source, names), schema)
             else:
-                table = pa.concat_tables([read_part(part, schema) for part in self.parts])
+                table = pa.concat_tables([self._read_part(part, schema) for part in self.parts])
+            if len(table) != self.num_rows:
+                raise pa.ArrowInvalid(f"it has {len(table):,} rows, expected {self.num_rows:,}")
             check_array(table, "its columns")
             table = table.combine_chunks()
         for name in names:
@@ -181,21 +183,27 @@ class PlanFile:
         """
         for part in self.parts:
             with explain_errors(part), open_parquet(part) as file:
+                self._check_part(part, file.schema_arrow)
                 groups = range(file.num_row_groups)
                 yield from tables.read_groups(part, file, groups, columns, CHUNK)
 
+    def _read_part(self, part: Path, schema: pa.Schema) -> pa.Table:
+        """Return the columns of a schema from a Parquet file; raise ValueError for other types."""
+        names = schema.names
+        with open_parquet(part) as file:
+            self._check_part(part, file.schema_arrow)
+            found = pa.schema([field for field in file.schema_arrow if field.name in names])
+            if found != schema:
+                raise not_a_plan(part, f"its columns are not those of {METADATA}")
+            if "id" not in names:
+                return file.read(names)
+            batches = tables.read_groups(part, file, range(file.num_row_groups), names)
+            return pa.Table.from_batches(batches, schema)
 
-def read_part(part: Path, schema: pa.Schema) -> pa.Table:
-    """Return the columns of a schema from a Parquet file; raise ValueError for other types."""
-    names = schema.names
-    with open_parquet(part) as file:
-        found = pa.schema([field for field in file.schema_arrow if field.name in names])
-        if found != schema:
-            raise not_a_plan(part, f"its columns are not those of {METADATA}")
-        if "id" not in names:
-            return file.read(names)
-        batches = tables.read_groups(part, file, range(file.num_row_groups), names)
-        return pa.Table.from_batches(batches, schema)
+    def _check_part(self, part: Path, schema: pa.Schema) -> None:
+        """Raise ValueError if the file has been replaced since its summary was read."""
+        if part == self.path and hash_metadata(schema) != self.metadata_hash:
+            raise ValueError(f"{shown(part)}: the plan has changed since its summary was read")
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
@@ -365,10 +373,15 @@ class PlanRows:
         """Return the numbers of the rows, or of the fragments, in a range of places.
 
         Raises:
+            ValueError: A number is out of range.
             OSError: The file has changed since it was opened, or cannot be read.
         """
-        last = self.stored.buffers.num_rows if end is None else end
-        return self.stored.read(self.name, begin, last)
+        num_rows = self.stored.buffers.num_rows
+        numbers = self.stored.read(self.name, begin, num_rows if end is None else end)
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < num_rows:
+            path = shown(self.stored.path)
+            raise ValueError(f"{path}: damaged: a number in column {self.name} is out of range")
+        return numbers
 
     def fragments(self) -> Fragments | None:
         """Return the fragments of the plan, validated; None if no sequence was split."""

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from virnucpro.files.flat_buffers import BLOCK as MESSAGE
 from virnucpro.files.flat_buffers import BUFFER, END, root, values
-from virnucpro.files.plan_schema import BLOCK, NUMBERS, TEXTS, integer_of
+from virnucpro.files.plan_schema import BLOCK, IF_SPLIT, TEXTS, integer_of
 from virnucpro.text import shown
 
 
@@ -66,9 +66,11 @@ class StoredRows:
             ValueError: The file does not have these columns as plain integers.
         """
         num_rows, places, _ = self.buffers
+        if checksums.keys() != {"row", *IF_SPLIT} & set(schema.names):
+            raise pa.ArrowInvalid("its checksums are those of other columns")
         first = 0
         for field in schema:
-            if field.name in checksums and field.type in NUMBERS:
+            if field.name in checksums:
                 kind, crc32s = integer_of(field.type), checksums[field.name]
                 # Before the values is the bitmap of nulls.
                 offset, num_bytes = places[first + 1] if first + 1 < len(places) else (0, 0)
@@ -77,8 +79,6 @@ class StoredRows:
                     raise pa.ArrowInvalid(f"column {field.name!r} is incomplete")
                 self._columns[field.name] = offset, kind, crc32s
             first += 3 if field.type in TEXTS else 2
-        if self._columns.keys() != checksums.keys():
-            raise pa.ArrowInvalid("its checksums are those of other columns")
 
     def read(self, name: str, begin: int, end: int) -> NDArray[Any]:
         """Return the values of a range of rows in a new array.
@@ -103,7 +103,11 @@ class StoredRows:
         values = np.empty(num_rows, kind)
         if num_rows == 0:
             return values
-        self._read_into(memoryview(values.data).cast("B"), offset + first * BLOCK * kind.itemsize)
+        begin = offset + first * BLOCK * kind.itemsize
+        try:
+            self._read_into(memoryview(values.data).cast("B"), begin)
+        except OSError as error:
+            raise OSError(f"{shown(self.path)}: cannot be read ({error.strerror})") from error
         for block in range(first, last):
             begin = (block - first) * BLOCK
             if zlib.crc32(values[begin : begin + BLOCK].data) != crc32s[block]:

@@ -56,7 +56,8 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
         OSError: A file cannot be read or written.
     """
     file = open_plan(plan)
-    with write_file(output, file.parts) as page:
+    inputs = [str(file.path), *(recorded.name for recorded in file.summary.inputs)]
+    with write_file(output, inputs) as page:
         file.check_size()
         table = file.read()
         for error in compare_layout(table, file.layout):

@@ -7,7 +7,6 @@ processes, since what is looked for includes a process that dies.
 from __future__ import annotations
 
 import json
-import os
 import pickle
 import random
 import subprocess
@@ -17,10 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from damages import NAMED, cut, extend, flip, overwrite
 from fasta import fasta
+from other_readers import find_lost_rows
 
 from virnucpro.data import (
     GreedyPacker,
@@ -44,7 +46,6 @@ PLANS: dict[str, dict[str, Any]] = {
     "split.arrow": {"overlong": "split", "overlap": 5},
     "sequences.parquet": {"overlong": "split"},
 }
-NAMED = (ValueError, OSError, OverflowError, MemoryError)
 
 
 def make_plans(folder: Path) -> None:
@@ -55,35 +56,9 @@ def make_plans(folder: Path) -> None:
     (folder / FASTA).write_bytes(fasta(records))
     for name, overlong in PLANS.items():
         packer = GreedyPacker(64, 30, **overlong)
-        pack_files(folder / FASTA, folder / name, packer, sequences=name.startswith("sequences"))
-
-
-def flip(data: bytes, draw: random.Random) -> bytes:
-    """Flip a few bits."""
-    changed = bytearray(data)
-    for _ in range(draw.choice([1, 1, 1, 2, 5])):
-        changed[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
-    return bytes(changed)
-
-
-def cut(data: bytes, draw: random.Random) -> bytes:
-    """Leave out the end, or a piece."""
-    begin = draw.randrange(len(data))
-    return data[:begin] + data[draw.choice([len(data), begin + draw.randrange(64)]) :]
-
-
-def extend(data: bytes, draw: random.Random) -> bytes:
-    """Insert bytes, mostly at the end."""
-    at = draw.choice([len(data), draw.randrange(len(data))])
-    return data[:at] + draw.choice([bytes(64), draw.randbytes(40), data[-100:]]) + data[at:]
-
-
-def overwrite(data: bytes, draw: random.Random) -> bytes:
-    """Replace a range by zeros, ones, or another range."""
-    size = draw.choice([1, 4, 8, 64, 512])
-    at, other = draw.randrange(len(data)), draw.randrange(len(data))
-    piece = draw.choice([bytes(size), b"\xff" * size, data[other : other + size]])
-    return data[:at] + piece + data[at + len(piece) :]
+        has_sequences = name.startswith("sequences")
+        with patch("virnucpro.files.plan_writer.ROW_GROUP_SIZE", 16):
+            pack_files(folder / FASTA, folder / name, packer, sequences=has_sequences)
 
 
 def change_table(data: bytes, draw: random.Random) -> bytes:
@@ -159,6 +134,30 @@ def change_summary(table: pa.Table, draw: random.Random) -> pa.Table:
     return table.replace_schema_metadata(metadata)
 
 
+def change_statistics(data: bytes, draw: random.Random) -> bytes:
+    """Replace the minimum or the maximum of a column in a row group."""
+    if not data.startswith(b"PAR1"):
+        return flip(data, draw)
+    metadata = pq.read_metadata(pa.BufferReader(data))
+    ends = [
+        end if isinstance(end, bytes) else end.to_bytes(size, "little", signed=True)
+        for group in range(metadata.num_row_groups)
+        for column in range(metadata.num_columns)
+        for chunk in [metadata.row_group(group).column(column)]
+        for size in [{"INT32": 4, "INT64": 8}.get(chunk.physical_type, 1)]
+        if chunk.statistics is not None and chunk.statistics.has_min_max
+        for end in (chunk.statistics.min_raw, chunk.statistics.max_raw)
+    ]
+    # In the footer, the length of a text is before it.
+    end = draw.choice([bytes([len(end)]) + end for end in ends if 0 < len(end) < 64])
+    footer = len(data) - 8 - int.from_bytes(data[-8:-4], "little")
+    places = [at for at in range(footer, len(data)) if data.startswith(end, at)]
+    at = draw.choice(places) + 1
+    size = len(end) - 1
+    changed = draw.choice([bytes(size), draw.randbytes(size), flip(end[1:], draw)])
+    return data[:at] + changed + data[at + size :]
+
+
 DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     flip,
     flip,
@@ -166,6 +165,7 @@ DAMAGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
     extend,
     overwrite,
     change_table,
+    change_statistics,
 )
 
 
@@ -175,7 +175,9 @@ def content(plan: PackingPlan) -> Any:
     return [rows.tolist() for rows in plan], plan.dropped.tolist(), fragments, plan.limits
 
 
-def try_damaged(path: Path, sequences: Sequences, expected: Any, forward: Any) -> str:
+def try_damaged(
+    path: Path, sequences: Sequences, expected: Any, forward: Any, draw: random.Random
+) -> str:
     """Read a damaged plan; return who named the damage."""
     try:
         found = content(PackingPlan.load(path))
@@ -186,46 +188,58 @@ def try_damaged(path: Path, sequences: Sequences, expected: Any, forward: Any) -
             return "named by verify"
         if forward is not None and list(PackedPlanDataset(path)) != forward:
             return "CHANGED RECORDS"
+        if path.suffix == ".parquet" and (lost := find_lost_rows(path, draw)):
+            return f"LOST ROWS for {lost}"
     except NAMED:
         return "named by verify"
     return "harmless" if found == expected else "CHANGED BATCHES"
 
 
-def try_shrunk(path: Path, data: bytes, draw: random.Random) -> str:
-    """Change the file of a plan that is loaded; using it must be an error."""
-    path.write_bytes(data)
-    plan = PackingPlan.load(path)
-    uses: list[Callable[[], Any]] = [
-        lambda: plan[draw.randrange(len(plan))],
-        lambda: plan.indices.sum(),
-        lambda: list(plan.shard(0, 2)),
-        lambda: plan.reshuffle(3),
-        lambda: plan.dropped.sum(),
-        lambda: pickle.loads(pickle.dumps(plan)).indices.sum(),
+def uses_of(plan: PackingPlan, path: Path, batch: int) -> list[Callable[[], Any]]:
+    """Return ways to use a plan of a file, each of which returns what it found."""
+
+    def save() -> Any:
+        plan.save(path.parent / "copy.parquet")
+        return content(PackingPlan.load(path.parent / "copy.parquet"))
+
+    return [
+        lambda: plan[batch].tolist(),
+        lambda: plan.indices.tolist(),
+        lambda: [rows.tolist() for rows in plan.shard(0, 2)],
+        lambda: plan.reshuffle(3).indices.tolist(),
+        lambda: plan.dropped.tolist(),
+        lambda: pickle.loads(pickle.dumps(plan)).indices.tolist(),
         lambda: list(PackedBatchSampler(plan)),
         lambda: plan == PackingPlan.load(path),
         lambda: PackedFastaDataset(path.parent / FASTA, plan)[0],
-        lambda: plan.save(path.parent / "copy.parquet"),
+        lambda: [values.tolist() for values in plan.fragments or ()],
+        save,
     ]
-    if path.name.endswith("split.arrow"):
-        uses.append(lambda: plan.fragments)
+
+
+def try_shrunk(path: Path, data: bytes, draw: random.Random) -> str:
+    """Change the file of a plan that is loaded; using it must be an error, or change nothing."""
+    path.write_bytes(data)
+    plan, intact = PackingPlan.load(path), PackingPlan.load(path)
+    batch = draw.randrange(len(plan))
+    expected = [use() for use in uses_of(intact, path, batch)]
+    in_order = list(PackedBatchSampler(intact))
     sampler = iter(PackedBatchSampler(plan))
-    next(sampler)
-    uses.append(lambda: list(sampler))
+    batches = [next(sampler) for _ in range(draw.randrange(2))]
     with path.open("r+b") as file:
         if draw.randrange(3):
             file.truncate(draw.choice([0, 100, draw.randrange(len(data))]))
         else:
             file.write(bytes(draw.randrange(100, len(data))))
-    # Two changes within a tick of the clock look like one.
-    os.utime(path, ns=(0, draw.randrange(10**9)))
-    for use in uses:
+    outcome = "harmless"
+    uses: list[Callable[[], Any]] = [*uses_of(plan, path, batch), lambda: batches + list(sampler)]
+    for use, right in zip(uses, [*expected, in_order], strict=True):
         try:
-            use()
+            if use() != right:
+                return "NOT NOTICED"
         except NAMED:
-            continue
-        return "NOT NOTICED"
-    return "named when used"
+            outcome = "named when used"
+    return outcome
 
 
 def work(folder: Path, name: str, runs: range) -> None:
@@ -245,7 +259,7 @@ def work(folder: Path, name: str, runs: range) -> None:
         else:
             damage = draw.choice(DAMAGES)
             path.write_bytes(damage(data, draw))
-            outcome = f"{damage.__name__}: {try_damaged(path, sequences, expected, forward)}"
+            outcome = f"{damage.__name__}: {try_damaged(path, sequences, expected, forward, draw)}"
         print(outcome, flush=True)
 
 

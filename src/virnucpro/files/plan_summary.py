@@ -19,11 +19,14 @@ from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.sequences import InputFile, Sequences
 from virnucpro.files.tables import PLAN_KEY
 from virnucpro.kernel.limits import Limits
+from virnucpro.text import quoted, shown
 
 # The version of the summary's format.
 VERSION = 5
 # Maximum bytes of a summary: parsing takes many times its size.
 MAX_BYTES = 2**28
+# Maximum bytes of the name of an input file.
+MAX_NAME = 2**15
 
 
 @dataclass(frozen=True)
@@ -240,13 +243,15 @@ def decode_summary(path: str | PathLike[str], metadata: Any) -> tuple[Summary, d
     if len(text) > MAX_BYTES:
         raise not_a_plan(path, f"its summary has {len(text):,} bytes, more than {MAX_BYTES:,}")
     try:
-        state: dict[str, Any] = json.loads(text)
+        state: dict[str, Any] = json.loads(
+            text, object_pairs_hook=unique, parse_constant=refuse_constant
+        )
         version = state["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise not_a_plan(path, "no summary in its metadata") from error
     if version not in (4, VERSION):
         raise ValueError(
-            f"{path}: plan file of version {version!r:.40} "
+            f"{shown(path)}: plan file of version {quoted(version)} "
             f"(this release reads versions 4 and {VERSION})"
         )
     if version == 4:
@@ -257,6 +262,19 @@ def decode_summary(path: str | PathLike[str], metadata: Any) -> tuple[Summary, d
         raise not_a_plan(path, f"no {error} in its summary") from error
     except (TypeError, ValueError) as error:
         raise not_a_plan(path, str(error)) from error
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of JSON; raise ValueError if a name occurs twice."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        raise ValueError("a name occurs twice")
+    return values
+
+
+def refuse_constant(name: str) -> None:
+    """Raise ValueError for NaN and Infinity, which are not JSON."""
+    raise ValueError(f"{name} is not a number")
 
 
 def upgrade(state: dict[str, Any]) -> dict[str, Any]:
@@ -304,7 +322,7 @@ def decode_checksums(
 
 def not_a_plan(path: str | PathLike[str], reason: str) -> ValueError:
     """Return the error for a file that is not a plan file."""
-    return ValueError(f"{path}: not a plan file ({reason})")
+    return ValueError(f"{shown(path)}: not a plan file ({shown(reason)})")
 
 
 # The types of the fields of `Totals` and `InputFile`; JSON may turn a float into an int.
@@ -323,15 +341,25 @@ def check_values(summary: Summary) -> None:
         for field in fields(part):
             value = getattr(part, field.name)
             if type(value) not in FIELD_TYPES[str(field.type)]:
-                raise TypeError(f"invalid {field.name} {value!r:.80}")
+                raise TypeError(f"invalid {field.name} {quoted(value)}")
             if isinstance(value, (int, float)) and not 0 <= value < 2**63:
-                raise ValueError(f"invalid {field.name} {value!r:.80}")
+                raise ValueError(f"invalid {field.name} {quoted(value)}")
+            if isinstance(value, str) and not is_name(value):
+                raise ValueError(f"invalid {field.name} {quoted(value)}")
     if summary.method not in (None, "ffd", "tight"):
-        raise ValueError(f"invalid method {summary.method!r:.80}")
+        raise ValueError(f"invalid method {quoted(summary.method)}")
     if summary.overlong not in (None, *OVERLONG):
-        raise ValueError(f"invalid overlong {summary.overlong!r:.80}")
+        raise ValueError(f"invalid overlong {quoted(summary.overlong)}")
     if type(summary.overlap) is not int or not 0 <= summary.overlap < summary.limits.max_residues:
-        raise ValueError(f"invalid overlap {summary.overlap!r:.80}")
+        raise ValueError(f"invalid overlap {quoted(summary.overlap)}")
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text may be the name of a file; bytes that are not UTF-8 are surrogates."""
+    try:
+        return len(text.encode("utf-8", "surrogateescape")) <= MAX_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 def encode_arrays(value: Any) -> Any:

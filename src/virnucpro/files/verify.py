@@ -17,7 +17,9 @@ from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
 from virnucpro.files.plan_schema import checksums
 from virnucpro.files.plan_summary import Summary
 from virnucpro.files.sequences import InputFile, Sequences
+from virnucpro.files.statistics import check_metadata
 from virnucpro.files.tables import as_arrow, strings_as_arrow
+from virnucpro.text import quoted
 
 
 def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[str]:
@@ -27,10 +29,11 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[
     exactly once, as in the input, and truncated, dropped or split if it is too long. Batches must
     be numbered without gaps, be within the limits and those of the layout, and have their longest
     sequence first; sequences with the same number of tokens must be in order of their IDs; and the
-    totals of the summary must be correct. Residues in the plan must be those of the input. A plan
-    of method "ffd" must be First-Fit Decreasing: each sequence is in the first batch that had room
-    for it when it was placed. A plan of method "tight" must not have more batches than First-Fit
-    Decreasing; its lower bound is not proven again.
+    totals of the summary must be correct. Residues in the plan must be those of the input. In a
+    Parquet file, the statistics of each row group must be those of its rows. A plan of method "ffd"
+    must be First-Fit Decreasing: each sequence is in the first batch that had room for it when it
+    was placed. A plan of method "tight" must not have more batches than First-Fit Decreasing; its
+    lower bound is not proven again.
 
     Args:
         path: The plan file, or a folder of them.
@@ -53,6 +56,7 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[
         *check_columns(table, summary, sequences),
         *compare_layout(table, file.layout),
         *compare_checksums(table, file.checksums),
+        *check_metadata(file),
         *check_batches(table, summary),
         *compare_totals(table, summary, sequences),
     ]
@@ -127,10 +131,12 @@ def check_columns(table: Any, summary: Summary, sequences: Sequences | None) -> 
 
 def compare_checksums(table: Any, recorded: dict[str, NDArray[np.int64]] | None) -> Iterator[str]:
     """Yield an error if the rows are not those whose checksums were recorded."""
-    found = {} if recorded is None else checksums(table)
-    for name, values in found.items():
-        if recorded is not None and not np.array_equal(values, recorded.get(name, [])):
-            yield f"column {name!r} is not the one that was written (its checksums differ)"
+    if recorded is None:
+        return
+    found = checksums(table)
+    for name in sorted(found.keys() | recorded.keys()):
+        if not np.array_equal(found.get(name, [-1]), recorded.get(name, [-2])):
+            yield f"column {quoted(name)} is not the one that was written (its checksums differ)"
 
 
 def check_fragments(table: Any, summary: Summary, sequences: Sequences | None) -> Iterator[str]:
@@ -178,7 +184,7 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
     if is_split(table):
         packed = column(table, "stop") - column(table, "start") + summary.limits.special_tokens
     tokens = as_arrow(packed)
-    names = strings_as_arrow([file.name for file in summary.inputs] or [""])
+    names = strings_as_arrow([file.text for file in summary.inputs] or [""])
     files = np.minimum(sequences.file_of(rows), len(names) - 1)
     is_truncated = is_overlong & ~is_dropped & (not is_split(table))
     expected = {

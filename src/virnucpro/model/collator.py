@@ -16,6 +16,7 @@ from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
 from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, check_keys
 from virnucpro.model.vocabulary import Tokens, read_vocabulary
+from virnucpro.model.workers import in_worker
 from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
@@ -165,7 +166,7 @@ class VarlenCollator:
                 f"a batch of {len(records):,} records, the first {quoted(records[0]['id'])}, has "
                 f"{total:,} tokens, more than the budget of {limits.max_tokens_per_batch:,}"
             )
-        return self.to_batch(tokenized, limits)
+        return in_worker(self.to_batch(tokenized, limits))
 
     def limits(self, token_budget: int | None = None) -> Limits:
         """Check the parameters, which may have been changed, and return the limits of a batch.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -15,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from virnucpro.data.packing import GreedyPacker, calculate_token_budget
 from virnucpro.data.records import Record
 from virnucpro.kernel.arguments import check_integer
-from virnucpro.model.collator import VarlenCollator, make_batch
-from virnucpro.model.tokenized_records import BATCH_KEYS
+from virnucpro.model.collator import VarlenCollator
+from virnucpro.model.workers import PickledBatch, WatchedLoader, hide_cuda, sendable_errors
 
 
 class PackedBatches(IterableDataset[dict[str, Any]]):
@@ -58,13 +57,14 @@ class PackedBatches(IterableDataset[dict[str, Any]]):
         self.buffer_size = buffer_size
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        records = iter(self.dataset)
         packer, limits = self.packer, self.packer.limits
-        while buffer := list(itertools.islice(records, self.buffer_size)):
-            tokenized = self.collator.tokenize(buffer, limits)
-            ids = [record["id"] for record in buffer]
-            for rows in packer.pack_lengths(tokenized.lengths, ids):
-                yield self.collator.to_batch(tokenized.take(rows), limits)
+        with sendable_errors():
+            records = iter(self.dataset)
+            while buffer := list(itertools.islice(records, self.buffer_size)):
+                tokenized = self.collator.tokenize(buffer, limits)
+                ids = [record["id"] for record in buffer]
+                for rows in packer.pack_lengths(tokenized.lengths, ids):
+                    yield self.collator.to_batch(tokenized.take(rows), limits)
 
 
 def create_async_dataloader(
@@ -118,6 +118,9 @@ def create_async_dataloader(
         ValueError: A parameter is out of range, or the budget is too small for one residue. During
             iteration, the errors of `VarlenCollator`.
         TypeError: A parameter has the wrong type. During iteration, IDs are of mixed types.
+        RuntimeError: During iteration, a worker died, or sent nothing within the timeout; the
+            message has its process ID. Errors of the data set and the collator in a worker are
+            raised with its number and their traceback.
 
     Example:
         >>> from tempfile import TemporaryDirectory
@@ -151,7 +154,7 @@ def create_async_dataloader(
         token_budget = collate_fn.token_budget
     if token_budget is None and has_cuda:
         token_budget = calculate_token_budget(device_id, model_memory_gb)
-    collate: Callable[[Any], Any] = WorkerBatch if num_workers else identity
+    collate: Callable[[Any], Any] = PickledBatch if num_workers else identity
     workers: dict[str, Any] = {}
     if num_workers > 0:
         workers = {
@@ -161,7 +164,7 @@ def create_async_dataloader(
             "timeout": timeout,
             "worker_init_fn": hide_cuda,
         }
-    return DataLoader(
+    return WatchedLoader(
         PackedBatches(dataset, collate_fn, token_budget, batch_size, buffer_size),
         batch_size=None,
         collate_fn=collate,
@@ -171,38 +174,6 @@ def create_async_dataloader(
     )
 
 
-class WorkerBatch:
-    """A batch that a worker sends: pickled as NumPy arrays, unpickled as a dict of tensors.
-
-    A DataLoader sends tensors through shared memory, with a file and a connection for each. For
-    tensors as small as those of a batch, sending their bytes takes a fraction of that time.
-    """
-
-    def __init__(self, batch: dict[str, Any]) -> None:
-        self.batch = batch
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        batch = self.batch
-        truncated = batch["truncated"].numpy()
-        labels = batch["labels"].numpy() if "labels" in batch else None
-        return make_batch, (
-            batch["input_ids"].numpy(),
-            batch["cu_seqlens"].numpy(),
-            batch["sequence_ids"],
-            batch["token_budget"],
-            batch["special_tokens"],
-            truncated if truncated.any() else None,
-            batch["num_unknown"],
-            labels,
-            {name: values for name, values in batch.items() if name not in BATCH_KEYS},
-        )
-
-
 def identity(batch: dict[str, Any]) -> dict[str, Any]:
     """Return a batch unchanged; by default, DataLoader converts its values to tensors."""
     return batch
-
-
-def hide_cuda(_worker: int) -> None:
-    """Hide the GPUs from a worker, to leave their memory to the process that runs the model."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = ""

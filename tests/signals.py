@@ -84,7 +84,8 @@ class Runs:
             assert process.stderr is not None
             printed = process.stderr.read()
         found = [{0: "finished", -number: "ended"}.get(process.returncode, "OTHER STATUS")]
-        if b"Traceback" in printed:
+        # Before `main`, the interpreter handles signals.
+        if b"Traceback" in printed and b"in main" in printed:
             found.append("TRACEBACK")
         content = self.output.read_bytes() if self.output else self.whole
         if content not in (b"old", self.whole):

@@ -17,11 +17,13 @@ void add_scanner(pybind11::module_& module);
 inline void seal(pybind11::handle type) {
     auto* const sealed = reinterpret_cast<PyTypeObject*>(type.ptr());
     // Up to protocol 1, pickle would call the base class of pybind11, which ends the process.
-    const auto refuse_pickling = [sealed](pybind11::handle, pybind11::handle) {
+    const auto refuse_pickling = [sealed](const pybind11::args&) {
         throw pybind11::type_error(std::string("cannot pickle '") + sealed->tp_name + "' object");
     };
-    pybind11::setattr(type, "__reduce_ex__",
-                      pybind11::cpp_function(refuse_pickling, pybind11::is_method(type)));
+    for (const char* const name : {"__reduce__", "__reduce_ex__"}) {
+        pybind11::setattr(type, name,
+                          pybind11::cpp_function(refuse_pickling, pybind11::is_method(type)));
+    }
     sealed->tp_new = [](PyTypeObject* refused, PyObject*, PyObject*) -> PyObject* {
         PyErr_Format(PyExc_TypeError, "cannot create '%s' instances directly", refused->tp_name);
         return nullptr;

@@ -25,6 +25,7 @@ from virnucpro.terminal import (
     progress_display,
     stderr,
 )
+from virnucpro.text import shown
 
 # Each command imports what it needs, so that --help and --version are fast.
 if TYPE_CHECKING:
@@ -336,7 +337,7 @@ def verify(
     Prints one line per error found. Exits with status 1 if there are any, and with status 2 if the
     plan or its input cannot be read.
     """
-    from virnucpro.files.fasta import ReadOptions
+    from virnucpro.files.fasta import ReadOptions, is_regular
     from virnucpro.files.plan_reader import open_plan
     from virnucpro.files.sequences import read_files
     from virnucpro.files.verify import verify_plan
@@ -345,10 +346,10 @@ def verify(
         file = open_plan(plan)
         names = inputs or [recorded.name for recorded in file.summary.inputs]
         for name in names if not inputs else ():
-            if name == "-" or not Path(name).is_file():
+            if name == "-" or not is_regular(name):
                 found = "is standard input" if name == "-" else "is not found from this folder"
                 raise FileNotFoundError(
-                    f"{name}: an input of {plan}, {found}; give the inputs after PLAN"
+                    f"{shown(name)}: an input of {plan}, {found}; give the inputs after PLAN"
                 )
         sequences = None
         if names:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -76,3 +78,12 @@ def test_arrow_ids_of_no_rows() -> None:
 def test_bad_arrow_ids(ids: pa.Array, error: type, message: str) -> None:
     with pytest.raises(error, match=message):
         GreedyPacker(4096).pack_lengths([5, 6, 7], ids)
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), getattr(pa, "string_view", pa.string)()])
+def test_buffers_may_be_longer_than_needed(kind: Any) -> None:
+    ids = pa.array(["c", "a", "a longer ID than fits in a view"], pa.string()).cast(kind)
+    buffers = [buffer and pa.py_buffer(buffer.to_pybytes() + b"xyz") for buffer in ids.buffers()]
+    longer = pa.Array.from_buffers(kind, len(ids), buffers)
+    plan = GreedyPacker(100).pack_lengths([5, 5, 5], ids=longer)
+    assert plan.indices.tolist() == [1, 2, 0]

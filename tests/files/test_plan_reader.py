@@ -365,3 +365,30 @@ def test_keys_of_the_metadata_that_others_wrote_are_ignored(tmp_path: Path) -> N
         ),
     )
     assert PackingPlan.load(path) == plan
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_names_of_columns_that_differ_in_case_are_refused(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"plan{suffix}"
+    GreedyPacker(100).pack_lengths([30, 60]).save(path)
+    rewrite(path, lambda table: table.append_column("Batch", table["batch"]))
+    with pytest.raises(ValueError, match=r"column 'Batch', which is not 'batch'\)$"):
+        PackingPlan.load(path)
+
+
+@pytest.mark.parametrize("name", ["_a.parquet", ".a.parquet"])
+def test_parts_with_hidden_names_are_refused(tmp_path: Path, name: str) -> None:
+    GreedyPacker(100).pack_lengths([30, 60]).save(tmp_path / name)
+    pq.write_metadata(pq.read_schema(tmp_path / name), tmp_path / "_common_metadata")
+    with pytest.raises(ValueError, match=f"{name}, a name that other readers leave out.$"):
+        PackingPlan.load(tmp_path)
+
+
+def test_nulls_of_stored_rows_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.arrow"
+    GreedyPacker(100).pack_lengths([30, 60]).save(path)
+    rewrite(path, with_values("row", lambda values: [values[0], None]))
+    with pytest.raises(ValueError, match=r"column 'row' contains nulls\)$"):
+        PackingPlan.load(path)
+    with pytest.raises(ValueError, match=f"^{path}: not a plan file .column 'row' contains nulls"):
+        verify_plan(path, None)

@@ -19,6 +19,7 @@ import pytest
 from compressed import COMPRESSIONS
 from fasta import fasta
 
+from virnucpro.files import record_file
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.record_file import RecordFile
 
@@ -194,3 +195,21 @@ def test_threads_read_at_once(tmp_path: Path, compression: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(read, range(100)))
+
+
+def test_a_change_while_records_are_read_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.fa"
+    path.write_bytes(b">a\nMKMK\n>b\nTTTT\n")
+    file = RecordFile(str(path), ReadOptions())
+    read_all = record_file.read_all
+
+    def change(opened: Any, size: int) -> bytes:
+        path.write_bytes(b">a\nWWWW\n>b\nTTTT\n")
+        os.utime(path, ns=(0, 0))
+        return bytes(read_all(opened, size))
+
+    monkeypatch.setattr(record_file, "read_all", change)
+    with pytest.raises(ValueError, match=r"the file has changed since it was scanned$"):
+        file.read([0])

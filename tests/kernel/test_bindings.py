@@ -54,6 +54,8 @@ def test_instances_are_made_by_functions_only(value: Any) -> None:
         lambda: copy.copy(value),
         lambda: copy.deepcopy(value),
         *(partial(pickle.dumps, value, protocol) for protocol in range(6)),
+        value.__reduce__,
+        *(partial(value.__reduce_ex__, protocol) for protocol in range(6)),
         lambda: type("Derived", (kind,), {}),
         lambda: type("Derived", (kind,), {"__slots__": ("more",)}),
         lambda: type("Derived", (kind, *{type(other) for other in instances()} - {kind}), {}),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from compressed import COMPRESSIONS
@@ -121,3 +122,20 @@ def test_damaged_batches_are_named(packed: Path, column: str, tmp_path: Path) ->
     pq.write_table(damaged, tmp_path / "plan.parquet")
     with pytest.raises(ValueError, match=r"damaged: batch .* is not that of the layout"):
         list(PackedPlanDataset(tmp_path / "plan.parquet"))
+
+
+def test_rows_that_occur_more_than_once_are_an_error(packed: Path, tmp_path: Path) -> None:
+    table = pq.read_table(packed)
+    name = "fragment" if "fragment" in table.schema.names else "row"
+    place = table.schema.get_field_index(name)
+    numbers = table[name].to_pylist()
+    for changed, message in (
+        ([*numbers[1:2], *numbers[1:]], "damaged: a row occurs more than once$"),
+        ([-1, *numbers[1:]], "damaged: batch 0 is not that of the layout$"),
+        ([10**6, *numbers[1:]], "damaged: batch 0 is not that of the layout$"),
+    ):
+        column = pa.array(changed, table.schema.field(name).type)
+        path = tmp_path / "plan.parquet"
+        pq.write_table(table.set_column(place, table.schema.field(name), column), path)
+        with pytest.raises(ValueError, match=message):
+            list(PackedPlanDataset(path))

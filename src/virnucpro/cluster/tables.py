@@ -32,6 +32,7 @@ from virnucpro.files.tables import (
     read_groups,
     strings_as_arrow,
 )
+from virnucpro.text import shown
 
 # Maximum rows of a block that is read, unless a single row group has more.
 BLOCK_SIZE = 2**20
@@ -78,29 +79,29 @@ class RowGroup(NamedTuple):
 def list_tables(paths: list[str], output: Path, columns: list[str]) -> list[Table]:
     """Check `paths` and the absolute path `output`; return the Parquet tables, in order."""
     if output.exists() or output.is_symlink():
-        raise FileExistsError(f"{output}: already exists")
+        raise FileExistsError(f"{shown(output)}: already exists")
     if not output.parent.is_dir():
-        raise FileNotFoundError(f"{output}: its directory does not exist")
+        raise FileNotFoundError(f"{shown(output)}: its directory does not exist")
     files: list[tuple[str, Path]] = []
     for name in paths:
         path = Path(name)
         if path.is_dir():
             if output.resolve().is_relative_to(path.resolve()):
-                raise ValueError(f"{output}: is inside an input folder")
+                raise ValueError(f"{shown(output)}: is inside an input folder")
             inside = sorted(file for file in path.rglob("*") if is_table(file.relative_to(path)))
             found = [(str(file), file) for file in inside]
         elif not path.exists():
-            raise FileNotFoundError(f"{name}: no such file")
+            raise FileNotFoundError(f"{shown(name)}: no such file")
         else:
             found = [(name, path)] if path.suffix.lower() == ".parquet" else []
         if not found:
-            raise ValueError(f"{name}: no Parquet tables (.parquet)")
+            raise ValueError(f"{shown(name)}: no Parquet tables (.parquet)")
         files += found
     resolved = set()
     tables = []
     for name, path in files:
         if path.resolve() in resolved:
-            raise ValueError(f"{name}: given twice")
+            raise ValueError(f"{shown(name)}: given twice")
         resolved.add(path.resolve())
         with explain_errors(name):
             with open_parquet(path) as file:

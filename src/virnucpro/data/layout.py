@@ -347,7 +347,7 @@ def read_state(
         raise ValueError(f"the state of a {name} has {problem} field {quoted(wrong)}")
     for key, kinds in types.items():
         value = state[key]
-        found: Any = value.dtype if isinstance(value, np.ndarray) else type(value)
+        found: Any = value.dtype.type if isinstance(value, np.ndarray) else type(value)
         if found not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{key} in the state of a {name} must be {wanted} (got {found})")

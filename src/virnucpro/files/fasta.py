@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
@@ -185,7 +186,10 @@ def scan_fasta(
     name = "standard input" if os.fspath(path) == "-" else str(path)
     with open_file(path) as file:
         for text in decompress(read_chunks(file, name, digest), name):
-            scanner.feed(text)
+            try:
+                scanner.feed(text)
+            except MemoryError as error:
+                raise MemoryError(f"{shown(name)}: out of memory, in a record too long") from error
             if copy is not None:
                 copy.write(text)
             yield
@@ -221,21 +225,33 @@ def open_file(path: str | PathLike[str]) -> io.FileIO:
     try:
         return io.FileIO(path)
     except OSError as error:
-        raise type(error)(f"{path}: cannot be read ({error.strerror})") from error
+        raise type(error)(f"{shown(path)}: cannot be read ({error.strerror})") from error
 
 
 def check_exists(path: Path) -> None:
     """Raise OSError if a path does not exist or is a directory."""
-    if not path.exists():
-        raise FileNotFoundError(f"{shown(path)}: no such file")
-    if path.is_dir():
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise FileNotFoundError(f"{shown(path)}: no such file") from error
+    except OSError as error:
+        raise OSError(f"{shown(path)}: cannot be read ({error.strerror})") from error
+    if stat.S_ISDIR(mode):
         raise IsADirectoryError(f"{shown(path)}: is a directory")
+
+
+def is_regular(path: str) -> bool:
+    """Return whether a path is that of a regular file."""
+    try:
+        return Path(path).is_file()
+    except OSError:
+        return False
 
 
 def check_regular(path: str) -> None:
     """Raise if a file does not exist, or cannot be read more than once."""
     check_exists(Path(path))
-    if not Path(path).is_file():
+    if not is_regular(path):
         raise ValueError(f"{shown(path)}: not a regular file, so it cannot be read more than once")
 
 
@@ -306,7 +322,7 @@ def decompress(chunks: Iterable[bytes], name: str) -> Iterator[bytes]:
 
 def find_decompressor(start: bytes, name: str) -> Callable[[], Decompressor] | None:
     """Return the decompressor factory for the first bytes of a file; None for plain text."""
-    with needing(f"{name}: reading this compression format", "fasta"):
+    with needing(f"{shown(name)}: reading this compression format", "fasta"):
         if start.startswith(b"\x1f\x8b"):
             from isal import igzip_lib
 

@@ -12,8 +12,8 @@ import struct
 END = struct.Struct("<i6s")
 # Blocks: an offset, the size of a message's metadata, the size of its body.
 BLOCK = struct.Struct("<qi4xq")
-# Buffers: an offset, a size.
-BUFFER = struct.Struct("<qq")
+# Buffers: an offset, a size. Nodes of columns: a number of rows, a number of nulls.
+BUFFER = NODE = struct.Struct("<qq")
 
 
 class FlatTable:

@@ -150,8 +150,9 @@ def check_not_input(target: Path, name: str, inputs: Iterable[str | PathLike[str
     """Raise ValueError if a file is in the inputs, or is standard output or error."""
     paths = [os.fspath(path) for path in inputs]
     for path in paths:
-        if Path(path).is_dir() and target.is_relative_to(Path(path).resolve()):
-            raise ValueError(f"{name}: output is inside an input folder")
+        with contextlib.suppress(OSError):
+            if Path(path).is_dir() and target.is_relative_to(Path(path).resolve()):
+                raise ValueError(f"{name}: output is inside an input folder")
     if not target.exists():
         return
     found = target.stat()

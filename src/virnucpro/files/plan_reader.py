@@ -169,7 +169,10 @@ class PlanFile:
                 table = pa.concat_tables([self._read_part(part, schema) for part in self.parts])
             if len(table) != self.num_rows:
                 raise pa.ArrowInvalid(f"it has {len(table):,} rows, expected {self.num_rows:,}")
-            check_array(table, "its columns")
+            try:
+                check_array(table, "its columns")
+            except ValueError as error:
+                raise not_a_plan(self.path, str(error)) from error
             table = table.combine_chunks()
         for name in names:
             if name not in NULLABLE and table[name].null_count:
@@ -213,11 +216,19 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 def find_parts(path: Path) -> tuple[list[Path], bool]:
     """Return the files with the rows of a plan, in order, and whether they are Arrow files."""
-    if path.is_dir():
+    is_folder = False
+    try:
+        check_exists(path)
+    except IsADirectoryError:
+        is_folder = True
+    if is_folder:
         if not (path / METADATA).is_file():
             raise not_a_plan(path, f"a folder without a file {METADATA}")
-        return sorted(part for part in path.glob("*.parquet") if part.is_file()), False
-    check_exists(path)
+        parts = sorted(part for part in path.glob("*.parquet") if part.is_file())
+        hidden = [part.name for part in parts if part.name[0] in "._"]
+        if hidden:
+            raise not_a_plan(path, f"{hidden[0]}, a name that other readers leave out")
+        return parts, False
     if not path.is_file():
         raise not_a_plan(path, "not a regular file")
     with explain_errors(path), path.open("rb") as file:

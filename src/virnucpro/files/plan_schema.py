@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from virnucpro.files import errors
 from virnucpro.files.plan_summary import not_a_plan
+from virnucpro.text import quoted
 
 # Row numbers are int32, or int64 for 2**31 sequences or more.
 NUMBERS = (pa.int32(), pa.int64())
@@ -76,6 +77,10 @@ def checksums(table: pa.Table) -> dict[str, NDArray[np.int64]]:
 
 def check_schema(path: str | PathLike[str], schema: pa.Schema) -> None:
     """Raise ValueError if a schema is not that of a plan file. Other columns are ignored."""
+    for name in schema.names:
+        if name not in KINDS and name.lower() in KINDS:
+            # DuckDB does not tell upper from lower case.
+            raise not_a_plan(path, f"column {quoted(name)}, which is not {name.lower()!r}")
     for name, kinds in KINDS.items():
         number = schema.names.count(name)
         if number > 1:

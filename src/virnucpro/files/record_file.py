@@ -105,6 +105,7 @@ class RecordFile:
             for begin, size in zip(begins.tolist(), sizes.tolist(), strict=True):
                 file.seek(begin)
                 texts.append(read_all(file, size))
+            has_changed = self._text is None or file_identity(file) != self._text.identity
         scanner = make_scanner(self.options, keep_residues=True)
         # The last line of a file may lack a newline.
         scanner.feed(b"\n".join(texts))
@@ -118,7 +119,7 @@ class RecordFile:
                     f"{len(sequence):,} residues (it had {length:,}): the file has changed since "
                     "it was scanned"
                 )
-        if scanner.fault is not None or len(found) != len(records):
+        if has_changed or scanner.fault is not None or len(found) != len(records):
             raise ValueError(f"{shown(self.path)}: the file has changed since it was scanned")
         return found
 

@@ -182,7 +182,7 @@ def read_files(
         kind = table_kind(path)
         if kind is not None:
             if keep_texts:
-                raise ValueError(f"{path}: a table of lengths, which has no residues")
+                raise ValueError(f"{shown(path)}: a table of lengths, which has no residues")
             for chunk in read_length_table(path, kind, options, digest):
                 take(*chunk)
         elif keep_texts:
@@ -200,7 +200,7 @@ def read_files(
             changes += ReadChanges(*scanner.changes)
         # Of the parts of a table, some may be empty.
         if num_sequences == before and kind is None:
-            raise ValueError(f"{path}: contains no sequences")
+            raise ValueError(f"{shown(path)}: contains no sequences")
         num_read = num_sequences - before
         size, sha256 = digest.num_bytes, digest.hexdigest()
         if keep_texts:

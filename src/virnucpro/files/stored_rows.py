@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from virnucpro.files.flat_buffers import BLOCK as MESSAGE
-from virnucpro.files.flat_buffers import BUFFER, END, root, values
+from virnucpro.files.flat_buffers import BUFFER, END, NODE, root, values
 from virnucpro.files.plan_schema import BLOCK, IF_SPLIT, TEXTS, integer_of
 from virnucpro.text import shown
 
@@ -26,11 +26,13 @@ class Buffers(NamedTuple):
 
     Attributes:
         num_rows: The number of rows.
+        num_nulls: The number of nulls of each column.
         places: Offset in the file, and size in bytes, of each buffer.
         is_compressed: Whether they are compressed.
     """
 
     num_rows: int
+    num_nulls: list[int]
     places: list[tuple[int, int]]
     is_compressed: bool
 
@@ -65,12 +67,14 @@ class StoredRows:
         Raises:
             ValueError: The file does not have these columns as plain integers.
         """
-        num_rows, places, _ = self.buffers
+        num_rows, num_nulls, places, _ = self.buffers
         if checksums.keys() != {"row", *IF_SPLIT} & set(schema.names):
             raise pa.ArrowInvalid("its checksums are those of other columns")
         first = 0
-        for field in schema:
+        for number, field in enumerate(schema):
             if field.name in checksums:
+                if num_rows and (len(num_nulls) != len(schema) or num_nulls[number]):
+                    raise pa.ArrowInvalid(f"column {field.name!r} contains nulls")
                 kind, crc32s = integer_of(field.type), checksums[field.name]
                 # Before the values is the bitmap of nulls.
                 offset, num_bytes = places[first + 1] if first + 1 < len(places) else (0, 0)
@@ -147,12 +151,13 @@ class StoredRows:
             footer = root(self._read_bytes(size - END.size - footer_size, footer_size))
             blocks = values(footer, 3, MESSAGE)
             if not blocks:
-                return Buffers(0, [], False)
+                return Buffers(0, [], [], False)
             ((offset, metadata_size, _),) = blocks
             # After a mark and the size of the metadata.
             batch = root(self._read_bytes(offset + 8, metadata_size - 8)).table(2)
             body = offset + metadata_size
             places = [(body + at, num_bytes) for at, num_bytes in values(batch, 2, BUFFER)]
-            return Buffers(batch.number(0), places, batch.place(3) is not None)
+            num_nulls = [nulls for _, nulls in values(batch, 1, NODE)]
+            return Buffers(batch.number(0), num_nulls, places, batch.place(3) is not None)
         except (struct.error, ValueError, OverflowError, OSError) as error:
             raise pa.ArrowInvalid("its metadata cannot be read") from error

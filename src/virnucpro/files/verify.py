@@ -123,7 +123,7 @@ def check_columns(table: Any, summary: Summary, sequences: Sequences | None) -> 
             row = int(np.argmax(is_wrong))
             name = f"row {row:,}"
             if sequences is not None:
-                name = f"sequence {sequences.ids[row].as_py()!r} (row {row:,})"
+                name = f"sequence {quoted(sequences.ids[row].as_py())} (row {row:,})"
             yield f"{name} {fault} (affected sequences: {is_wrong.sum():,})"
     if is_split(table):
         yield from check_fragments(table, summary, sequences)
@@ -203,8 +203,8 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
         if differs.any():
             at = int(np.argmax(differs))
             yield (
-                f"{name} of row {rows[at]:,} is {found[at].as_py()!r}, expected "
-                f"{values[at].as_py()!r} (affected rows: {differs.sum():,})"
+                f"{name} of row {rows[at]:,} is {quoted(found[at].as_py())}, expected "
+                f"{quoted(values[at].as_py())} (affected rows: {differs.sum():,})"
             )
     for overlong, is_wrong in (
         ("error", is_overlong),
@@ -370,9 +370,10 @@ def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
     wrong = is_equal & (is_greater | (is_same & (np.diff(rows) < 0)))
     if wrong.any():
         at = int(np.argmax(wrong))
+        before, after = (quoted(ids[place].as_py()) for place in (at, at + 1))
         yield (
-            f"sequence {ids[at + 1].as_py()!r} comes after {ids[at].as_py()!r}, which has the "
-            f"same number of tokens: not in order of IDs (cases: {wrong.sum():,})"
+            f"sequence {after} comes after {before}, which has the same number of tokens: not in "
+            f"order of IDs (cases: {wrong.sum():,})"
         )
 
 

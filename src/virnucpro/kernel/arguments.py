@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from virnucpro.kernel.arrow import IdLoader, is_id_type, is_text, text_buffers
-from virnucpro.text import shown
+from virnucpro.text import quoted, shown
 
 # IDs that the kernel sorts as Python does: str objects, numbers, fixed-width strings, or offsets
 # and concatenated strings in UTF-8.
@@ -32,7 +32,7 @@ def is_integer_type(kind: type) -> bool:
 def check_integer(value: object, name: str, minimum: int, maximum: int | None = None) -> int:
     """Return an integer of any type as an int, after checking its bounds."""
     if not is_integer_type(type(value)):
-        raise TypeError(f"{name} must be an integer (got {value!r})")
+        raise TypeError(f"{name} must be an integer (got {quoted(value)})")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum:,} (got {number:,})")
@@ -54,10 +54,9 @@ def check_version(state: Any, name: str, version: int) -> None:
     """Check that a state is a dict of the given version."""
     if not isinstance(state, dict):
         raise TypeError(f"the state of a {name} must be a dict (got {type(state).__name__})")
-    if state.get("version") != version:
-        raise ValueError(
-            f"the state of a {name} must have version {version} (got {state.get('version')!r})"
-        )
+    found = state.get("version")
+    if found != version:
+        raise ValueError(f"the state of a {name} must have version {version} (got {quoted(found)})")
 
 
 def check_list(values: Iterable[Any], name: str, wanted: str) -> list[Any]:
@@ -89,7 +88,7 @@ def check_length_objects(lengths: list[Any]) -> NDArray[np.int64]:
     """Return a list of Python integers as an array."""
     if not all(map(is_integer_type, set(map(type, lengths)))):
         position = next(i for i, n in enumerate(lengths) if not is_integer_type(type(n)))
-        raise TypeError(f"lengths[{position}] must be an integer (got {lengths[position]!r})")
+        raise TypeError(f"lengths[{position}] must be an integer (got {quoted(lengths[position])})")
     numbers = list(map(int, lengths))
     try:
         return np.array(numbers, dtype=np.int64)

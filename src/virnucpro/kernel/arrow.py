@@ -47,8 +47,8 @@ def num_view_bytes(array: Any) -> int:
     """Return the bytes of the texts of an array of views, which may share them; 0 for others."""
     if str(array.type) not in ("string_view", "binary_view") or len(array) == 0:
         return 0
-    views = np.frombuffer(array.buffers()[1], np.int32).reshape(-1, 4)
-    return int(views[array.offset : array.offset + len(array), 0].sum(dtype=np.int64))
+    views = np.frombuffer(array.buffers()[1], np.int32, 4 * len(array), 16 * array.offset)
+    return int(views[::4].sum(dtype=np.int64))
 
 
 def is_text(kind: Any) -> bool:
@@ -137,5 +137,5 @@ def text_buffers(ids: Any) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     _, offsets, texts = ids.buffers()
     if len(ids) == 0:
         return np.zeros(1, np.int64), np.empty(0, np.uint8)
-    found = np.frombuffer(offsets, np.int64)[ids.offset : ids.offset + len(ids) + 1]
+    found = np.frombuffer(offsets, np.int64, len(ids) + 1, 8 * ids.offset)
     return found, np.frombuffer(texts or b"", np.uint8)

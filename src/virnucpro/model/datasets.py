@@ -22,6 +22,7 @@ from virnucpro.files.fasta import (
     scan_fasta,
 )
 from virnucpro.kernel.arguments import check_integer
+from virnucpro.text import quoted
 
 logger = logging.getLogger(__name__)
 
@@ -149,7 +150,7 @@ def check_paths(paths: Paths, name: str) -> list[str]:
     if isinstance(paths, (str, PathLike)):
         paths = [paths]
     if not isinstance(paths, Iterable):
-        raise TypeError(f"{name} must be a path or a list of paths (got {paths!r})")
+        raise TypeError(f"{name} must be a path or a list of paths (got {quoted(paths)})")
     result = [os.fspath(path) for path in paths]
     if not result:
         raise ValueError(f"{name} must name at least one file")

@@ -16,6 +16,7 @@ from virnucpro.data.records import Record
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.workers import PickledBatch, WatchedLoader, hide_cuda, sendable_errors
+from virnucpro.text import quoted
 
 
 class PackedBatches(IterableDataset[dict[str, Any]]):
@@ -143,7 +144,7 @@ def create_async_dataloader(
     if batch_size is not None:
         batch_size = check_integer(batch_size, "batch_size", 1)
     if not isinstance(timeout, (int, float, np.integer)):
-        raise TypeError(f"timeout must be a number (got {timeout!r})")
+        raise TypeError(f"timeout must be a number (got {quoted(timeout)})")
     if not timeout >= 0:
         raise ValueError(f"timeout must be at least 0 (got {timeout})")
     num_workers = check_integer(num_workers, "num_workers", 0)

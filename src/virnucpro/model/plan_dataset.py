@@ -17,7 +17,10 @@ from virnucpro.model.datasets import SharedDataset
 from virnucpro.text import shown
 
 # The columns that are read.
-COLUMNS = ("batch", "row", "id", "start", "stop", "tokens", "truncated", "file", "sequence")
+COLUMNS = (
+    *("batch", "row", "fragment", "id", "start", "stop"),
+    *("tokens", "truncated", "file", "sequence"),
+)
 
 
 class PackedPlanDataset(SharedDataset):
@@ -79,6 +82,7 @@ class PackedPlanDataset(SharedDataset):
         self.summary = file.summary
         self.layout = file.layout
         file.check_size()
+        self._num_numbers = file.num_rows
         self._metadata_hash = hash_metadata(file.schema)
         self._given: tuple[int, int] | None = None
         if (rank is None) != (world_size is None):
@@ -98,9 +102,14 @@ class PackedPlanDataset(SharedDataset):
 
     def __iter__(self) -> Iterator[list[Record]]:
         share, num_shares = self.find_share()
-        next_batch = 0
+        next_batch = num_numbers = 0
+        seen = np.zeros(self._num_numbers, np.bool_)
         for table in self._tables():
             batches = table["batch"].to_numpy()
+            numbers = table["fragment" if "fragment" in table.schema.names else "row"].to_numpy()
+            self._require(0 <= numbers.min() <= numbers.max() < len(seen), next_batch)
+            seen[numbers] = True
+            num_numbers += len(numbers)
             starts = np.flatnonzero(np.append(True, np.diff(batches) != 0))
             ends = np.append(starts[1:], len(batches))
             for batch, start, end in zip(batches[starts].tolist(), starts, ends, strict=True):
@@ -109,6 +118,8 @@ class PackedPlanDataset(SharedDataset):
                 if batch % num_shares == share:
                     yield self._records(batch, table.slice(start, end - start))
         self._require(next_batch == self.layout.num_batches, next_batch)
+        if np.count_nonzero(seen) != num_numbers:
+            raise ValueError(f"{shown(self.path)}: damaged: a row occurs more than once")
 
     def _tables(self) -> Iterator[pa.Table]:
         """Yield tables of whole batches."""

@@ -86,7 +86,7 @@ def main() -> None:
             table.add_row(
                 f"save {path.suffix}: {path.stat().st_size:,} bytes", f"{seconds:.2f}", ""
             )
-        table.add_row(f"pickle of a mapped plan: {pickled_size(folder):,} bytes", "", "")
+        table.add_row(f"pickle of a plan in an .arrow file: {pickled_size(folder):,} bytes", "", "")
         del plan
         for call in CALLS:
             command = [sys.executable, __file__, "--measure", call, name]
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def pickled_size(folder: Path) -> int:
-    """Return the bytes of a pickled plan that is mapped."""
+    """Return the bytes of the pickle of a plan in an Arrow file."""
     return len(pickle.dumps(PackingPlan.load(folder / "plan.arrow")))
 
 

@@ -29,14 +29,15 @@ def main() -> None:
     if message:
         from virnucpro.files.output import remove_all
 
-        print(f"virnucpro: {message}", file=sys.stderr)
+        if sys.stderr is not None:
+            print(f"virnucpro: {message}", file=sys.stderr, flush=True)
         remove_all()
         # Libraries that lack memory may crash at the exit.
-        os._exit(1)
+        os._exit(2 if sys.argv[1:2] == ["verify"] else 1)
 
 
 def run() -> str | None:
-    """Run the command line; return what is missing if a library or memory is."""
+    """Run the command line; return the message of an error that no command expects."""
     from virnucpro.extras import needing
     from virnucpro.text import shown
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import signal
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
@@ -247,7 +248,7 @@ def pack(
             )
         if not quiet:
             print_message(make_table(label_totals(summary.totals)))
-            print_message(f"Plan written to {output}")
+            print_message(f"Plan written to {shown(output)}")
 
 
 def pack_on_ray(
@@ -270,19 +271,23 @@ def pack_on_ray(
     # Ray prints to stdout.
     with exit_on_error(), log_to_stderr(quiet), redirect_stdout(sys.stderr):
         list_tables(inputs, output.absolute(), [id_column, length_column])
+        # Ray replaces it by one that leaves workers writing.
+        handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         ray.data.DataContext.get_current().enable_progress_bars = shows_progress
         # The errors that Ray Data logs are also raised.
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+        signal.signal(signal.SIGTERM, handler)
         columns = {"id_column": id_column, "length_column": length_column}
         try:
             summary = pack_tables(inputs, output, packer, **columns)
         except (ray.exceptions.RayError, TypeError, RuntimeError) as error:
             # The last line of Ray's message gives the cause.
-            raise OSError(str(error).strip().splitlines()[-1]) from error
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise OSError(shown(lines[-1])) from error
     if not quiet:
         print_message(make_table(label_totals(summary.totals)))
-        print_message(f"Plan written to {output}")
+        print_message(f"Plan written to {shown(output)}")
 
 
 @app.command()
@@ -349,7 +354,7 @@ def verify(
             if name == "-" or not is_regular(name):
                 found = "is standard input" if name == "-" else "is not found from this folder"
                 raise FileNotFoundError(
-                    f"{shown(name)}: an input of {plan}, {found}; give the inputs after PLAN"
+                    f"{shown(name)}: an input of {shown(plan)}, {found}; give the inputs after PLAN"
                 )
         sequences = None
         if names:
@@ -361,12 +366,12 @@ def verify(
                 )
         findings = verify_plan(plan, sequences)
     for finding in findings:
-        print_error(f"{plan}: {finding}")
+        print_error(f"{shown(plan)}: {finding}")
     if findings:
         raise typer.Exit(1)
     if not quiet:
         number = f"{file.summary.totals.read:,} sequences"
-        print_message(f"{plan}: OK ({number}{'' if names else ', without its input'})")
+        print_message(f"{shown(plan)}: OK ({number}{'' if names else ', without its input'})")
 
 
 @app.command()
@@ -385,4 +390,4 @@ def report(
 
     with exit_on_error():
         write_report(plan, output)
-    print_message(f"Report written to {output}")
+    print_message(f"Report written to {shown(output)}")

@@ -51,4 +51,8 @@ def quoted(value: object) -> str:
         >>> print(quoted("seq1"), quoted(7))
         'seq1' 7
     """
-    return shown(repr(value))
+    try:
+        return shown(repr(value))
+    except ValueError:
+        # Of an int with more digits than Python converts.
+        return f"a {type(value).__name__} that is too large to show"

@@ -40,7 +40,8 @@ from virnucpro.files.output import write_folder
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import Summary, encode_summary, totals_of
 from virnucpro.files.tables import ids_of, lengths_of
-from virnucpro.text import quoted
+from virnucpro.kernel.arrow import check_array
+from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
 
@@ -209,7 +210,7 @@ def pack_blocks(
     warn_of_truncation(total)
     logger.info("Counted %s blocks: %s", f"{len(blocks):,}", total)
     if id_column is not None:
-        logger.info("Sorting by %s", id_column)
+        logger.info("Sorting by %s", shown(id_column))
         blocks = sort_by_id(blocks, counts, id_column, kind)
         blocks, counts, _ = count_blocks(blocks, counting, length_column, None)
         if sum(counts[1:], counts[0]) != total:
@@ -255,6 +256,7 @@ def count_block(
     """
     try:
         table = as_table(block)
+        check_array(table, "its columns")
         if table.num_rows == 0:
             # An empty block may lack the columns.
             return None

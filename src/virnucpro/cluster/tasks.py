@@ -14,9 +14,6 @@ import ray.data
 from ray.data.block import BlockAccessor
 from ray.exceptions import RayTaskError
 
-from virnucpro.files.errors import explain_errors
-from virnucpro.kernel.arrow import check_array
-
 # Row numbers, while rows are sorted.
 ROW_COLUMN = "virnucpro.row"
 # Errors that may not recur when a task is retried.
@@ -70,15 +67,8 @@ def raise_causes() -> Iterator[None]:
 
 
 def as_table(block: Any) -> pa.Table:
-    """Return a block as a table; Ray may also store blocks as DataFrames.
-
-    Raises:
-        ValueError: The block is damaged, or a DataFrame that has no Arrow types.
-    """
-    with explain_errors("a block"):
-        table = BlockAccessor.for_block(block).to_arrow()
-        check_array(table, "its columns")
-    return table
+    """Return a block as a table; Ray may also store blocks as DataFrames."""
+    return BlockAccessor.for_block(block).to_arrow()
 
 
 def count_rows(block: Any, _: int) -> int:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.kernel.arguments import OrderedIds, check_ids, check_list
 from virnucpro.kernel.limits import Limits
-from virnucpro.text import quoted
+from virnucpro.text import quoted, shown
 
 Record = dict[str, Any]
 
@@ -66,7 +66,7 @@ def check_value(record: Any, key: str, name: str, row: int) -> Any:
         # Comparing keys may run user code that changes the record.
         pass
     keys = ", ".join(repr(other) for other in tuple(record) if type(other) is str)
-    raise ValueError(f"{name}[{row}] has no {quoted(key)} (it has {keys or 'no keys'})")
+    raise ValueError(f"{name}[{row}] has no {quoted(key)} (it has {shown(keys or 'no keys')})")
 
 
 def check_sequence(record: Any, name: str, row: int) -> str:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from typing import Any
 
-from virnucpro.files.flat_buffers import BLOCK, BUFFER, END, root, values
+from virnucpro.files.flat_buffers import BUFFER, END, MESSAGE, root, values
 from virnucpro.kernel.memory import check_memory
 
 MAGIC = b"ARROW1"
@@ -46,7 +46,7 @@ def list_blocks(source: Any) -> Iterator[int]:
         raise ValueError("incomplete: it does not end as an Arrow file")
     footer = root(read_at(source, end - length, length))
     for number in (2, 3):
-        for start, *_ in values(footer, number, BLOCK):
+        for start, *_ in values(footer, number, MESSAGE):
             yield start
 
 

@@ -33,17 +33,22 @@ def explain_errors(
         yield
     except MemoryError as error:
         raise MemoryError(f"{shown(path)}: {first_line(error)}") from error
-    except (pa.ArrowException, UnicodeDecodeError) as error:
+    except pa.ArrowException as error:
+        if type(error) is pa.ArrowException:
+            # Of no other class if a thread cannot be started.
+            raise OSError(f"{shown(path)}: cannot be read ({first_line(error)})") from error
+        raise make(path, f"damaged: {first_line(error)}") from error
+    except UnicodeDecodeError as error:
         raise make(path, f"damaged: {first_line(error)}") from error
     except ValueError as error:
         if describe is not None:
             raise
-        raise at_path(path, str(error)) from error
+        raise at_path(path, shown(error)) from error
     except OSError as error:
         # pyarrow raises OSError, without a number, for files that are damaged.
         if error.errno is None:
             raise make(path, f"damaged: {first_line(error)}") from error
-        raise type(error)(f"{shown(path)}: cannot be read ({error.strerror})") from error
+        raise type(error)(f"{shown(path)}: cannot be read ({shown(error.strerror)})") from error
 
 
 def at_path(path: str | PathLike[str], reason: str) -> ValueError:

@@ -10,8 +10,8 @@ import struct
 
 # The last bytes of a file: the size of its footer, and the magic string.
 END = struct.Struct("<i6s")
-# Blocks: an offset, the size of a message's metadata, the size of its body.
-BLOCK = struct.Struct("<qi4xq")
+# Messages: an offset, the size of a message's metadata, the size of its body.
+MESSAGE = struct.Struct("<qi4xq")
 # Buffers: an offset, a size. Nodes of columns: a number of rows, a number of nulls.
 BUFFER = NODE = struct.Struct("<qq")
 

@@ -344,7 +344,7 @@ def copy_folder() -> TemporaryFolder:
     folder = _copies.get(os.getpid())
     if folder is None:
         # `gettempdir` uses another place, perhaps one without room, if it cannot write to TMPDIR.
-        parent = Path(os.environ.get("TMPDIR") or tempfile.gettempdir())
+        parent = Path(os.environ.get("TMPDIR") or tempfile.gettempdir()).absolute()
         with name_errors(f"the folder for temporary files, {shown(parent)}"):
             folder = _copies[os.getpid()] = TemporaryFolder(parent)
     return folder

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -164,6 +165,7 @@ class PlanFile:
             if self.is_arrow:
                 # Not mapped, since the file might shrink while it is read.
                 with open_source(self.path) as source:
+                    self._check_part(self.path, pa.ipc.open_file(source).schema, names)
                     table = pa.Table.from_batches(read_arrow(source, names), schema)
             else:
                 table = pa.concat_tables([self._read_part(part, schema) for part in self.parts])
@@ -173,6 +175,7 @@ class PlanFile:
                 check_array(table, "its columns")
             except ValueError as error:
                 raise not_a_plan(self.path, str(error)) from error
+            check_memory(table.nbytes, f"a copy of {self.num_rows:,} rows")
             table = table.combine_chunks()
         for name in names:
             if name not in NULLABLE and table[name].null_count:
@@ -186,7 +189,7 @@ class PlanFile:
         """
         for part in self.parts:
             with explain_errors(part), open_parquet(part) as file:
-                self._check_part(part, file.schema_arrow)
+                self._check_part(part, file.schema_arrow, columns)
                 groups = range(file.num_row_groups)
                 yield from tables.read_groups(part, file, groups, columns, CHUNK)
 
@@ -194,22 +197,24 @@ class PlanFile:
         """Return the columns of a schema from a Parquet file; raise ValueError for other types."""
         names = schema.names
         with open_parquet(part) as file:
-            self._check_part(part, file.schema_arrow)
-            found = pa.schema([field for field in file.schema_arrow if field.name in names])
-            if found != schema:
-                raise not_a_plan(part, f"its columns are not those of {METADATA}")
+            self._check_part(part, file.schema_arrow, names)
             if "id" not in names:
                 return file.read(names)
             batches = tables.read_groups(part, file, range(file.num_row_groups), names)
             return pa.Table.from_batches(batches, schema)
 
-    def _check_part(self, part: Path, schema: pa.Schema) -> None:
-        """Raise ValueError if the file has been replaced since its summary was read."""
+    def _check_part(self, part: Path, schema: pa.Schema, names: Sequence[str]) -> None:
+        """Raise ValueError if the plan has been replaced, or a part has other columns."""
         if part == self.path and hash_metadata(schema) != self.metadata_hash:
             raise ValueError(f"{shown(part)}: the plan has changed since its summary was read")
+        found, expected = (
+            [field for field in fields if field.name in names] for fields in (schema, self.schema)
+        )
+        if found != expected:
+            raise not_a_plan(part, f"its columns are not those of {METADATA}")
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
+def open_parquet(path: Path) -> AbstractContextManager[pq.ParquetFile]:
     """Open a Parquet file, with checksums, and with metadata as large as a summary may be."""
     return tables.open_parquet(path, thrift_string_size_limit=MAX_METADATA)
 
@@ -369,7 +374,7 @@ class PlanRows:
         file: The plan file.
 
     Raises:
-        ValueError: The file is damaged, or has another plan than `file`.
+        ValueError: The file is damaged.
         OSError: The file cannot be read.
     """
 
@@ -387,12 +392,8 @@ class PlanRows:
             ValueError: A number is out of range.
             OSError: The file has changed since it was opened, or cannot be read.
         """
-        num_rows = self.stored.buffers.num_rows
-        numbers = self.stored.read(self.name, begin, num_rows if end is None else end)
-        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < num_rows:
-            path = shown(self.stored.path)
-            raise ValueError(f"{path}: damaged: a number in column {self.name} is out of range")
-        return numbers
+        last = self.stored.buffers.num_rows if end is None else end
+        return self.stored.read(self.name, begin, last)
 
     def fragments(self) -> Fragments | None:
         """Return the fragments of the plan, validated; None if no sequence was split."""

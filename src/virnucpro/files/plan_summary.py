@@ -243,9 +243,7 @@ def decode_summary(path: str | PathLike[str], metadata: Any) -> tuple[Summary, d
     if len(text) > MAX_BYTES:
         raise not_a_plan(path, f"its summary has {len(text):,} bytes, more than {MAX_BYTES:,}")
     try:
-        state: dict[str, Any] = json.loads(
-            text, object_pairs_hook=unique, parse_constant=refuse_constant
-        )
+        state: dict[str, Any] = json.loads(text, object_pairs_hook=unique)
         version = state["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise not_a_plan(path, "no summary in its metadata") from error
@@ -270,11 +268,6 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         raise ValueError("a name occurs twice")
     return values
-
-
-def refuse_constant(name: str) -> None:
-    """Raise ValueError for NaN and Infinity, which are not JSON."""
-    raise ValueError(f"{name} is not a number")
 
 
 def upgrade(state: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from virnucpro.files import tables
 from virnucpro.files.plan_reader import METADATA, PlanFile, open_parquet
 from virnucpro.files.plan_schema import KINDS, explain_errors
 from virnucpro.files.tables import PLAN_KEY
@@ -97,7 +98,7 @@ def check_file(path: Path, summary: bytes) -> Iterator[str]:
             name = content.schema.column(place).path
             faults = []
             for number, group in enumerate(groups if name in KINDS else ()):
-                values = plain(content.read_row_group(number, columns=[name])[name])
+                values = plain(tables.read_column(path, content, number, name))
                 faults += [
                     f"column {quoted(name)} of row group {number:,}: {fault}"
                     for fault in check_column(group[COLUMNS][place], values, group, source)

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from virnucpro.files.flat_buffers import BLOCK as MESSAGE
-from virnucpro.files.flat_buffers import BUFFER, END, NODE, root, values
+from virnucpro.files.flat_buffers import BUFFER, END, MESSAGE, NODE, root, values
 from virnucpro.files.plan_schema import BLOCK, IF_SPLIT, TEXTS, integer_of
+from virnucpro.kernel.memory import check_memory
 from virnucpro.text import shown
 
 
@@ -78,7 +78,8 @@ class StoredRows:
                 kind, crc32s = integer_of(field.type), checksums[field.name]
                 # Before the values is the bitmap of nulls.
                 offset, num_bytes = places[first + 1] if first + 1 < len(places) else (0, 0)
-                is_whole = offset >= 0 and num_bytes >= num_rows * kind.itemsize
+                size = num_rows * kind.itemsize
+                is_whole = size <= num_bytes and 0 <= offset <= self._size() - size
                 if not is_whole or len(crc32s) != -(-num_rows // BLOCK):
                     raise pa.ArrowInvalid(f"column {field.name!r} is incomplete")
                 self._columns[field.name] = offset, kind, crc32s
@@ -89,6 +90,7 @@ class StoredRows:
 
         Raises:
             OSError: The file has changed since it was opened, or cannot be read.
+            ValueError: The number of a row or fragment is out of range.
 
         Cost: one read of the blocks with these rows, of 64 or 128 KiB each.
         """
@@ -104,32 +106,40 @@ class StoredRows:
     def _read_blocks(self, name: str, first: int, last: int) -> NDArray[Any]:
         offset, kind, crc32s = self._columns[name]
         num_rows = max(0, min(last * BLOCK, self.buffers.num_rows) - first * BLOCK)
+        check_memory(num_rows * kind.itemsize, f"{shown(self.path)}: {num_rows:,} rows")
         values = np.empty(num_rows, kind)
         if num_rows == 0:
             return values
-        begin = offset + first * BLOCK * kind.itemsize
+        path, begin = shown(self.path), offset + first * BLOCK * kind.itemsize
         try:
-            self._read_into(memoryview(values.data).cast("B"), begin)
+            is_whole = self._read_into(memoryview(values.data).cast("B"), begin)
         except OSError as error:
-            raise OSError(f"{shown(self.path)}: cannot be read ({error.strerror})") from error
+            raise OSError(f"{path}: cannot be read ({error.strerror})") from error
         for block in range(first, last):
             begin = (block - first) * BLOCK
-            if zlib.crc32(values[begin : begin + BLOCK].data) != crc32s[block]:
+            if not is_whole or zlib.crc32(values[begin : begin + BLOCK].data) != crc32s[block]:
                 raise OSError(
-                    f"{shown(self.path)}: the plan is damaged or has changed since it "
-                    f"was loaded (rows from {block * BLOCK:,} on)"
+                    f"{path}: the plan is damaged or has changed since it was loaded "
+                    f"(rows from {block * BLOCK:,} on)"
                 )
+        is_number = name in ("row", "fragment")
+        if is_number and not 0 <= values.min() <= values.max() < self.buffers.num_rows:
+            raise ValueError(f"{path}: damaged: a number in column {name} is out of range")
         return values
 
     def _read_bytes(self, offset: int, size: int) -> bytes:
-        if not 0 <= size <= os.fstat(self._descriptor).st_size:
+        if not 0 <= size <= self._size():
             raise pa.ArrowInvalid("a size in its metadata is out of range")
         data = bytearray(size)
-        self._read_into(memoryview(data), offset)
+        if not self._read_into(memoryview(data), offset):
+            raise pa.ArrowInvalid("it ends too early")
         return bytes(data)
 
-    def _read_into(self, view: memoryview, offset: int) -> None:
-        """Fill a buffer; bytes after the end of the file are left as they are."""
+    def _size(self) -> int:
+        return os.fstat(self._descriptor).st_size
+
+    def _read_into(self, view: memoryview, offset: int) -> bool:
+        """Fill a buffer from a place in the file on; return False if the file ends before."""
         while view:
             if hasattr(os, "preadv"):
                 size = os.preadv(self._descriptor, [view], offset)
@@ -140,12 +150,13 @@ class StoredRows:
                 size = len(data)
                 view[:size] = data
             if size == 0:
-                return
+                return False
             view, offset = view[size:], offset + size
+        return True
 
     def _find_buffers(self) -> Buffers:
         """Read where the buffers are (Arrow columnar format, IPC file format)."""
-        size = os.fstat(self._descriptor).st_size
+        size = self._size()
         try:
             footer_size, _ = END.unpack(self._read_bytes(size - END.size, END.size))
             footer = root(self._read_bytes(size - END.size - footer_size, footer_size))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from os import PathLike
 from typing import Any
 
@@ -24,7 +25,7 @@ from virnucpro.kernel.arrow import (
     num_decoded_bytes,
     text_buffers,
 )
-from virnucpro.kernel.memory import available_memory, check_memory
+from virnucpro.kernel.memory import SMALL, available_memory, check_memory
 from virnucpro.text import quoted, shown
 
 # The key of the summary in the metadata of plan files.
@@ -72,9 +73,15 @@ def open_source(path: str | PathLike[str]) -> pa.OSFile:
     return pa.OSFile(os.fsencode(path))
 
 
-def open_parquet(path: str | PathLike[str], **options: Any) -> pq.ParquetFile:
+@contextmanager
+def open_parquet(path: str | PathLike[str], **options: Any) -> Iterator[pq.ParquetFile]:
     """Open a Parquet file, whose checksums, if it has any, are verified."""
-    return pq.ParquetFile(open_source(path), page_checksum_verification=True, **options)
+    # pyarrow closes only what it has opened itself.
+    with (
+        open_source(path) as source,
+        pq.ParquetFile(source, page_checksum_verification=True, **options) as file,
+    ):
+        yield file
 
 
 def check_rows(num_rows: int, num_bytes: int = 0) -> None:
@@ -94,53 +101,67 @@ def read_groups(
     Of small pages, pyarrow may make long texts: those of a dictionary repeat, as prefixes do.
     """
     names = list(dict.fromkeys(columns))
-    for group in groups:
-        # If the metadata of a column is damaged, reading a row is an error, but asking for the
-        # metadata ends the process.
-        next(file.iter_batches(1, row_groups=[group], columns=names), None)
-        metadata = file.metadata.row_group(group)
-        places = {file.schema.column(place).path: place for place in range(metadata.num_columns)}
-        chunks = {name: metadata.column(places[name]) for name in names}
-        size = sum(chunk.total_uncompressed_size for chunk in chunks.values())
-        check_rows(metadata.num_rows, size)
-        longest = 1
-        for name in names:
-            if is_text(file.schema_arrow.field(name).type):
-                longest += longest_text(path, group, name, chunks[name])
-        max_bytes = int(MEMORY_SHARE * (available_memory() or UNKNOWN_MEMORY))
-        num_rows = max(1, min(max_rows, max_bytes // longest))
-        yield from file.iter_batches(num_rows, row_groups=[group], columns=names)
+    texts = [name for name in names if is_text(file.schema_arrow.field(name).type)]
+    with ExitStack() as opened:
+        coded: Any = None
+        for group in groups:
+            check_rows(file.metadata.row_group(group).num_rows)
+            longest = 0
+            for name in texts:
+                chunk = find_chunk(file, group, name)
+                if "DELTA_BYTE_ARRAY" in chunk.encodings:
+                    longest += chunk.total_uncompressed_size
+                elif any("DICTIONARY" in encoding for encoding in chunk.encodings):
+                    coded = coded or opened.enter_context(open_parquet(path, read_dictionary=texts))
+                    longest += check_dictionary(coded, group, name)
+            num_rows = max_rows
+            if longest * max_rows >= SMALL:
+                max_bytes = int(MEMORY_SHARE * (available_memory() or UNKNOWN_MEMORY))
+                num_rows = max(1, min(max_rows, max_bytes // longest))
+            yield from file.iter_batches(num_rows, row_groups=[group], columns=names)
 
 
-def longest_text(path: str | PathLike[str], group: int, name: str, chunk: Any) -> int:
-    """Return the bytes of the longest text in a column of a row group if it repeats, else 0."""
-    if "DELTA_BYTE_ARRAY" in chunk.encodings:
-        return int(chunk.total_uncompressed_size)
-    if any("DICTIONARY" in encoding for encoding in chunk.encodings):
-        return check_dictionary(path, group, name)
-    return 0
+def read_column(path: str | PathLike[str], file: Any, group: int, name: str) -> pa.ChunkedArray:
+    """Return a column of a row group of a Parquet file."""
+    batches = list(read_groups(path, file, [group], [name]))
+    kind = file.schema_arrow.field(name).type
+    return pa.chunked_array([batch.column(0) for batch in batches], kind)
 
 
-def check_dictionary(path: str | PathLike[str], group: int, column: str) -> int:
+def find_chunk(file: Any, group: int, name: str) -> Any:
+    """Return the metadata of a column in a row group, which must have room in memory."""
+    # If it is damaged, reading a row is an error, but asking for it ends the process.
+    next(file.iter_batches(1, row_groups=[group], columns=[name]), None)
+    metadata = file.metadata.row_group(group)
+    places = (file.schema.column(place).path for place in range(metadata.num_columns))
+    chunk = metadata.column(next(place for place, path in enumerate(places) if path == name))
+    check_rows(metadata.num_rows, chunk.total_uncompressed_size)
+    return chunk
+
+
+def check_dictionary(coded: Any, group: int, column: str) -> int:
     """Return the bytes of the longest text in the dictionary of a column of Parquet.
 
     Raises MemoryError if the texts of the row group do not fit in memory once they are decoded.
+
+    Args:
+        coded: The file, of which dictionaries are not decoded.
+        group: The row group.
+        column: The column.
     """
     longest = total = 0
-    with open_parquet(path, read_dictionary=[column]) as file:
-        available = available_memory()
-        num_rows = file.metadata.row_group(group).num_rows
-        for batch in file.iter_batches(CHUNK, row_groups=[group], columns=[column]):
-            values = batch.column(0)
-            name = f"column {quoted(column)}"
-            check_array(values, name)
-            offsets, _ = text_buffers(values.dictionary.cast(pa.large_string()))
-            sizes = np.diff(offsets)
-            longest = int(sizes.max(initial=0))
-            if available is None or longest * num_rows <= available:
-                break
-            total += num_decoded_bytes(sizes, values.indices.drop_null().to_numpy())
-            check_memory(total, f"{name}: texts")
+    num_rows = coded.metadata.row_group(group).num_rows
+    for batch in coded.iter_batches(CHUNK, row_groups=[group], columns=[column]):
+        values = batch.column(0)
+        name = f"column {quoted(column)}"
+        check_array(values, name)
+        offsets, _ = text_buffers(values.dictionary.cast(pa.large_string()))
+        sizes = np.diff(offsets)
+        longest = int(sizes.max(initial=0))
+        if longest * num_rows < SMALL:
+            break
+        total += num_decoded_bytes(sizes, values.indices.drop_null().to_numpy())
+        check_memory(total, f"{name}: texts")
     return longest
 
 

@@ -19,7 +19,7 @@ from virnucpro.files.plan_summary import Summary
 from virnucpro.files.sequences import InputFile, Sequences
 from virnucpro.files.statistics import check_metadata
 from virnucpro.files.tables import as_arrow, strings_as_arrow
-from virnucpro.text import quoted
+from virnucpro.text import quoted, shown
 
 
 def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[str]:
@@ -77,9 +77,9 @@ def compare_inputs(recorded: list[InputFile], found: list[InputFile]) -> Iterato
     for old, new in zip(recorded, found, strict=False):
         if replace(old, name=new.name) != new:
             yield (
-                f"input {new.name} has changed: {new.sequences:,} sequences in {new.bytes:,} bytes "
-                f"(SHA-256 {new.sha256[:12]}...); {old.name} had {old.sequences:,} in "
-                f"{old.bytes:,} bytes ({old.sha256[:12]}...)"
+                f"input {shown(new.name)} has changed: {new.sequences:,} sequences in "
+                f"{new.bytes:,} bytes (SHA-256 {new.sha256[:12]}...); {shown(old.name)} had "
+                f"{old.sequences:,} in {old.bytes:,} bytes ({old.sha256[:12]}...)"
             )
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.data.layout import Layout
 from virnucpro.extras import needing
+from virnucpro.files.fasta import is_regular
 from virnucpro.files.output import write_file
 from virnucpro.files.plan_reader import compare_layout, open_plan
 from virnucpro.files.plan_summary import Summary
@@ -56,7 +57,8 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
         OSError: A file cannot be read or written.
     """
     file = open_plan(plan)
-    inputs = [str(file.path), *(recorded.name for recorded in file.summary.inputs)]
+    names = (recorded.name for recorded in file.summary.inputs)
+    inputs = [str(file.path), *(name for name in names if is_regular(name))]
     with write_file(output, inputs) as page:
         file.check_size()
         table = file.read()

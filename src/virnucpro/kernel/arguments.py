@@ -35,9 +35,9 @@ def check_integer(value: object, name: str, minimum: int, maximum: int | None = 
         raise TypeError(f"{name} must be an integer (got {quoted(value)})")
     number = operator.index(value)  # type: ignore[arg-type]
     if number < minimum:
-        raise ValueError(f"{name} must be at least {minimum:,} (got {number:,})")
+        raise ValueError(f"{name} must be at least {minimum:,} (got {quoted(number)})")
     if maximum is not None and number > maximum:
-        raise ValueError(f"{name} must be at most {maximum:,} (got {number:,})")
+        raise ValueError(f"{name} must be at most {maximum:,} (got {quoted(number)})")
     return number
 
 

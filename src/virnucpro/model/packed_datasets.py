@@ -338,7 +338,9 @@ def check_record(item: Any, row: int, is_split: bool) -> int:
         if key in item:
             return len(item[key])
     keys = ", ".join(map(repr, item)) or "no keys"
-    raise ValueError(f"{describe(item, row)} has no 'sequence' and no 'input_ids' (it has {keys})")
+    raise ValueError(
+        f"{describe(item, row)} has no 'sequence' and no 'input_ids' (it has {shown(keys)})"
+    )
 
 
 def describe(item: Mapping[str, Any], row: int) -> str:

@@ -48,7 +48,8 @@ class PackedPlanDataset(SharedDataset):
         TypeError: A rank is not an integer.
         OSError: The file cannot be read.
 
-    Cost: each rank and worker reads the whole file and keeps its share; memory for a row group.
+    Cost: each rank and worker reads the whole file and keeps its share; memory for a row group,
+    and a byte per row.
 
     Example:
         >>> from pathlib import Path

@@ -14,6 +14,8 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from virnucpro.text import shown
+
 # Seconds between two looks whether all workers are alive.
 CHECK_INTERVAL = 5.0
 # The types of the tensors of a batch.
@@ -75,7 +77,7 @@ def sendable_errors() -> Iterator[None]:
         try:
             pickle.dumps(type(error))
         except Exception:
-            raise RuntimeError(f"{type(error).__name__}: {error}") from error
+            raise RuntimeError(f"{type(error).__name__}: {shown(error)}") from error
         raise
 
 
@@ -87,7 +89,10 @@ class WatchedLoader(DataLoader[Any]):
     """
 
     def _get_iterator(self) -> Any:
-        return WatchedIterator(self) if self.num_workers > 0 else super()._get_iterator()
+        if self.num_workers == 0:
+            return super()._get_iterator()
+        self.check_worker_number_rationality()
+        return WatchedIterator(self)
 
 
 class WatchedIterator(_MultiProcessingDataLoaderIter):

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from virnucpro.data import GreedyPacker
+from virnucpro.files import tables
 from virnucpro.files.arrow_messages import check_messages
 from virnucpro.files.sequences import read_files
 from virnucpro.kernel import memory
@@ -353,3 +354,21 @@ def test_available_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     files.clear()
     assert memory.available_memory() is None
     memory.check_memory(2**62, "nothing")
+
+
+def test_many_row_groups_are_read_in_linear_time(tmp_path: Path) -> None:
+    """The file is opened a few times, not once per row group."""
+    path = tmp_path / "a.parquet"
+    table = pa.table({"id": [f"s{number}" for number in range(500)], "length": [5] * 500})
+    pq.write_table(table, path, row_group_size=5)
+    opened = []
+    open_source = tables.open_source
+
+    def count(path: Any) -> Any:
+        opened.append(path)
+        return open_source(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tables, "open_source", count)
+        assert len(read_files([str(path)]).lengths) == 500
+    assert len(opened) <= 3

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -34,12 +33,10 @@ from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, PackingPlan
 from virnucpro.data.plan import as_plan
-from virnucpro.files import tables
 from virnucpro.files.output import write_file
 from virnucpro.files.plan_reader import PlanFile
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import summarize
-from virnucpro.files.sequences import read_files
 from virnucpro.files.stored_rows import StoredRows
 from virnucpro.files.verify import verify_plan
 
@@ -445,21 +442,3 @@ def test_rows_after_the_end_of_the_file_are_refused(tmp_path: Path) -> None:
     path.write_bytes(content[:body] + content[-(len(content) - body) // 4 :])
     with pytest.raises(ValueError, match=f"^{path}: not a plan file .damaged: "):
         PackingPlan.load(path)
-
-
-def test_many_row_groups_are_read_in_linear_time(tmp_path: Path) -> None:
-    """The file is opened a few times, not once per row group."""
-    path = tmp_path / "a.parquet"
-    table = pa.table({"id": [f"s{number}" for number in range(500)], "length": [5] * 500})
-    pq.write_table(table, path, row_group_size=5)
-    opened = []
-    open_source = tables.open_source
-
-    def count(path: Any) -> Any:
-        opened.append(path)
-        return open_source(path)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "open_source", count)
-        assert len(read_files([str(path)]).lengths) == 500
-    assert len(opened) <= 3

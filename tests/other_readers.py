@@ -21,7 +21,9 @@ def with_pandas(path: Path, name: str, symbol: str, value: Any) -> list[int]:
     """Return the rows with a value in a column, by pandas."""
     import pandas as pd
 
-    return list(pd.read_parquet(path, filters=[(name, symbol, value)])["row"])
+    # With threads, pyarrow may wait forever once a damaged file has been an error.
+    options: dict[str, Any] = {"use_threads": False, "pre_buffer": False}
+    return list(pd.read_parquet(path, filters=[(name, symbol, value)], **options)["row"])
 
 
 def with_polars(path: Path, name: str, symbol: str, value: Any) -> list[int]:

@@ -84,9 +84,10 @@ class Runs:
             assert process.stderr is not None
             printed = process.stderr.read()
         found = [{0: "finished", -number: "ended"}.get(process.returncode, "OTHER STATUS")]
-        # Before `main`, the interpreter handles signals.
-        if b"Traceback" in printed and b"in main" in printed:
-            found.append("TRACEBACK")
+        if b"Traceback" in printed:
+            # Until it runs the package, the interpreter itself handles Ctrl-C.
+            has_begun = b"virnucpro/__main__.py" in printed
+            found = ["TRACEBACK" if has_begun else "ended before it began"]
         content = self.output.read_bytes() if self.output else self.whole
         if content not in (b"old", self.whole):
             found.append("BROKEN OUTPUT")

@@ -27,11 +27,9 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     message = run()
     if message:
-        from virnucpro.files.output import remove_all
-
         if sys.stderr is not None:
             print(f"virnucpro: {message}", file=sys.stderr, flush=True)
-        remove_all()
+        remove_unfinished()
         # Libraries that lack memory may crash at the exit.
         os._exit(2 if sys.argv[1:2] == ["verify"] else 1)
 
@@ -79,9 +77,7 @@ def end_on_signals() -> None:
 
 def end(number: int, _frame: FrameType | None) -> None:
     """Remove unfinished files, and end as if the signal were not handled."""
-    output = sys.modules.get("virnucpro.files.output")
-    # It may have been imported in part.
-    getattr(output, "remove_all", int)()
+    remove_unfinished()
     if sys.stderr is not None and sys.stderr.isatty():
         # Clear the line of the progress display and show the cursor.
         os.write(sys.stderr.fileno(), b"\r\x1b[K\x1b[?25h")
@@ -89,6 +85,11 @@ def end(number: int, _frame: FrameType | None) -> None:
     os.kill(os.getpid(), number)
     # The first process of a container is not ended by its own signals.
     os._exit(128 + number)
+
+
+def remove_unfinished() -> None:
+    """Remove unfinished files, if the module that makes them has been imported."""
+    getattr(sys.modules.get("virnucpro.files.output"), "remove_all", int)()
 
 
 if __name__ == "__main__":

@@ -44,6 +44,16 @@ def shown(value: object, limit: int = LIMIT) -> str:
     return f"{printable(text[:half])}...{printable(text[-half:])} ({len(text):,} characters)"
 
 
+def first_line(error: BaseException) -> str:
+    r"""Return the first line of an error's message; those of libraries may have many.
+
+    Example:
+        >>> first_line(ValueError("damaged\nsee the log"))
+        'damaged'
+    """
+    return shown(str(error).partition("\n")[0]) or type(error).__name__
+
+
 def quoted(value: object) -> str:
     """Return the `repr` of a value from outside for a message; see `shown`.
 

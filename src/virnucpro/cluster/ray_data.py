@@ -263,7 +263,7 @@ def count_block(
         for name in NEW_COLUMNS if id_column is None else (*NEW_COLUMNS, ROW_COLUMN):
             if name in table.column_names:
                 raise ValueError(f"column {quoted(name)} already exists")
-        kind = "" if id_column is None else id_kind(ids_of(table, id_column), id_column)
+        kind = "" if id_column is None else id_kind(ids_of(table, id_column))
         counts = packer.count_silently(lengths_of(table, length_column))
         # Raises OverflowError here, rather than when the counts are sent.
         _ = counts.total_tokens
@@ -276,15 +276,13 @@ def count_block(
         return ValueError(f"block {number:,}: {error}")
 
 
-def id_kind(ids: Any, column: str) -> str:
+def id_kind(ids: Any) -> str:
     """Return the kind of IDs: "text", "signed", "unsigned", or "large" (with 2**63 or more)."""
-    if pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type):
-        return "text"
     if pa.types.is_signed_integer(ids.type):
         return "signed"
     if pa.types.is_unsigned_integer(ids.type):
         return "large" if pc.max(ids).as_py() >= 2**63 else "unsigned"
-    raise TypeError(f"column {quoted(column)} must be strings or integers (got {ids.type})")
+    return "text"
 
 
 def sort_by_id(

@@ -83,6 +83,7 @@ class PackingPlan(Layout):
 
         Raises:
             OSError: The plan was loaded from an `.arrow` file, and the file has changed since.
+            ValueError: A number in this file is out of range.
         """
         return self._read(0, self.num_sequences)
 

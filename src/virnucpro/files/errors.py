@@ -8,7 +8,7 @@ from os import PathLike
 
 import pyarrow as pa
 
-from virnucpro.text import shown
+from virnucpro.text import first_line, shown
 
 
 @contextmanager
@@ -54,8 +54,3 @@ def explain_errors(
 def at_path(path: str | PathLike[str], reason: str) -> ValueError:
     """Return an error that names a file."""
     return ValueError(f"{shown(path)}: {reason}")
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of an error's message; those of pyarrow may have many."""
-    return shown(str(error).partition("\n")[0]) or type(error).__name__

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.kernel.memory import SMALL, check_memory
-from virnucpro.text import shown
+from virnucpro.text import first_line
 
 
 def check_array(values: Any, name: str) -> None:
@@ -32,8 +32,7 @@ def check_array(values: Any, name: str) -> None:
             check_memory(num_view_bytes(chunk), f"{name}: texts")
         values.validate(full=True)
     except sys.modules["pyarrow"].ArrowException as error:
-        # The first line; those of pyarrow may have many.
-        raise ValueError(f"{name}: damaged: {shown(str(error).partition(chr(10))[0])}") from error
+        raise ValueError(f"{name}: damaged: {first_line(error)}") from error
 
 
 def chunks_of(values: Any) -> list[Any]:

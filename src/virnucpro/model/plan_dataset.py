@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from virnucpro import kernel
 from virnucpro.data.records import Record
-from virnucpro.files.plan_reader import hash_metadata, open_plan
+from virnucpro.files.plan_reader import open_plan
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.datasets import SharedDataset
 from virnucpro.text import shown
@@ -84,7 +84,7 @@ class PackedPlanDataset(SharedDataset):
         self.layout = file.layout
         file.check_size()
         self._num_numbers = file.num_rows
-        self._metadata_hash = hash_metadata(file.schema)
+        self._metadata_hash = file.metadata_hash
         self._given: tuple[int, int] | None = None
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size must be given together")
@@ -126,7 +126,7 @@ class PackedPlanDataset(SharedDataset):
         """Yield tables of whole batches."""
         rest: list[pa.RecordBatch] = []
         file = open_plan(self.path)
-        if hash_metadata(file.schema) != self._metadata_hash:
+        if file.metadata_hash != self._metadata_hash:
             raise ValueError(
                 f"{shown(self.path)}: the plan has changed since the data set was made"
             )

@@ -29,12 +29,18 @@ COMMANDS = {
     "report": "report plan.parquet -o out.html",
 }
 PYTHON = [sys.executable, "-m", "virnucpro"]
+# Of files and descriptors with few sequences, of memory with so many that the highest suffices.
+NUM_SEQUENCES = {"memory": 1_500_000, "size of files": 20_000, "open files": 20_000}
+MEMORY = range(64 * 2**20, 1536 * 2**20)
 # What the interpreter and its libraries say before any code of this package runs.
 NOT_OURS = ("MemoryError", "OpenBLAS", "Fatal Python error", "jemalloc", "shared libraries")
 
 
-def make_inputs(folder: Path) -> None:
-    records = ((f"s{number}", "MKTAYIAKQR" * (number % 90)) for number in range(1, 20_000))
+def make_inputs(folder: Path, num_sequences: int) -> None:
+    name = "of a protein with a long name " * 3
+    records = (
+        (f"s{n}_{name.replace(' ', '_')}", "MKTAYIAKQR" * (n % 30)) for n in range(1, num_sequences)
+    )
     (folder / "a.fa").write_bytes(fasta(records))
     subprocess.run(["gzip", "-k1", folder / "a.fa"], check=True)
     for name in ("plan.parquet", "plan.arrow"):
@@ -70,51 +76,28 @@ def judge(found: subprocess.CompletedProcess[str], folder: Path, inputs: set[str
         outcome += " WITHOUT OUTPUT"
     if output != folder and found.returncode > 0 and output.read_bytes() != b"old":
         outcome += " CHANGED OUTPUT"
-    for name in {path.name for path in folder.iterdir()} - inputs - {output.name}:
+    if output.is_file():
+        output.unlink()
+    for name in {path.name for path in folder.iterdir()} - inputs:
         outcome += f" LEFT {name}"
         shutil.rmtree(folder / name, ignore_errors=True)
     return outcome
 
 
-def limits_of_memory(words: str, folder: Path, levels: int) -> list[int]:
-    """Return limits from what the interpreter needs to what the command needs."""
-
-    def needs(command: str, kibibytes: int) -> bool:
-        size = kibibytes * 1024
-        limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (size, size))  # noqa: E731
-        words = [sys.executable, "-c", "import virnucpro.__main__"] if not command else None
-        if words:
-            return subprocess.run(words, preexec_fn=limit, stderr=subprocess.DEVNULL).returncode > 0
-        return run(command, folder, limit).returncode != 0
-
-    bounds = []
-    for command in ("", words):
-        low, high = 0, 2**23
-        while high - low > high // 50:
-            middle = (low + high) // 2
-            low, high = (middle, high) if needs(command, middle) else (low, middle)
-        bounds.append(high)
-    first, last = bounds
-    return [(first + (last - first) * n // levels) * 1024 for n in range(levels)]
-
-
 def main() -> None:
     levels = int(sys.argv[1]) if len(sys.argv) > 1 else 20
+    limits = {
+        "memory": (resource.RLIMIT_AS, MEMORY[:: len(MEMORY) // levels]),
+        "size of files": (resource.RLIMIT_FSIZE, range(0, 4_000_000, 4_000_000 // levels)),
+        "open files": (resource.RLIMIT_NOFILE, range(6, 6 + min(levels, 25))),
+    }
     found: Counter[str] = Counter()
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        make_inputs(folder)
-        inputs = {path.name for path in folder.iterdir()}
-        for command, words in COMMANDS.items():
-            kinds = {
-                "memory": (resource.RLIMIT_AS, limits_of_memory(words, folder, levels)),
-                "size of files": (
-                    resource.RLIMIT_FSIZE,
-                    [n * 200_000 // levels for n in range(levels)],
-                ),
-                "open files": (resource.RLIMIT_NOFILE, list(range(6, 6 + min(levels, 25)))),
-            }
-            for kind, (number, sizes) in kinds.items():
+    for kind, (number, sizes) in limits.items():
+        with TemporaryDirectory() as name:
+            folder = Path(name)
+            make_inputs(folder, NUM_SEQUENCES[kind])
+            inputs = {path.name for path in folder.iterdir()}
+            for command, words in COMMANDS.items():
                 for size in sizes:
                     if "-o" in words:
                         (folder / words.split()[words.split().index("-o") + 1]).write_bytes(b"old")
@@ -125,6 +108,7 @@ def main() -> None:
                     outcome = judge(run(words, folder, limit), folder, inputs)
                     if any(char.isupper() for char in outcome):
                         outcome = f"{size}: {outcome}"
+                        print(f"{command}: {kind}: {outcome}", flush=True)
                     found[f"{command}: {kind}: {outcome}"] += 1
     for outcome, times in sorted(found.items()):
         print(f"{times:5,} {outcome}")

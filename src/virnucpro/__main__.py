@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 # What takes long to import is imported when signals are handled.
@@ -13,6 +14,10 @@ if TYPE_CHECKING:
 
 # Signals that end a process and can be handled: of a terminal, of schedulers and of limits.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
+# Bytes of memory that a limit must leave. Libraries that lack it may crash.
+MIN_MEMORY = 2**29
+# mallopt(3): the number of arenas, of which each reserves 64 MiB and each thread takes one.
+M_ARENA_MAX = -8
 
 
 def main() -> None:
@@ -37,9 +42,11 @@ def main() -> None:
 def run() -> str | None:
     """Run the command line; return the message of an error that no command expects."""
     from virnucpro.extras import needing
+    from virnucpro.memory import describe
     from virnucpro.text import shown
 
     try:
+        keep_limits()
         with needing("the command line", "cli"):
             from virnucpro.cli import app
         app(prog_name="virnucpro")
@@ -50,9 +57,35 @@ def run() -> str | None:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         return f"a library cannot be loaded ({shown(cause)})"
-    except MemoryError:
-        return "out of memory"
+    except MemoryError as error:
+        return describe(error)
     return None
+
+
+def keep_limits() -> None:
+    """Have libraries reserve little where memory is limited (`ulimit -v`), and check what is left.
+
+    Raises:
+        MemoryError: The limit leaves too little.
+    """
+    from virnucpro.memory import free_addresses
+
+    available = min(free_addresses(), default=None)
+    if available is None:
+        return
+    import ctypes
+
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("ARROW_IO_THREADS", "1")
+    os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
+    with suppress(AttributeError):
+        # As set by MALLOC_ARENA_MAX, which glibc reads earlier; others have no arenas.
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    if available < MIN_MEMORY:
+        raise MemoryError(
+            f"the limit (ulimit -v or -d) leaves {available / 2**20:,.0f} MiB, "
+            f"at least {MIN_MEMORY / 2**20:,.0f} MiB are needed"
+        )
 
 
 def hold_standard_streams() -> None:

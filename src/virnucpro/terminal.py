@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from virnucpro.memory import describe
 from virnucpro.text import printable
 
 # Rich is imported when it is needed, so that --help and --version are fast.
@@ -30,11 +31,13 @@ def exit_on_error(status: int = 1) -> Iterator[None]:
     except BrokenPipeError:
         # The reader of the output wants no more, which typer knows.
         raise
-    except (OSError, ValueError, OverflowError, MemoryError, ModuleNotFoundError) as error:
-        if isinstance(error, MemoryError):
-            # Otherwise, what the failed functions hold could leave none for the message.
-            traceback.clear_frames(error.__traceback__)
-        print_error(str(error) or "out of memory")
+    except MemoryError as error:
+        # Otherwise, what the failed functions hold could leave none for the message.
+        traceback.clear_frames(error.__traceback__)
+        print_error(describe(error))
+        raise typer.Exit(status) from error
+    except (OSError, ValueError, OverflowError, ModuleNotFoundError) as error:
+        print_error(str(error))
         raise typer.Exit(status) from error
 
 

@@ -34,7 +34,7 @@ def test_damaged_blocks() -> None:
 
 
 def test_row_groups_of_much_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("virnucpro.kernel.memory", "virnucpro.files.tables"):
+    for module in ("virnucpro.memory", "virnucpro.files.tables"):
         monkeypatch.setattr(f"{module}.available_memory", lambda: 2**27)
     path = tmp_path / "a.parquet"
     ids = dictionary(np.zeros(9999, np.int32), ["x" * 2**20])

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from virnucpro import memory
 from virnucpro.data import GreedyPacker
 from virnucpro.files import tables
 from virnucpro.files.arrow_messages import check_messages
 from virnucpro.files.sequences import read_files
-from virnucpro.kernel import memory
 
 MIB = 2**20
 
@@ -189,7 +189,7 @@ def test_nulls_in_a_dictionary(tmp_path: Path, values: list[str | None]) -> None
 @pytest.fixture
 def _little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let 100 MiB be available."""
-    for module in ("virnucpro.kernel.memory", "virnucpro.files.tables"):
+    for module in ("virnucpro.memory", "virnucpro.files.tables"):
         monkeypatch.setattr(f"{module}.available_memory", lambda: 100 * MIB)
 
 

@@ -8,6 +8,7 @@ import os
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -252,3 +253,22 @@ def test_readers_that_have_gone() -> None:
         command = ["bash", "-c", shell, sys.executable]
         found = subprocess.run(command, capture_output=True, text=True, check=False)
         assert (found.returncode in (0, status), found.stderr) == (True, "")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["RLIMIT_AS", "RLIMIT_DATA"])
+@pytest.mark.parametrize("command", ["pack a.fa", "report plan.parquet"])
+def test_limits_of_memory(folder: Path, command: str, name: str) -> None:
+    """Libraries that lack memory may crash: a limit that leaves too little is an error at once."""
+    run("pack", "a.fa", "-o", "plan.parquet", "-q")
+    for mebibytes, status in ((200, 1), (400, 1), (600, 0)):
+        size = mebibytes * 2**20
+        limit = partial(resource.setrlimit, getattr(resource, name), (size, size))
+        found = program(*command.split(), "-o", "out.parquet", preexec_fn=limit)
+        assert found.returncode == status, found.stderr
+        assert Path("out.parquet").exists() == (status == 0)
+        if status:
+            assert found.stderr.startswith("virnucpro: out of memory: the limit (ulimit -v or -d)")
+            assert found.stderr.endswith(" MiB, at least 512 MiB are needed\n")
+            assert found.stderr.count("\n") == 1
+    assert {path.name for path in folder.iterdir()} == {"a.fa", "plan.parquet", "out.parquet"}

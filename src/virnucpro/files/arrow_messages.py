@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from virnucpro.files.flat_buffers import BUFFER, END, MESSAGE, root, values
-from virnucpro.kernel.memory import check_memory
+from virnucpro.memory import check_memory
 
 MAGIC = b"ARROW1"
 CONTINUATION = 0xFFFFFFFF

@@ -41,7 +41,7 @@ from virnucpro.files.plan_summary import (
 from virnucpro.files.stored_rows import StoredRows
 from virnucpro.files.tables import PLAN_KEY, open_source, read_arrow
 from virnucpro.kernel.arrow import check_array
-from virnucpro.kernel.memory import check_memory
+from virnucpro.memory import check_memory
 from virnucpro.text import quoted, shown
 
 # The file of a folder with its schema and metadata, as written by Dask and others.

@@ -30,7 +30,7 @@ from virnucpro.files.fasta import (
 from virnucpro.files.record_file import RecordFile
 from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table
 from virnucpro.kernel.arrow import IdLoader
-from virnucpro.kernel.memory import SMALL, check_memory
+from virnucpro.memory import SMALL, check_memory
 from virnucpro.text import shown
 
 # IDs compared at a time.

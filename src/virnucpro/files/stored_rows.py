@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from virnucpro.files.flat_buffers import BUFFER, END, MESSAGE, NODE, root, values
 from virnucpro.files.plan_schema import BLOCK, IF_SPLIT, TEXTS, integer_of
-from virnucpro.kernel.memory import check_memory
+from virnucpro.memory import check_memory
 from virnucpro.text import shown
 
 

@@ -25,7 +25,7 @@ from virnucpro.kernel.arrow import (
     num_decoded_bytes,
     text_buffers,
 )
-from virnucpro.kernel.memory import SMALL, available_memory, check_memory
+from virnucpro.memory import SMALL, available_memory, check_memory
 from virnucpro.text import quoted, shown
 
 # The key of the summary in the metadata of plan files.

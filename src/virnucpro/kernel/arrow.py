@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.kernel.memory import SMALL, check_memory
+from virnucpro.memory import SMALL, check_memory
 from virnucpro.text import first_line
 
 

@@ -28,6 +28,11 @@ def check_memory(num_bytes: int, what: str) -> None:
         )
 
 
+def describe(error: MemoryError) -> str:
+    """Return the message of an error; libraries give what they asked for, or nothing."""
+    return ": ".join(["out of memory", *filter(None, [str(error)])])
+
+
 def available_memory() -> int | None:
     """Return the bytes that this process can still take; None where the system does not tell."""
     found = [*free_memory(), *free_addresses(), *free_in_cgroups()]
@@ -42,14 +47,16 @@ def free_memory() -> Iterator[int]:
 
 
 def free_addresses() -> Iterator[int]:
-    """Yield what the limit on addresses (`ulimit -v`) leaves."""
-    used = read_numbers(Path("/proc/self/status")).get("VmSize:")
-    if used is not None:
-        import resource
+    """Yield what the limits on addresses and on data (`ulimit -v` and `-d`) leave."""
+    used = read_numbers(Path("/proc/self/status"))
+    if not used:
+        return
+    import resource
 
-        limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    for name, size in (("RLIMIT_AS", "VmSize:"), ("RLIMIT_DATA", "VmData:")):
+        limit, _ = resource.getrlimit(getattr(resource, name))
         if limit != resource.RLIM_INFINITY:
-            yield limit - 1024 * used
+            yield limit - 1024 * used[size]
 
 
 def free_in_cgroups() -> Iterator[int]:

@@ -16,7 +16,7 @@ from models import (
 )
 from varlen_signatures import SIGNATURES, by_definition, check, stand_in
 
-from virnucpro.model import attention
+from virnucpro.model import attention, kernels
 
 
 def test_nothing_breaks_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,15 +32,17 @@ def test_nothing_breaks_a_compiled_model(monkeypatch: pytest.MonkeyPatch) -> Non
     layer = with_config(layer_types=["full_attention"], rope_parameters={"rope_type": "default"})
     bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
 
+    both = bounds, bounds
+
     def attend_on_a_gpu(query: torch.Tensor, key: torch.Tensor) -> torch.Tensor | None:
-        attention.check_arguments(layer, bounds, 4, {"position_ids": bounds, "use_cache": False})
-        return attention.attend_varlen(query, key, key, bounds, 4, 0.0, 0.5, False)
+        attention.check_arguments(layer, both, 4, {"position_ids": bounds, "use_cache": False})
+        return kernels.attend_varlen(query, key, key, both, 4, 0.0, 0.5, False)
 
     def compiled(function: Any) -> Any:
         return torch.compile(function, backend="eager", fullgraph=True)
 
-    query, key = torch.randn(7, 4, 8), torch.randn(7, 2, 8)
-    assert compiled(attend_on_a_gpu)(query, key).equal(query * 0.5)
+    query, key = torch.randn(1, 4, 7, 8), torch.randn(1, 2, 7, 8)
+    assert compiled(attend_on_a_gpu)(query, key).equal(query.transpose(1, 2) * 0.5)
     embeddings = tiny_esm2().embeddings
     inputs = {
         "input_ids": torch.tensor([[0, 32, 4, 5]]),
@@ -98,9 +100,9 @@ def test_flash_attn_gives_the_same(causal: bool, scale: float | None, key_heads:
         query=query, key=key, value=value, cu_seq_lens_q=bounds, scaling=scale, is_causal=causal
     )
     assert torch.allclose(output[0], expected, atol=1e-6)
-    kernel = attention.attend_varlen(q, k, v, bounds, 4, 0.0, scale, causal)
-    assert kernel is not None
-    assert torch.allclose(kernel, expected, atol=1e-6)
+    found = kernels.attend_varlen(query, key, value, (bounds, bounds), 4, 0.0, scale, causal)
+    assert found is not None
+    assert torch.allclose(found[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -120,10 +122,10 @@ def test_torch_kernel_is_called_as_it_is_declared(
 
     varlen_attn.__signature__ = declared  # type: ignore[attr-defined]
     monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
-    q, k, v = torch.randn(3, 7, 2, 4)
+    q, k, v = torch.randn(3, 1, 2, 7, 4)
     bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
-    assert attention.attend_varlen(q, k, v, bounds, 4, 0.1, None, causal) is None
-    assert attention.attend_varlen(q, k, v, bounds, 4, 0.0, 0.5, causal) is not None
+    assert kernels.attend_varlen(q, k, v, (bounds, bounds), 4, 0.1, None, causal) is None
+    assert kernels.attend_varlen(q, k, v, (bounds, bounds), 4, 0.0, 0.5, causal) is not None
     (call,) = calls
     assert (call["max_q"], call["max_k"], call["scale"]) == (4, 4, 0.5)
     assert tuple(call["window_size"]) == ((-1, 0) if causal else (-1, -1))
@@ -139,10 +141,10 @@ def test_kernel_without_causal_attention_is_not_used(monkeypatch: pytest.MonkeyP
 
     bare = stand_in("query, key, value, cu_seq_q, cu_seq_k, max_q, max_k")
     monkeypatch.setattr(varlen, "varlen_attn", bare)
-    q, k, v = torch.randn(3, 7, 2, 4)
+    q, k, v = torch.randn(3, 1, 2, 7, 4)
     bounds = torch.tensor([0, 3, 7], dtype=torch.int32)
-    assert attention.attend_varlen(q, k, v, bounds, 4, 0.0, None, True) is None
-    assert attention.attend_varlen(q, k, v, bounds, 4, 0.0, None, False) is not None
+    assert kernels.attend_varlen(q, k, v, (bounds, bounds), 4, 0.0, None, True) is None
+    assert kernels.attend_varlen(q, k, v, (bounds, bounds), 4, 0.0, None, False) is not None
 
 
 def test_enable_gqa_is_passed_only_for_grouped_heads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,16 +19,20 @@ if TYPE_CHECKING:
     from virnucpro.files.plan_summary import Summary, Totals
     from virnucpro.jobs.pack import pack_files
     from virnucpro.model.attention import packed_sdpa
+    from virnucpro.model.batches import unpack
+    from virnucpro.model.captured import CapturedModel
     from virnucpro.model.check import check_packed
-    from virnucpro.model.collator import VarlenCollator, unpack
+    from virnucpro.model.collator import VarlenCollator
     from virnucpro.model.datasets import SequenceDataset
     from virnucpro.model.inputs import model_inputs
     from virnucpro.model.loader import create_async_dataloader
+    from virnucpro.model.measure import measure_token_budget
     from virnucpro.model.packed_datasets import PackedDataset, PackedFastaDataset
     from virnucpro.model.plan_dataset import PackedPlanDataset
     from virnucpro.model.sampler import PackedBatchSampler
 
 __all__ = [
+    "CapturedModel",
     "Fragments",
     "GreedyPacker",
     "Layout",
@@ -47,6 +51,7 @@ __all__ = [
     "calculate_token_budget",
     "check_packed",
     "create_async_dataloader",
+    "measure_token_budget",
     "model_inputs",
     "pack_dataset",
     "pack_files",
@@ -59,6 +64,7 @@ __path__ = extend_path(__path__, __name__)
 
 # Names from the layers above, imported on first use, with their module and the extra it requires.
 LAZY = {
+    "CapturedModel": ("model.captured", "torch"),
     "PackedBatchSampler": ("model.sampler", "torch"),
     "PackedDataset": ("model.packed_datasets", "torch"),
     "PackedFastaDataset": ("model.packed_datasets", "torch"),
@@ -70,11 +76,12 @@ LAZY = {
     "VarlenCollator": ("model.collator", "torch"),
     "check_packed": ("model.check", "torch"),
     "create_async_dataloader": ("model.loader", "torch"),
+    "measure_token_budget": ("model.measure", "torch"),
     "model_inputs": ("model.inputs", "torch"),
     "pack_dataset": ("cluster.ray_data", "ray"),
     "pack_files": ("jobs.pack", "cli"),
     "packed_sdpa": ("model.attention", "torch"),
-    "unpack": ("model.collator", "torch"),
+    "unpack": ("model.batches", "torch"),
 }
 
 

@@ -19,13 +19,7 @@ each sequence is scaled by its own share, for every attention implementation.
 
 from __future__ import annotations
 
-import inspect
-import math
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from importlib import import_module
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -34,6 +28,12 @@ from transformers import __version__ as transformers_version
 
 from virnucpro.model.configuration import find_unsupported, unsupported_layers
 from virnucpro.model.esm import patch_esm_embeddings
+from virnucpro.model.kernels import (
+    Boundaries,
+    attend_in_blocks,
+    attend_one_by_one,
+    attend_varlen,
+)
 from virnucpro.model.positions import check_layer_positions
 
 try:
@@ -42,11 +42,6 @@ except ImportError as error:
     raise ImportError(
         f"packed_sdpa needs transformers 5.17 or newer (got {transformers_version})"
     ) from error
-
-# Imported here and looked up by `find_function`: torch.compile cannot trace a failing import.
-for name in ("flash_attn", "torch.nn.attention.varlen"):
-    with suppress(ImportError):
-        import_module(name)
 
 # Arguments that would change the result and are not supported.
 UNSUPPORTED = (
@@ -95,10 +90,6 @@ PLAIN_MASKS = frozenset(
 )
 
 
-# Results of `parameters_of`; torch.compile cannot trace functools.cache.
-PARAMETERS: dict[Callable[..., Any], frozenset[str]] = {}
-
-
 def packed_sdpa(
     module: torch.nn.Module,
     query: torch.Tensor,
@@ -115,7 +106,12 @@ def packed_sdpa(
     """Compute scaled dot-product attention within each sequence of a packed row.
 
     Half-precision tensors on CUDA use the varlen kernel of FlashAttention or PyTorch, if available.
-    All others use `torch.nn.functional.scaled_dot_product_attention`, sequence by sequence.
+    All others use `torch.nn.functional.scaled_dot_product_attention`: on CPUs sequence by sequence,
+    on other devices and in compiled models in blocks of `max_length_q` tokens.
+
+    It neither waits for the device nor depends on the values of tensors, so it can be part of
+    ``torch.compile(fullgraph=True)`` and of CUDA graphs. For boundaries of one length and a
+    constant `max_length_q` (``VarlenCollator(pad_to_budget=True)``), nothing is compiled twice.
 
     Args:
         module: The attention layer. Its ``is_causal`` is used if `is_causal` is None.
@@ -126,8 +122,9 @@ def packed_sdpa(
         dropout: Dropout probability of attention weights.
         scaling: Factor for the attention scores; 1 / sqrt(head_dim) if None.
         is_causal: Whether tokens attend only to themselves and the tokens before them.
-        cu_seq_lens_q: Boundaries of the n sequences, int32 [n + 1].
-        max_length_q: Number of tokens of the longest sequence; computed if None.
+        cu_seq_lens_q: Boundaries of the n sequences, int32 [n + 1], on the device of `query`.
+            Sequences may be empty.
+        max_length_q: Number of tokens of the longest sequence, or more; all tokens if None.
         **kwargs: Other arguments of attention layers. Arguments that would change the result are
             refused.
 
@@ -138,7 +135,8 @@ def packed_sdpa(
         ValueError: The boundaries are missing or do not match the tokens, or the arguments or the
             layer's configuration request a feature that is not supported.
 
-    Cost: O(sum of squared lengths), as only tokens of the same sequence interact.
+    Cost: O(sum of squared lengths), as only tokens of the same sequence interact; in blocks, three
+    times O(tokens times `max_length_q`), and a mask of that size in memory.
 
     Example:
         >>> import torch
@@ -162,53 +160,40 @@ def packed_sdpa(
         )
     if attention_mask is not None:
         raise ValueError("packed_sdpa does not support attention_mask")
-    check_arguments(module, cu_seq_lens_q, max_length_q, kwargs)
+    boundaries_k = kwargs.get("cu_seq_lens_k")
+    boundaries = cu_seq_lens_q, cu_seq_lens_q if boundaries_k is None else boundaries_k
+    check_arguments(module, boundaries, max_length_q, kwargs)
     if num_tokens == 0:
         raise ValueError("packed_sdpa needs at least one token")
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
+    if query.is_cpu and not torch.compiler.is_compiling():
+        return attend_one_by_one(
+            query, key, value, cu_seq_lens_q, dropout, scaling, is_causal
+        ), None
+    max_seqlen = num_tokens if max_length_q is None else min(max_length_q, num_tokens)
+    on_device = move_boundaries(boundaries, query.device)
+    arguments = query, key, value, on_device, max_seqlen, dropout, scaling, is_causal
+    output = None
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
-        max_seqlen = max_length_q or int(cu_seq_lens_q.diff().max())
-        output = attend_varlen(
-            query[0].transpose(0, 1),
-            key[0].transpose(0, 1),
-            value[0].transpose(0, 1),
-            cu_seq_lens_q.to(query.device, torch.int32),
-            max_seqlen,
-            dropout,
-            scaling,
-            is_causal,
-        )
-        if output is not None:
-            return output[None], None
-    boundaries = cu_seq_lens_q.tolist()
-    if boundaries[0] != 0 or boundaries[-1] != num_tokens or sorted(boundaries) != boundaries:
-        raise ValueError(f"cu_seq_lens_q must increase from 0 to {num_tokens:,} (got {boundaries})")
-    lengths = [end - begin for begin, end in pairwise(boundaries)]
-    options: dict[str, Any] = {"enable_gqa": True} if key.shape[1] != query.shape[1] else {}
-    outputs = [
-        torch.nn.functional.scaled_dot_product_attention(
-            one_query,
-            one_key,
-            one_value,
-            dropout_p=dropout,
-            scale=scaling,
-            is_causal=is_causal,
-            **options,
-        )
-        for one_query, one_key, one_value in zip(
-            query.split_with_sizes(lengths, dim=2),
-            key.split_with_sizes(lengths, dim=2),
-            value.split_with_sizes(lengths, dim=2),
-            strict=True,
-        )
-    ]
-    return torch.cat(outputs, dim=2).transpose(1, 2), None
+        output = attend_varlen(*arguments)
+    if output is None:
+        output = attend_in_blocks(*arguments)
+    return output, None
+
+
+def move_boundaries(boundaries: Boundaries, device: torch.device) -> Boundaries:
+    """Return boundaries as varlen kernels take them; those on another device are copied."""
+    boundaries_q, boundaries_k = boundaries
+    moved = boundaries_q.to(device, torch.int32, non_blocking=True)
+    if boundaries_k is boundaries_q:
+        return moved, moved
+    return moved, boundaries_k.to(device, torch.int32, non_blocking=True)
 
 
 def check_arguments(
     module: torch.nn.Module,
-    boundaries: torch.Tensor,
+    boundaries: Boundaries,
     max_seqlen: int | None,
     arguments: dict[str, Any],
 ) -> None:
@@ -221,10 +206,12 @@ def check_arguments(
             raise ValueError(
                 f"packed_sdpa does not support the tensor {name}, which may change the scores"
             )
-    boundaries_k = arguments.get("cu_seq_lens_k")
-    if boundaries_k is None:
-        boundaries_k = boundaries
-    if boundaries_k is not boundaries and not torch.equal(boundaries_k, boundaries):
+    boundaries_q, boundaries_k = boundaries
+    # Comparing values would wait for a device; there, both are passed on.
+    has_values = boundaries_q.is_cpu and boundaries_k.is_cpu and not torch.compiler.is_compiling()
+    if boundaries_q.shape != boundaries_k.shape or (
+        has_values and not torch.equal(boundaries_k, boundaries_q)
+    ):
         raise ValueError("packed_sdpa needs cu_seq_lens_k to equal cu_seq_lens_q")
     config = getattr(module, "config", None)
     if getattr(config, "output_attentions", False) or is_capturing_attentions():
@@ -241,75 +228,6 @@ def is_capturing_attentions() -> bool:
     if collector is None or torch.compiler.is_compiling():
         return False
     return "attentions" in (collector.get() or ())
-
-
-def attend_varlen(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    boundaries: torch.Tensor,
-    max_seqlen: int,
-    dropout: float,
-    scale: float | None,
-    is_causal: bool,
-) -> torch.Tensor | None:
-    """Return attention computed by a varlen kernel; None if no installed kernel supports it.
-
-    `query` is [tokens, heads, head_dim]; `key` and `value` have as many heads or fewer.
-    """
-    flash_attn_varlen_func = find_function("flash_attn", "flash_attn_varlen_func")
-    if flash_attn_varlen_func is not None:
-        output: torch.Tensor = flash_attn_varlen_func(
-            query,
-            key,
-            value,
-            boundaries,
-            boundaries,
-            max_seqlen,
-            max_seqlen,
-            dropout_p=dropout,
-            softmax_scale=scale,
-            causal=is_causal,
-        )
-        return output
-    varlen_attn = find_function("torch.nn.attention.varlen", "varlen_attn")
-    if dropout > 0 or varlen_attn is None:
-        return None
-    # torch 2.10 has no scale, 2.11 no enable_gqa; tests/varlen_signatures.py lists all releases.
-    parameters = parameters_of(varlen_attn)
-    options: dict[str, Any] = {}
-    if is_causal and "window_size" in parameters:
-        options["window_size"] = (-1, 0)
-    elif is_causal and "is_causal" in parameters:
-        options["is_causal"] = True
-    elif is_causal:
-        return None
-    if scale is not None and "scale" in parameters:
-        options["scale"] = scale
-    elif scale is not None:
-        query = query * (scale * math.sqrt(query.shape[-1]))
-    if key.shape[1] != query.shape[1] and "enable_gqa" in parameters:
-        options["enable_gqa"] = True
-    elif key.shape[1] != query.shape[1]:
-        groups = query.shape[1] // key.shape[1]
-        key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    output = varlen_attn(
-        query, key, value, boundaries, boundaries, max_seqlen, max_seqlen, **options
-    )
-    assert isinstance(output, torch.Tensor)
-    return output
-
-
-def find_function(module_name: str, name: str) -> Callable[..., Any] | None:
-    """Return a function of a module; None if the module could not be imported."""
-    return getattr(sys.modules.get(module_name), name, None)
-
-
-def parameters_of(function: Callable[..., Any]) -> frozenset[str]:
-    """Return the names of a function's parameters."""
-    if function not in PARAMETERS:
-        PARAMETERS[function] = frozenset(inspect.signature(function).parameters)
-    return PARAMETERS[function]
 
 
 def refuse_masks(

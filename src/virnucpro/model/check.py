@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any
@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from virnucpro.model.collator import VarlenCollator, make_batch
+from virnucpro.model.batches import make_batch
+from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.configuration import (
     attention_implementation,
     text_config,
     unsupported_layers,
 )
-from virnucpro.model.inputs import model_inputs
+from virnucpro.model.inputs import model_inputs, run_model
 from virnucpro.model.positions import first_position
 from virnucpro.text import quoted
 
@@ -120,13 +121,16 @@ def make_check_batch(model: Any, batch_converter: Any) -> dict[str, Any]:
     return batch
 
 
-def draw_tokens(model: Any, draw: random.Random) -> dict[str, Any]:
-    """Return a batch of random tokens other than padding."""
+def draw_tokens(
+    model: Any, draw: random.Random, lengths: Sequence[int] | None = None
+) -> dict[str, Any]:
+    """Return a batch of random tokens other than padding; `lengths` are in tokens."""
     size = vocabulary_size(model)
     padding = getattr(text_config(model), "pad_token_id", None)
     tokens = [token for token in range(min(size, 1000)) if token != padding]
-    max_tokens = max_sequence_tokens(model)
-    lengths = [min(length, max_tokens) for length in (*LENGTHS, *beyond_windows(model))]
+    if lengths is None:
+        max_tokens = max_sequence_tokens(model)
+        lengths = [min(length, max_tokens) for length in (*LENGTHS, *beyond_windows(model))]
     input_ids = np.array(draw.choices(tokens, k=sum(lengths)), np.int64)
     boundaries = np.append(0, np.cumsum(lengths)).astype(np.int32)
     return make_batch(input_ids, boundaries, list(range(len(lengths))), len(input_ids))
@@ -183,13 +187,14 @@ def find_mask_token(model: Any, batch_converter: Any) -> int | None:
 def vocabulary_size(model: Any) -> int:
     """Return the size of a model's vocabulary; a large number if unknown."""
     embeddings = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    return int(getattr(embeddings, "num_embeddings", 2**31))
+    declared = getattr(text_config(model), "vocab_size", 2**31)
+    return int(getattr(embeddings, "num_embeddings", declared))
 
 
-def max_sequence_tokens(model: Any) -> int:
-    """Return the maximum tokens per sequence that a model has positions for, up to `MAX_LENGTH`."""
-    positions = getattr(text_config(model), "max_position_embeddings", None) or MAX_LENGTH
-    return max(1, min(positions - first_position(model), MAX_LENGTH))
+def max_sequence_tokens(model: Any, longest: int = MAX_LENGTH) -> int:
+    """Return the maximum tokens per sequence that a model has positions for, up to `longest`."""
+    positions = getattr(text_config(model), "max_position_embeddings", None) or longest
+    return max(1, min(positions - first_position(model), longest))
 
 
 def windows(config: Any) -> Iterator[tuple[str, int]]:
@@ -239,21 +244,7 @@ def own_attention(model: Any) -> Iterator[bool]:
 
 def run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
     """Return the output of a model for each token of one row, float32 [tokens, width]."""
-    output = model(**inputs)
-    for name in ("last_hidden_state", "logits"):
-        states = getattr(output, name, None)
-        if states is not None:
-            break
-    else:
-        states = output
-    tokens = inputs["input_ids"].shape[1]
-    if not isinstance(states, torch.Tensor) or states.ndim != 3 or states.shape[1] != tokens:
-        shape = list(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__
-        raise ValueError(
-            f"{type(model).__name__} does not return last_hidden_state or logits for each of the "
-            f"{tokens} tokens (got {shape})"
-        )
-    return states[0].float()
+    return run_model(model, inputs).float()
 
 
 def run_packed(model: Any, batch: dict[str, Any]) -> torch.Tensor:

@@ -1,21 +1,21 @@
-"""Packed tensors of batches of records, in the layout of varlen attention, and their unpacking."""
+"""`VarlenCollator`: packed tensors of batches of records, in the layout of varlen attention."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from virnucpro.data.records import Record, read_records
+from virnucpro.data.shape import BatchShape
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
+from virnucpro.model.batches import PaddedShape, make_batch, pad_batch
 from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, check_keys
-from virnucpro.model.vocabulary import Tokens, read_vocabulary
+from virnucpro.model.vocabulary import Tokens, padding_token, read_vocabulary
 from virnucpro.model.workers import in_worker
 from virnucpro.text import quoted, shown
 
@@ -34,6 +34,9 @@ MAX_NAMED = 10
 class VarlenCollator:
     """Turns the records of a batch into packed tensors: concatenated sequences, without padding.
 
+    With `pad_to_budget`, all batches have tensors of the same shapes, as captured and compiled
+    models need; what is added is little, since packed batches are nearly full.
+
     A callable for ``DataLoader(collate_fn=...)``. It takes a list of records, dicts with `id` and
     `sequence` (or a single record), and returns a dict of
 
@@ -43,6 +46,7 @@ class VarlenCollator:
     - ``max_seqlen``: int, the number of tokens of the longest sequence;
     - ``sequence_ids``: list, the `id` of each record;
     - ``num_sequences``: int, n;
+    - ``num_tokens``: int, the number of tokens without padding;
     - ``truncated``: bool [n], whether each sequence was truncated, here or before (its record has
       ``truncated=True``);
     - ``num_unknown``: int, the number of residues that are not in the tokenizer's vocabulary;
@@ -66,16 +70,26 @@ class VarlenCollator:
     residues and tokens stay aligned. A special token spelled out, such as ``<mask>``, is one token.
     With other vocabularies, the tokenizer encodes each full sequence.
 
+    With `pad_to_budget`, ``input_ids``, ``position_ids`` and ``labels`` have `max_tokens_per_batch`
+    tokens, ``cu_seqlens`` has a constant length, and ``max_seqlen`` is that of the longest sequence
+    that the limits allow. Tokens after those of the n sequences are padding, with the label -100:
+    sequences of their own, which no other sequence attends to, and then empty sequences.
+
     Args:
         batch_converter: A batch converter of fair-esm (``alphabet.get_batch_converter()``) or a
             tokenizer of Hugging Face transformers.
-        max_tokens_per_batch: The token budget of a batch, including special tokens; 4,096 if None.
+        max_tokens_per_batch: The token budget of a batch, including special tokens. If None, that
+            of the plan for batches of `PackedDataset` and the like, and 4,096 for others.
         max_sequence_length: Maximum tokens kept per sequence, from its start, without special
             tokens. A truncated sequence keeps its EOS.
         unknown: How to handle residues that become ``<unk>``: "warn" logs one WARNING, at the first
             batch that has any; "error" raises an error; "ignore" only counts them. An ``<unk>``
             spelled out in a sequence is not counted. If the tokenizer does not have an unknown
             token, the residues that it skips are counted instead.
+        pad_to_budget: Whether to add padding, so that all batches have the same shapes.
+        max_sequences: Maximum sequences per batch. If None, with `pad_to_budget`, the most of any
+            batch of the plan for batches of `PackedDataset` and the like, and for others as many as
+            fit with one residue each.
 
     Attributes:
         unknown_residues: Number of occurrences of each unknown residue in all batches so far, a
@@ -86,7 +100,8 @@ class VarlenCollator:
         token_budget: `max_tokens_per_batch` as passed or set later; None if neither.
 
     Raises:
-        ValueError: The records have more tokens than the budget; a record lacks `id` or `sequence`,
+        ValueError: The records have more tokens than the budget or are more than `max_sequences`,
+            or, with `pad_to_budget`, any batch of their plan is; a record lacks `id` or `sequence`,
             does not have one label per token or as many tokens as planned, has a key that is
             reserved for the batch, or, with unknown="error", has an unknown residue. A parameter is
             out of range, or the tokenizer truncates sequences at their start.
@@ -117,11 +132,16 @@ class VarlenCollator:
         max_sequence_length: int = 1022,
         *,
         unknown: str = "warn",
+        pad_to_budget: bool = False,
+        max_sequences: int | None = None,
     ) -> None:
         self.vocabulary = read_vocabulary(batch_converter)
+        self.padding_token = padding_token(batch_converter)
         self.unknown = unknown
         self.token_budget = max_tokens_per_batch
         self.max_sequence_length = max_sequence_length
+        self.pad_to_budget = pad_to_budget
+        self.max_sequences = max_sequences
         self.unknown_residues: Counter[str] = Counter()
         self.num_residues = 0
         self.limits()
@@ -150,7 +170,9 @@ class VarlenCollator:
 
         Cost: O(tokens), or that of the tokenizer if residues are not tokens.
         """
-        limits = self.limits()
+        # Batches of a plan have the shape that is enough for all of them.
+        shape = getattr(records, "shape", None)
+        limits = self.limits(shape=shape)
         records = [records] if isinstance(records, dict) else list(records)
         if not records:
             return {}
@@ -161,25 +183,41 @@ class VarlenCollator:
             )
         tokenized = self.tokenize(records, limits)
         total = len(tokenized.input_ids)
-        if total > limits.max_tokens_per_batch:
-            raise ValueError(
-                f"a batch of {len(records):,} records, the first {quoted(records[0]['id'])}, has "
-                f"{total:,} tokens, more than the budget of {limits.max_tokens_per_batch:,}"
-            )
+        name = f"a batch of {len(records):,} records, the first {quoted(records[0]['id'])}, has"
+        check_size(name, total, len(records), limits)
         return in_worker(self.to_batch(tokenized, limits))
 
-    def limits(self, token_budget: int | None = None) -> Limits:
+    def limits(self, token_budget: int | None = None, shape: BatchShape | None = None) -> Limits:
         """Check the parameters, which may have been changed, and return the limits of a batch.
 
-        `token_budget`, unless None, replaces the collator's own budget.
+        Args:
+            token_budget: Replaces the collator's own budget, unless None.
+            shape: The shape of the batches of a plan, used where the collator has no limit.
+
+        Raises:
+            ValueError: A parameter is out of range, or batches of the plan exceed a limit.
+            TypeError: A parameter has the wrong type.
         """
         if self.unknown not in ("warn", "error", "ignore"):
             raise ValueError(
                 f"unknown must be 'warn', 'error' or 'ignore' (got {quoted(self.unknown)})"
             )
-        budget = self.max_tokens_per_batch if token_budget is None else token_budget
-        check_integer(budget, "max_tokens_per_batch", 1, MAX_TOKENS)
-        return Limits(budget, self.max_sequence_length, self.special_tokens)
+        budget, max_sequences = self.token_budget, self.max_sequences
+        if token_budget is not None:
+            budget = token_budget
+        elif budget is None:
+            budget = DEFAULT_BUDGET if shape is None else shape.tokens
+        budget = check_integer(budget, "max_tokens_per_batch", 1, MAX_TOKENS)
+        if max_sequences is not None:
+            max_sequences = check_integer(max_sequences, "max_sequences", 1, MAX_TOKENS)
+        elif self.pad_to_budget and shape is not None:
+            max_sequences = shape.sequences
+        elif self.pad_to_budget:
+            max_sequences = max(1, budget // (self.special_tokens + 1))
+        limits = Limits(budget, self.max_sequence_length, self.special_tokens, max_sequences)
+        if self.pad_to_budget and shape is not None:
+            check_size("batches of the plan have up to", *shape, limits)
+        return limits
 
     def tokenize(self, records: list[Record], limits: Limits) -> TokenizedRecords:
         """Return the records with their truncated tokens, from which batches are made."""
@@ -201,7 +239,7 @@ class VarlenCollator:
 
     def to_batch(self, tokenized: TokenizedRecords, limits: Limits) -> dict[str, Any]:
         """Return the tensors of tokenized records, as described for the class."""
-        return make_batch(
+        batch = make_batch(
             tokenized.input_ids.astype(np.int64, copy=False),
             tokenized.offsets.astype(np.int32),
             [record["id"] for record in tokenized.records],
@@ -212,6 +250,15 @@ class VarlenCollator:
             tokenized.labels(),
             tokenized.extra_values(),
         )
+        if not self.pad_to_budget:
+            return batch
+        assert limits.max_sequences_per_batch is not None
+        shape = PaddedShape(
+            limits.max_tokens_per_batch,
+            limits.max_sequences_per_batch,
+            limits.tokens(limits.max_residues),
+        )
+        return pad_batch(batch, shape, self.padding_token)
 
     def _count_unknown(self, records: list[Record], tokens: Tokens) -> None:
         is_first = not self.unknown_residues
@@ -248,6 +295,17 @@ class VarlenCollator:
             )
 
 
+def check_size(name: str, num_tokens: int, num_sequences: int, limits: Limits) -> None:
+    """Raise ValueError if a batch, or one that may come, exceeds the limits."""
+    budget, max_sequences = limits.max_tokens_per_batch, limits.max_sequences_per_batch
+    if num_tokens > budget:
+        raise ValueError(f"{name} {num_tokens:,} tokens, more than the budget of {budget:,}")
+    if max_sequences is not None and num_sequences > max_sequences:
+        raise ValueError(
+            f"{name} {num_sequences:,} sequences, more than max_sequences ({max_sequences:,})"
+        )
+
+
 def format_texts(unknown: Mapping[str, int]) -> str:
     """Return unknown texts with their counts, most frequent first, for a message."""
     named = [
@@ -257,131 +315,3 @@ def format_texts(unknown: Mapping[str, int]) -> str:
     ]
     more = ", ..." if len(unknown) > MAX_NAMED else ""
     return f": {', '.join(named)}{more}" if named else ""
-
-
-def make_batch(
-    input_ids: NDArray[np.int64],
-    cu_seqlens: NDArray[np.int32],
-    sequence_ids: list[Any],
-    token_budget: int,
-    special_tokens: tuple[int, int] = (1, 1),
-    truncated: NDArray[np.bool_] | None = None,
-    num_unknown: int = 0,
-    labels: NDArray[np.int64] | None = None,
-    extra_values: dict[str, list[Any]] | None = None,
-) -> dict[str, Any]:
-    """Return a batch as described for `VarlenCollator`, from the values that determine it."""
-    lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-    position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], lengths)
-    boundaries = torch.from_numpy(cu_seqlens)
-    max_seqlen = int(lengths.max())
-    if truncated is None:
-        truncated = np.zeros(len(sequence_ids), np.bool_)
-    batch = {
-        "input_ids": torch.from_numpy(input_ids),
-        "position_ids": torch.from_numpy(position_ids),
-        "cu_seqlens": boundaries,
-        "max_seqlen": max_seqlen,
-        "sequence_ids": sequence_ids,
-        "num_sequences": len(sequence_ids),
-        "truncated": torch.from_numpy(truncated),
-        "num_unknown": num_unknown,
-        "token_budget": token_budget,
-        "special_tokens": special_tokens,
-        "cu_seq_lens_q": boundaries,
-        "cu_seq_lens_k": boundaries,
-        "max_length_q": max_seqlen,
-        "max_length_k": max_seqlen,
-        **(extra_values or {}),
-    }
-    if labels is not None:
-        batch["labels"] = torch.from_numpy(labels)
-    return batch
-
-
-class Unpacked(NamedTuple):
-    """The output of a model for each of the n sequences of a batch, in batch order.
-
-    Attributes:
-        sequence_ids: The ID of each sequence.
-        states: For each sequence, the states of its residues, [residues, hidden].
-        embeddings: The mean state of each sequence, float32 or wider [n, hidden]; NaN for a
-            sequence without residues.
-    """
-
-    sequence_ids: list[Any]
-    states: tuple[torch.Tensor, ...]
-    embeddings: torch.Tensor
-
-
-def unpack(
-    hidden_states: torch.Tensor,
-    batch: dict[str, Any] | torch.Tensor,
-    sequence_ids: Sequence[Any] | None = None,
-    num_before: int = 1,
-    num_after: int = 1,
-) -> Unpacked:
-    """Return the states of each sequence's residues and their mean, without special tokens.
-
-    Args:
-        hidden_states: The output of a model for a packed batch, [tokens, hidden] or
-            [1, tokens, hidden].
-        batch: The batch of a `VarlenCollator`, which determines all other arguments; or the
-            boundaries of the n sequences, integers [n + 1].
-        sequence_ids: The ID of each sequence. Required with boundaries.
-        num_before: Number of special tokens before the residues of a sequence (BOS). Used only with
-            boundaries.
-        num_after: Number of special tokens after the residues of a sequence (EOS); 0 for ESM-1.
-            Used only with boundaries.
-
-    Raises:
-        ValueError: The shapes do not match, or `sequence_ids` is missing.
-
-    Cost: one copy of the hidden states; `states` are views of it.
-
-    Example:
-        >>> import torch
-        >>> from virnucpro.data import unpack
-        >>> states = torch.tensor([[0.0], [1.0], [3.0], [0.0], [0.0], [5.0], [0.0]])
-        >>> unpacked = unpack(states, torch.tensor([0, 4, 7]), ["a", "b"])
-        >>> unpacked.embeddings
-        tensor([[2.],
-                [5.]])
-    """
-    if isinstance(batch, dict):
-        cu_seqlens, sequence_ids = batch["cu_seqlens"], batch["sequence_ids"]
-        num_before, num_after = batch["special_tokens"]
-    else:
-        cu_seqlens = batch
-    if sequence_ids is None:
-        raise ValueError("sequence_ids must be given with boundaries")
-    if hidden_states.ndim == 3 and len(hidden_states) == 1:
-        hidden_states = hidden_states[0]
-    if hidden_states.ndim != 2:
-        raise ValueError(
-            "hidden_states must be [tokens, hidden] or [1, tokens, hidden] "
-            f"(got {list(hidden_states.shape)})"
-        )
-    boundaries = cu_seqlens.to(hidden_states.device, torch.int64)
-    lengths = boundaries.diff() - num_before - num_after
-    if len(lengths) != len(sequence_ids):
-        raise ValueError(
-            f"sequence_ids must have one ID per sequence (got {len(sequence_ids)} for "
-            f"{len(lengths)} sequences)"
-        )
-    if len(lengths) == 0:
-        raise ValueError("cu_seqlens must have at least one sequence")
-    if boundaries[0] != 0 or boundaries[-1] != len(hidden_states) or (lengths < 0).any():
-        raise ValueError(
-            f"cu_seqlens must increase from 0 to {len(hidden_states):,}, the number of tokens in "
-            f"hidden_states, with {num_before + num_after} special tokens in each sequence"
-        )
-    is_residue = torch.ones(len(hidden_states), dtype=torch.bool, device=hidden_states.device)
-    for index in range(num_before):
-        is_residue[boundaries[:-1] + index] = False
-    for index in range(num_after):
-        is_residue[boundaries[1:] - 1 - index] = False
-    residues = hidden_states[is_residue]
-    wide = residues.to(torch.promote_types(residues.dtype, torch.float32))
-    embeddings = torch.segment_reduce(wide, "mean", lengths=lengths, axis=0)
-    return Unpacked(list(sequence_ids), residues.split_with_sizes(lengths.tolist()), embeddings)

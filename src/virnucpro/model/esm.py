@@ -36,7 +36,7 @@ def scale_by_sequence(forward: Callable[..., Any]) -> Callable[..., Any]:
         if input_ids is None or position_ids is None or given.get("attention_mask") is not None:
             return forward(self, *args, **kwargs)
         if getattr(self, "position_embedding_type", None) == "absolute":
-            check_first_position(position_ids, self.padding_idx)
+            check_first_position(self, position_ids, self.padding_idx)
         if not self.token_dropout:
             return forward(self, *args, **kwargs)
         embeddings = given.get("inputs_embeds")

@@ -119,3 +119,26 @@ def accepts(model: Any, name: str, or_kwargs: bool) -> bool:
     return name in parameters or (
         or_kwargs and any(each.kind is each.VAR_KEYWORD for each in parameters.values())
     )
+
+
+def run_model(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+    """Return the states that a model gives for the tokens of one row, [tokens, width].
+
+    Raises:
+        ValueError: The model returns no states for each token.
+    """
+    output = model(**inputs)
+    for name in ("last_hidden_state", "logits"):
+        states = getattr(output, name, None)
+        if states is not None:
+            break
+    else:
+        states = output
+    tokens = inputs["input_ids"].shape[1]
+    if not isinstance(states, torch.Tensor) or states.ndim != 3 or states.shape[1] != tokens:
+        shape = list(states.shape) if isinstance(states, torch.Tensor) else type(states).__name__
+        raise ValueError(
+            f"{type(model).__name__} does not return last_hidden_state or logits for each of the "
+            f"{tokens} tokens (got {shape})"
+        )
+    return states[0]

@@ -28,7 +28,7 @@ class PackedBatches(IterableDataset[dict[str, Any]]):
         dataset: Records, dicts with `id` and `sequence`.
         collator: Tokenizes the records.
         token_budget: Tokens per batch; the collator's budget if None.
-        max_sequences: Maximum sequences per batch; unlimited if None.
+        max_sequences: Maximum sequences per batch; the collator's if None.
         buffer_size: Number of records packed together.
 
     Example:
@@ -53,7 +53,9 @@ class PackedBatches(IterableDataset[dict[str, Any]]):
     ) -> None:
         self.dataset = dataset
         self.collator = collator
-        limits = replace(collator.limits(token_budget), max_sequences_per_batch=max_sequences)
+        limits = collator.limits(token_budget)
+        if max_sequences is not None:
+            limits = replace(limits, max_sequences_per_batch=max_sequences)
         self.packer = GreedyPacker(**limits.to_dict(), overlong="error")
         self.buffer_size = buffer_size
 
@@ -102,7 +104,7 @@ def create_async_dataloader(
             yields all of them.
         collate_fn: Tokenizes the records. Its counts include only records tokenized in this
             process; workers have their own copies.
-        batch_size: Maximum sequences per batch; unlimited if None.
+        batch_size: Maximum sequences per batch; the collator's `max_sequences` if None.
         num_workers: Number of processes that read, pack and tokenize; 0 to do so in this process.
         prefetch_factor: Number of batches that each worker prepares ahead.
         pin_memory: Whether to copy batches to pinned memory, if CUDA is available.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from os import PathLike
 from typing import Any, Protocol
 
@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from virnucpro import kernel
 from virnucpro.data.plan import PackingPlan, as_plan
 from virnucpro.data.records import Record
+from virnucpro.data.shape import BatchShape
 from virnucpro.files.fasta import ReadChanges, ReadOptions, check_options
 from virnucpro.files.record_file import RecordFile
 from virnucpro.model.datasets import Paths, check_paths, warn_of_changes
@@ -31,6 +32,17 @@ class MapDataset(Protocol):
     def __getitem__(self, row: int, /) -> Any: ...
 
 
+class PlannedBatch(list[Record]):
+    """The records of a batch, with the shape that every batch of its plan fits in."""
+
+    def __init__(self, records: Iterable[Record], shape: BatchShape) -> None:
+        super().__init__(records)
+        self.shape = shape
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PlannedBatch, (list(self), self.shape)
+
+
 class PlannedRecords(Dataset[Record]):
     """The sequences or fragments of a plan by number, cut from the records of a data set.
 
@@ -40,6 +52,7 @@ class PlannedRecords(Dataset[Record]):
     def __init__(self, dataset: MapDataset, plan: PackingPlan) -> None:
         self.dataset = dataset
         self.plan = plan
+        self.shape = BatchShape(plan.max_tokens_per_batch, plan.max_sequences)
 
     def __len__(self) -> int:
         return len(self.planned_tokens)
@@ -128,7 +141,7 @@ class PlannedRecords(Dataset[Record]):
                     for key, value in item.items()
                 }
             records.append({**record, **added, "row": row, "tokens": tokens})
-        return records
+        return PlannedBatch(records, self.shape)
 
 
 class PackedDataset(Dataset[list[Record]]):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import sys
 from functools import cache
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
 # Results of `first_position`, since a walk over a model's modules takes milliseconds.
 FIRST_POSITIONS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+
+# Modules whose positions have been checked once on a device.
+CHECKED: WeakSet[torch.nn.Module] = WeakSet()
 
 
 def first_position(model: Any) -> int:
@@ -35,15 +38,18 @@ def check_layer_positions(layer: torch.nn.Module, config: Any, position_ids: Any
             and not is_rotary
             and counts_from_padding(type(layer).__module__)
         ):
-            check_first_position(position_ids, padding_idx)
+            check_first_position(layer, position_ids, padding_idx)
 
 
-def check_first_position(position_ids: torch.Tensor, padding_idx: int) -> None:
+def check_first_position(
+    module: torch.nn.Module, position_ids: torch.Tensor, padding_idx: int
+) -> None:
     """Raise if positions start before `padding_idx` + 1, for models that count from there.
 
-    This reads a value, so it waits for the device.
+    Only the first batch of a module is checked on a device other than a CPU, since reading a value
+    waits for the device.
     """
-    if torch.compiler.is_compiling() or not position_ids.numel():
+    if torch.compiler.is_compiling() or not position_ids.numel() or module in CHECKED:
         return
     if position_ids.is_cuda and torch.cuda.is_current_stream_capturing():
         return
@@ -53,6 +59,8 @@ def check_first_position(position_ids: torch.Tensor, padding_idx: int) -> None:
             f"the model counts positions from {padding_idx + 1} (got {first}): "
             "pass model_inputs(batch, model) to it"
         )
+    if not position_ids.is_cpu:
+        CHECKED.add(module)
 
 
 @cache

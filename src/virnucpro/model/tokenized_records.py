@@ -21,7 +21,8 @@ RECORD_KEYS = frozenset({"id", "sequence", "truncated", "labels", "tokens"})
 BATCH_KEYS = frozenset(
     {
         *("input_ids", "position_ids", "cu_seqlens", "max_seqlen", "sequence_ids"),
-        *("num_sequences", "token_budget", "special_tokens", "truncated", "num_unknown", "labels"),
+        *("num_sequences", "num_tokens", "token_budget", "special_tokens", "multiple_of"),
+        *("truncated", "num_unknown", "labels"),
         *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
     }
 )

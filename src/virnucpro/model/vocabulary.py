@@ -285,6 +285,13 @@ def read_vocabulary(batch_converter: Any) -> Vocabulary:
     )
 
 
+def padding_token(batch_converter: Any) -> int:
+    """Return the token that a tokenizer uses for padding; 0 if it has none."""
+    alphabet = getattr(batch_converter, "alphabet", None)
+    token = getattr(alphabet, "padding_idx", getattr(batch_converter, "pad_token_id", None))
+    return 0 if token is None else int(token)
+
+
 def encode_each(alphabet: Any, sequences: list[str]) -> list[list[int]]:
     """Return the tokens of each sequence from an alphabet of fair-esm, without special tokens."""
     return [alphabet.encode(sequence) for sequence in sequences]

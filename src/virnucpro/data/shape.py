@@ -1,0 +1,79 @@
+"""The shape of batches that are padded to their budget."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from typing import NamedTuple
+
+from virnucpro import kernel
+from virnucpro.kernel import reservation
+from virnucpro.kernel.limits import Limits
+
+logger = logging.getLogger(__name__)
+
+# The fullest batch is far above the mean if it has more than this many times as many sequences.
+# Proteins packed without a limit have 3 to 24 times as many, at budgets of 4,096 to 65,536 tokens.
+FAR_ABOVE = 2
+# Limits to propose, as multiples of the mean: the first that costs at most a tenth of a percent.
+MULTIPLES_OF_MEAN = (1, 1.25, 1.5, 2)
+MAX_COST = 0.001
+
+
+class BatchShape(NamedTuple):
+    """The shape that every batch of a plan fits in; see `virnucpro.data.Layout.shape`.
+
+    Attributes:
+        tokens: Token budget per batch, the number of tokens after padding.
+        sequences: Sequences of the fullest batch.
+    """
+
+    tokens: int
+    sequences: int
+
+
+def warn_of_fullest(layout: kernel.Layout, limits: Limits, max_sequences: int) -> None:
+    """Log one WARNING if the fullest batch has far more sequences than the mean.
+
+    It names a limit on sequences, and the number of batches of `reservation.lay_out` under this
+    limit, which method="tight" does not exceed. Does nothing if the layout has a limit. At most one
+    call of `reservation.lay_out` per multiple of the mean.
+    """
+    mean = layout.counts.num_sequences / layout.num_batches
+    if limits.max_sequences_per_batch is not None or max_sequences <= FAR_ABOVE * mean:
+        return
+    num_batches, limit = propose_limit(layout, limits, max_sequences)
+    percent = 100 * (num_batches / layout.num_batches - 1)
+    logger.warning(
+        "The fullest batch has %s sequences, the mean is %.1f: max_sequences_per_batch=%d with "
+        "method='tight' gives at most %s batches instead of %s (%+.2f %%)",
+        f"{max_sequences:,}",
+        mean,
+        limit,
+        f"{num_batches:,}",
+        f"{layout.num_batches:,}",
+        # Adding 0.0 turns -0.0 into 0.0.
+        round(percent, 2) + 0.0,
+    )
+
+
+def propose_limit(layout: kernel.Layout, limits: Limits, max_sequences: int) -> tuple[int, int]:
+    """Return the number of batches under a limit on sequences, and the limit.
+
+    The limit is the lowest of those tried that costs at most `MAX_COST`, or else the one with the
+    fewest batches. All are below `max_sequences`.
+    """
+    num_sequences, before = layout.counts.num_sequences, layout.num_batches
+    tried: list[tuple[int, int]] = []
+    for multiple in MULTIPLES_OF_MEAN:
+        # Exact for any number of sequences: multiples are quarters.
+        limit = -(-num_sequences * int(4 * multiple) // (4 * before))
+        # The mean, rounded up, is always below.
+        if limit >= max_sequences:
+            break
+        counts = layout.counts.with_limits(replace(limits, max_sequences_per_batch=limit))
+        num_batches = reservation.lay_out(counts, limit).num_batches
+        tried.append((num_batches, limit))
+        if num_batches <= before * (1 + MAX_COST):
+            return tried[-1]
+    return min(tried)

@@ -1,0 +1,345 @@
+"""Batches of one shape: padding that nothing sees, in one graph for all batches of a plan."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import Records, fair_esm_converter, packing, proteins, tiny_esm2, tiny_model
+from torch.utils.data import DataLoader
+from transformers.modeling_outputs import MaskedLMOutput
+
+import virnucpro.model.attention  # noqa: F401 (registers packed_sdpa)
+from virnucpro.data import (
+    CapturedModel,
+    GreedyPacker,
+    PackedBatchSampler,
+    PackedDataset,
+    VarlenCollator,
+    create_async_dataloader,
+    model_inputs,
+    unpack,
+)
+from virnucpro.model.kernels import attend_in_blocks, attend_one_by_one
+
+BUDGET = 160
+PROTEINS = proteins(60)
+
+
+@pytest.fixture(autouse=True)
+def _reset() -> Iterator[None]:
+    torch._dynamo.reset()  # noqa: SLF001
+    yield
+    torch._dynamo.reset()  # noqa: SLF001
+
+
+def batches(pad_to_budget: bool = True, **options: Any) -> list[dict[str, Any]]:
+    """Return the batches of a plan for the proteins."""
+    plan = GreedyPacker(BUDGET).pack_lengths([len(record["sequence"]) for record in PROTEINS])
+    collate = VarlenCollator(fair_esm_converter(), pad_to_budget=pad_to_budget, **options)
+    return list(DataLoader(PackedDataset(PROTEINS, plan), batch_size=None, collate_fn=collate))
+
+
+def shapes(batch: dict[str, Any]) -> dict[str, Any]:
+    tensors = ("input_ids", "position_ids", "cu_seqlens", "cu_seq_lens_q", "cu_seq_lens_k")
+    numbers = ("max_seqlen", "max_length_q", "max_length_k")
+    return {**{name: batch[name].shape for name in tensors}, **{n: batch[n] for n in numbers}}
+
+
+@given(
+    lengths=st.lists(st.integers(0, 9), min_size=1).filter(any),
+    slack=st.integers(0, 5),
+    groups=st.sampled_from([1, 2]),
+    is_causal=st.booleans(),
+    scale=st.sampled_from([None, 0.3]),
+)
+@settings(deadline=None)
+def test_attention_in_blocks_is_that_of_each_sequence(
+    lengths: list[int], slack: int, groups: int, is_causal: bool, scale: float | None
+) -> None:
+    bounds = torch.tensor([0, *lengths]).cumsum(0).to(torch.int32)
+    num_tokens, longest = sum(lengths), max(lengths) + slack
+    query = torch.randn(1, 4, num_tokens, 8, requires_grad=True)
+    key, value = torch.randn(2, 1, 4 // groups, num_tokens, 8, requires_grad=True)
+    expected = attend_one_by_one(query, key, value, bounds, 0.0, scale, is_causal)
+    found = attend_in_blocks(query, key, value, (bounds, bounds), longest, 0.0, scale, is_causal)
+    assert torch.allclose(found, expected, atol=1e-5)
+    weights = torch.randn_like(found)
+    gradients = (
+        torch.autograd.grad((output * weights).sum(), (query, key, value))
+        for output in (found, expected)
+    )
+    for one, other in zip(*gradients, strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_attention_in_blocks_has_dropout() -> None:
+    query = torch.ones(1, 2, 40, 4)
+    bounds = torch.tensor([0, 40], dtype=torch.int32)
+    found = attend_in_blocks(query, query, query, (bounds, bounds), 10, 0.5, None, False)
+    assert not torch.allclose(found, query.transpose(1, 2))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches_of_a_plan_have_one_shape(num_workers: int) -> None:
+    lengths = [len(record["sequence"]) for record in PROTEINS]
+    for limit in (None, 3):
+        plan = GreedyPacker(BUDGET, max_sequences_per_batch=limit).pack_lengths(lengths)
+        packed = PackedDataset(PROTEINS, plan)
+        collate = VarlenCollator(fair_esm_converter(), pad_to_budget=True)
+        loaders: tuple[Any, ...] = (
+            DataLoader(packed, batch_size=None, collate_fn=collate, num_workers=num_workers),
+            DataLoader(
+                packed.records,
+                batch_sampler=PackedBatchSampler(plan.reshuffle(1), shuffle=True),
+                collate_fn=collate,
+                num_workers=num_workers,
+            ),
+        )
+        for loader in loaders:
+            found = list(loader)
+            assert {str(shapes(batch)) for batch in found} == {str(shapes(found[0]))}
+            assert found[0]["input_ids"].shape == (BUDGET,)
+            assert found[0]["max_seqlen"] == BUDGET
+            # One entry for each sequence of the fullest batch, the end, and one piece of padding.
+            assert found[0]["cu_seqlens"].shape == (plan.max_sequences + 2,)
+            assert sum(batch["num_tokens"] for batch in found) == plan.total_tokens
+            ids = [name for batch in found for name in batch["sequence_ids"]]
+            assert sorted(ids) == sorted(record["id"] for record in PROTEINS)
+
+
+def test_padding_is_sequences_of_its_own() -> None:
+    """The same tokens with and without padding, then tokens for padding, from 0 in each piece."""
+    collate = VarlenCollator(fair_esm_converter(), 100, 38, pad_to_budget=True, max_sequences=4)
+    plain = VarlenCollator(fair_esm_converter(), 100, 38)
+    records = [{"id": n, "sequence": "MKTAY", "labels": [1, 2, 3, 4, 5]} for n in range(2)]
+    padded, batch = collate(records), plain(records)
+    assert padded["num_tokens"] == batch["num_tokens"] == 14
+    for name in ("input_ids", "position_ids", "labels"):
+        assert padded[name][:14].equal(batch[name])
+    assert padded["input_ids"][14:].unique().tolist() == [1]
+    assert padded["labels"][14:].unique().tolist() == [-100]
+    assert padded["cu_seqlens"].tolist() == [0, 7, 14, 54, 94, 100, 100, 100]
+    positions = [*range(40), *range(40), *range(6)]
+    assert padded["position_ids"][14:].tolist() == positions
+    assert padded["max_seqlen"] == 40
+
+
+def test_batches_that_do_not_fit_are_refused() -> None:
+    records = [{"id": n, "sequence": "M" * (3 if n < 9 else 40)} for n in range(10)]
+    plan = GreedyPacker(50).pack_lengths([len(record["sequence"]) for record in records])
+    packed = PackedDataset(records, plan)
+    converter = fair_esm_converter()
+    few = VarlenCollator(converter, 50, pad_to_budget=True, max_sequences=8)
+    small = VarlenCollator(converter, 49, pad_to_budget=True)
+    assert len(packed[0]) <= 2
+    with pytest.raises(ValueError, match=r"^batches of the plan have up to 8 seq.* \(7\)$"):
+        VarlenCollator(converter, 50, pad_to_budget=True, max_sequences=7)(packed[0])
+    with pytest.raises(ValueError, match=r"up to 50 tokens, more than the budget of 49$"):
+        small(packed[0])
+    assert few(packed[0])["cu_seqlens"].shape == few(packed[1])["cu_seqlens"].shape
+    with pytest.raises(ValueError, match="has 9 sequences, more than max_sequences"):
+        few(records[:9])
+    for wrong in (0, -1):
+        with pytest.raises(ValueError, match="max_sequences must be"):
+            VarlenCollator(converter, max_sequences=wrong)
+
+
+def test_the_loader_has_one_shape() -> None:
+    collate = VarlenCollator(fair_esm_converter(), BUDGET, pad_to_budget=True)
+    for limit in (None, 2):
+        loader = create_async_dataloader(
+            Records(PROTEINS), collate, num_workers=0, batch_size=limit, buffer_size=13
+        )
+        found = list(loader)
+        assert {str(shapes(batch)) for batch in found} == {str(shapes(found[0]))}
+        assert limit is None or max(batch["num_sequences"] for batch in found) == limit
+        assert sum(batch["num_sequences"] for batch in found) == len(PROTEINS)
+
+
+def states_of(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        hidden = model(**model_inputs(batch, model)).last_hidden_state
+    unpacked = unpack(hidden, batch)
+    return dict(zip(unpacked.sequence_ids, unpacked.states, strict=True))
+
+
+@pytest.mark.parametrize("model_type", ["esm", "bert", "roberta", "llama"])
+def test_states_do_not_depend_on_padding(model_type: str) -> None:
+    """Padded or not, compiled or not, captured or not: those of each sequence alone."""
+    model = packing(tiny_esm2() if model_type == "esm" else tiny_model(model_type))
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    captured = CapturedModel(model, BUDGET, 30)
+    alone: dict[str, torch.Tensor] = {}
+    for record in PROTEINS:
+        alone.update(states_of(model, VarlenCollator(fair_esm_converter())([record])))
+    for padded, plain in zip(batches(), batches(pad_to_budget=False), strict=True):
+        found = [states_of(model, padded), states_of(model, plain), states_of(compiled, padded)]
+        for batch in (padded, plain):
+            unpacked = unpack(captured(batch), batch)
+            found.append(dict(zip(unpacked.sequence_ids, unpacked.states, strict=True)))
+        for states in found:
+            for name, state in states.items():
+                assert torch.allclose(state, alone[name], atol=1e-5), (model_type, name)
+    assert captured.num_plain_calls == 0
+
+
+@pytest.mark.parametrize("model_type", ["esm", "llama"])
+def test_a_model_is_one_graph_for_all_batches(model_type: str) -> None:
+    """No break and no recompilation, by the count of what compiles."""
+    model = packing(tiny_esm2() if model_type == "esm" else tiny_model(model_type))
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: Any) -> Any:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    found = batches()
+    assert len({batch["num_sequences"] for batch in found}) == 3
+    explained = torch._dynamo.explain(model)(**model_inputs(found[0], model))  # noqa: SLF001
+    assert (explained.graph_count, explained.graph_break_count) == (1, 0)
+    torch._dynamo.reset()  # noqa: SLF001
+    compiled = torch.compile(model, backend=count, fullgraph=True)
+    with torch.no_grad():
+        for _ in range(math.ceil(100 / len(found))):
+            for batch in found:
+                compiled(**model_inputs(batch, model))
+    assert graphs == 1
+
+
+def test_training_does_not_see_padding() -> None:
+    """Loss and gradients are those of the batch without padding, compiled or not."""
+    model = packing(tiny_model("llama", "AutoModelForCausalLM"))
+    records = [{**record, "labels": [5] * len(record["sequence"])} for record in PROTEINS[:20]]
+    options = {"max_tokens_per_batch": 4000}
+    plain = VarlenCollator(fair_esm_converter(), **options)(records)
+    padded = VarlenCollator(fair_esm_converter(), **options, pad_to_budget=True)(records)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    results = []
+    for each, batch in ((model, plain), (model, padded), (compiled, padded)):
+        model.zero_grad()
+        output: MaskedLMOutput = each(
+            **model_inputs(batch, model), labels=batch["labels"][None], use_cache=False
+        )
+        assert output.loss is not None
+        output.loss.backward()
+        gradients = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+        results.append((output.loss.detach(), gradients))
+    for loss, gradients in results[1:]:
+        assert torch.allclose(loss, results[0][0], atol=1e-6)
+        assert torch.allclose(gradients, results[0][1], atol=1e-6)
+        assert gradients.abs().max() > 0.01
+
+
+@given(data=st.data())
+@settings(deadline=None)
+def test_unpack_leaves_out_padding(data: st.DataObject) -> None:
+    """Compared with a loop over the sequences as they were given."""
+    lengths = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=8))
+    num_tokens = sum(lengths) + 2 * len(lengths)
+    budget = data.draw(st.integers(max(3, num_tokens), num_tokens + 40))
+    max_length = data.draw(st.integers(max(1, *lengths), 15))
+    collate = VarlenCollator(
+        fair_esm_converter(), budget, max_length, pad_to_budget=True, max_sequences=8
+    )
+    batch = collate([{"id": n, "sequence": "M" * length} for n, length in enumerate(lengths)])
+    states = torch.randn(budget, 3)
+    bounds = batch["cu_seqlens"].tolist()
+    assert (bounds[0], bounds[-1], sorted(bounds)) == (0, budget, bounds)
+    assert max(end - begin for begin, end in pairwise(bounds)) <= batch["max_seqlen"]
+    begin = 0
+    expected = []
+    for length in lengths:
+        expected.append(states[begin + 1 : begin + 1 + length])
+        begin += length + 2
+    for hidden in (states, states[None], states[: batch["num_tokens"]]):
+        unpacked = unpack(hidden, batch)
+        assert all(map(torch.equal, unpacked.states, expected))
+        means = torch.stack([part.mean(0) for part in expected])
+        assert torch.allclose(unpacked.embeddings, means, atol=1e-6, equal_nan=True)
+
+
+def test_states_of_another_number_of_tokens_are_refused() -> None:
+    batch = batches()[-1]
+    for number in (batch["num_tokens"] - 1, BUDGET + 1):
+        with pytest.raises(ValueError, match="cu_seqlens must increase from 0 to"):
+            unpack(torch.zeros(number, 2), batch)
+
+
+def test_captured_model_counts_what_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
+    model = packing(tiny_esm2())
+    captured = CapturedModel(model, 100, 2)
+    collate = VarlenCollator(fair_esm_converter())
+    fits = [{"id": "a", "sequence": "MKTAY"}]
+    with caplog.at_level(logging.WARNING):
+        for records in (fits, fits * 3, [{"id": "a", "sequence": "M" * 120}], fits * 2):
+            batch = collate(records)
+            expected = states_of(model, batch)["a"]
+            assert torch.allclose(unpack(captured(batch), batch).states[-1], expected, atol=1e-5)
+    assert captured.num_plain_calls == 2
+    (record,) = caplog.records
+    assert record.getMessage().startswith("a batch of 21 tokens and 3 sequences does not fit")
+    assert (captured.num_captures, captured.num_bytes) == (0, 0)
+
+
+# torch.compile imports modules that use them.
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_captured_model_compiles_layers_and_leaves_the_model_alone(
+    monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    model = packing(tiny_esm2())
+    before = [dict(vars(module)) for module in model.modules()]
+    captured = CapturedModel(model, BUDGET, 30, compile=True)
+    for batch in batches(pad_to_budget=False)[:3]:
+        expected = torch.cat(list(states_of(model, batch).values()))
+        found = torch.cat(unpack(captured(batch), batch).states)
+        assert torch.allclose(found, expected, atol=1e-4)
+    assert [vars(module).keys() for module in model.modules()] == [each.keys() for each in before]
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+    changed = states_of(model, batch)
+    found = torch.cat(unpack(captured(batch), batch).states)
+    assert torch.allclose(found, torch.cat(list(changed.values())), atol=1e-4)
+    assert not torch.allclose(found, expected, atol=1e-2)
+
+
+def test_captured_model_checks_its_arguments() -> None:
+    model = packing(tiny_esm2())
+    for arguments, message in (((0, 1), "max_tokens must be"), ((5, 0), "max_sequences must be")):
+        with pytest.raises(ValueError, match=message):
+            CapturedModel(model, *arguments)
+    with pytest.raises(ValueError, match=r"one device \(got none\)"):
+        CapturedModel(torch.nn.Identity(), 5, 5)
+    with pytest.raises(ValueError, match=r"list of layers \(got Linear\)"):
+        CapturedModel(torch.nn.Linear(2, 2), 5, 5, compile=True)
+    captured = CapturedModel(model.train(), BUDGET, 5)
+    with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
+        captured(batches()[0])
+
+
+@pytest.mark.parametrize("model_type", ["esm", "llama"])
+def test_nothing_waits_for_the_device(model_type: str) -> None:
+    """On a device that has no values, whatever reads one raises an error."""
+    model = packing(tiny_esm2() if model_type == "esm" else tiny_model(model_type)).to("meta")
+    for pad_to_budget in (False, True):
+        inputs = model_inputs(batches(pad_to_budget)[0], model)
+        moved = {
+            name: value.to("meta") if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
+        for longest in (moved["max_length_q"], None):
+            output = model(**{**moved, "max_length_q": longest})
+            assert output.last_hidden_state.shape == (*moved["input_ids"].shape, 32)

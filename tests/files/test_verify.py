@@ -30,7 +30,8 @@ from plans import (
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, pack_files
-from virnucpro.files.verify import check_first_fit, verify_plan
+from virnucpro.files.first_fit import check_first_fit
+from virnucpro.files.verify import verify_plan
 
 
 @pytest.fixture(scope="module")

@@ -24,6 +24,7 @@ from fuzz_objects import (
     interrupted,
     refuse,
 )
+from reference import find_limit, round_up
 
 Record = dict[Any, Any]
 
@@ -163,7 +164,10 @@ ODD_RECORDS = [missing, other_type, meddling]
 def draw_parameters(choices: Choices) -> Drawn:
     """Parameters; their meaning is that of the reference."""
     special_tokens = choices.one_of([0, 0, 1, 2, 2, 7])
-    budget = special_tokens + 1 + choices.one_of([choices.below(60), choices.below(2**16)])
+    multiple_of = choices.one_of([1, 1, 1, 2, 8, 16])
+    budget = round_up(special_tokens + 1, multiple_of) + choices.one_of(
+        [choices.below(60), choices.below(2**16)]
+    )
     limit = 1 + choices.one_of([choices.below(60), 1021, 2**62])
     most = choices.one_of([None, None, 1, 2, 3, 5])
     parameters = {
@@ -171,12 +175,13 @@ def draw_parameters(choices: Choices) -> Drawn:
         "max_sequence_length": limit,
         "special_tokens": special_tokens,
         "max_sequences_per_batch": most,
+        "multiple_of": multiple_of,
     }
     rest = {
         "overlong": choices.one_of(["truncate", "drop", "split", "error"]),
         "num_threads": choices.one_of([1, 1, 2, 3]),
     }
-    overlap = min(budget - special_tokens, limit) // 3 if rest["overlong"] == "split" else 0
+    overlap = find_limit(**parameters) // 3 if rest["overlong"] == "split" else 0
     parameters_and_rest = {**parameters, **rest, "overlap": overlap}
     if not choices.rarely():
         return Drawn(parameters_and_rest, parameters)

@@ -58,11 +58,6 @@ def draw_packer(choices: Choices) -> tuple[GreedyPacker | None, dict[str, Any]]:
     return packer, plain
 
 
-def limit_of(parameters: dict[str, Any]) -> int:
-    room = parameters["max_tokens_per_batch"] - parameters["special_tokens"]
-    return int(min(room, parameters["max_sequence_length"]))
-
-
 def contents(record: Any) -> Any:
     """Return the identities that must not change."""
     if not isinstance(record, dict):
@@ -96,7 +91,7 @@ def check_records(choices: Choices) -> None:
         return
 
     before = list(map(contents, records))
-    limit = limit_of(parameters)
+    limit = reference.find_limit(**parameters)
     in_order = attempt(lambda: packer.sort_by_length(container(records)), verdict)
     if verdict == "good" and packer.overlong == "error" and max(lengths, default=0) > limit:
         verdict = "bad"
@@ -130,7 +125,7 @@ def check_records(choices: Choices) -> None:
     tokens = sum(kept) + len(kept) * parameters["special_tokens"]
     room = len(batches) * parameters["max_tokens_per_batch"]
     assert packer.compute_efficiency(batches) == (tokens / room if room else 0.0)
-    tokens = sum(min(n, limit) for n in lengths) + len(lengths) * parameters["special_tokens"]
+    tokens = sum(map(packer.limits.tokens, lengths))
     verdict = "good" if tokens <= parameters["max_tokens_per_batch"] else "bad"
     attempt(lambda: packer.compute_efficiency([container(records)]), verdict)
 
@@ -141,7 +136,7 @@ def check_lengths(choices: Choices) -> None:
     if packer is None:
         return
     lengths = draw_lengths(choices)
-    limit, special_tokens = limit_of(parameters), parameters["special_tokens"]
+    limit, special_tokens = reference.find_limit(**parameters), parameters["special_tokens"]
     # Long ones have more fragments than fit in memory.
     if packer.overlong == "split" and (
         lengths.meaning is None or max(lengths.meaning, default=0) > 100 * limit
@@ -156,10 +151,11 @@ def check_lengths(choices: Choices) -> None:
     parts = parts_of(lengths.meaning, limit, packer.overlong, packer.overlap)
     kept = [stop - start for _, start, stop in parts]
     tokens = sum(kept) + len(kept) * special_tokens
+    in_batches = sum(map(packer.limits.tokens, kept))
     cut = sum(max(0, n - limit) for n in lengths.meaning)
     if packer.overlong in ("drop", "split"):
         cut = 0
-    if max(tokens, cut) >= 2**63 or (packer.overlong == "error" and cut):
+    if max(in_batches, cut) >= 2**63 or (packer.overlong == "error" and cut):
         verdict = "bad" if verdict == "good" else verdict
     plan = attempt(lambda: packer.pack_lengths(lengths.value, ids.value), verdict)
     if plan is None or ids.verdict == "either":

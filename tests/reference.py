@@ -8,17 +8,35 @@ from typing import Any
 from virnucpro.data import GreedyPacker, PackingPlan
 
 
+def round_up(tokens: int, multiple_of: int) -> int:
+    """Return the smallest multiple that is not less."""
+    return -(-tokens // multiple_of) * multiple_of
+
+
+def find_limit(
+    max_tokens_per_batch: int,
+    max_sequence_length: int,
+    special_tokens: int,
+    multiple_of: int = 1,
+    **_: Any,
+) -> int:
+    """Return the most residues of a sequence, whose tokens, rounded up, fit in a batch."""
+    usable = max_tokens_per_batch // multiple_of * multiple_of
+    return min(max_sequence_length, usable - special_tokens)
+
+
 def first_fit_decreasing(
     lengths: Sequence[int],
     max_tokens_per_batch: int,
     max_sequence_length: int = 1022,
     special_tokens: int = 2,
     max_sequences_per_batch: int | None = None,
+    multiple_of: int = 1,
     ids: Sequence[Any] | None = None,
 ) -> list[list[int]]:
     """Return the rows of each batch in order of placement."""
-    limit = min(max_sequence_length, max_tokens_per_batch - special_tokens)
-    tokens = [min(length, limit) + special_tokens for length in lengths]
+    limit = find_limit(max_tokens_per_batch, max_sequence_length, special_tokens, multiple_of)
+    tokens = [round_up(min(length, limit) + special_tokens, multiple_of) for length in lengths]
     rows = sorted(
         range(len(lengths)), key=lambda row: (-tokens[row], 0 if ids is None else ids[row], row)
     )
@@ -43,7 +61,9 @@ def check_plan(plan: PackingPlan, lengths: Sequence[int], packer: GreedyPacker) 
     """Check coverage, limits and order, from the rows alone."""
     assert sorted(plan.indices.tolist()) == list(range(len(lengths)))
     limit = plan.max_sequence_length
-    tokens = [min(length, limit) + plan.special_tokens for length in lengths]
+    tokens = [
+        round_up(min(length, limit) + plan.special_tokens, plan.multiple_of) for length in lengths
+    ]
     longest = []
     for rows in plan:
         of_rows = [tokens[row] for row in rows.tolist()]

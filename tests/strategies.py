@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from hypothesis import strategies as st
+from reference import find_limit, round_up
 
 
 @dataclass(frozen=True)
@@ -17,6 +19,12 @@ class Case:
     max_sequence_length: int
     special_tokens: int
     max_sequences_per_batch: int | None
+    multiple_of: int = 1
+
+    @property
+    def limit(self) -> int:
+        """The residues kept of a sequence."""
+        return find_limit(**self.parameters)
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -25,17 +33,21 @@ class Case:
             "max_sequence_length": self.max_sequence_length,
             "special_tokens": self.special_tokens,
             "max_sequences_per_batch": self.max_sequences_per_batch,
+            "multiple_of": self.multiple_of,
         }
 
 
 @st.composite
-def cases(draw: st.DrawFn, max_size: int = 60) -> Case:
-    """Odd budgets, many ties, tiny and huge sizes, with and without a limit on sequences."""
+def cases(
+    draw: st.DrawFn, max_size: int = 60, multiples: Sequence[int] = (1, 1, 1, 2, 5, 8, 16)
+) -> Case:
+    """Odd budgets, many ties, tiny and huge sizes, with and without limits on batches."""
     special_tokens = draw(st.sampled_from([0, 0, 1, 2, 2, 7]))
-    budget = special_tokens + draw(
+    multiple_of = draw(st.sampled_from(multiples))
+    budget = round_up(special_tokens + 1, multiple_of) + draw(
         st.one_of(
-            st.integers(1, 30),
-            st.integers(1, 5000),
+            st.integers(0, 30),
+            st.integers(0, 5000),
             st.integers(2**20, 2**20 + 1000),
             st.integers(2**50, 2**56),
         )
@@ -56,7 +68,7 @@ def cases(draw: st.DrawFn, max_size: int = 60) -> Case:
     )
     lengths = draw(st.lists(length, max_size=max_size))
     cap = draw(st.one_of(st.none(), st.integers(1, 6)))
-    return Case(lengths, budget, longest, special_tokens, cap)
+    return Case(lengths, budget, longest, special_tokens, cap, multiple_of)
 
 
 def texts() -> st.SearchStrategy[str]:

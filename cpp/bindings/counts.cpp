@@ -22,6 +22,7 @@ void add_counts(py::module_& module) {
                                    [](const TokenCounts& c) { return to_array(c.sequences); })
             .def_readonly("num_truncated", &TokenCounts::num_truncated)
             .def_readonly("truncated_residues", &TokenCounts::truncated_residues)
+            .def_readonly("padding_tokens", &TokenCounts::padding_tokens)
             // By reference: a pointer to a member function would be called for None too.
             .def_property_readonly("num_sequences",
                                    [](const TokenCounts& c) { return c.num_sequences(); })
@@ -38,15 +39,17 @@ void add_counts(py::module_& module) {
     module.def(
         "make_counts",
         [](const Limits& limits, const Int64Array& tokens, const Int64Array& sequences,
-           std::int64_t num_truncated, std::int64_t truncated_residues) {
-            TokenCounts counts{limits, to_vector(tokens, "tokens"),
-                               to_vector(sequences, "sequences"), num_truncated,
-                               truncated_residues};
+           std::int64_t num_truncated, std::int64_t truncated_residues,
+           std::int64_t padding_tokens) {
+            TokenCounts counts{
+                limits,        to_vector(tokens, "tokens"), to_vector(sequences, "sequences"),
+                num_truncated, truncated_residues,          padding_tokens};
             counts.validate();
             return counts;
         },
         py::kw_only(), py::arg("limits"), py::arg("tokens").noconvert(),
-        py::arg("sequences").noconvert(), py::arg("num_truncated"), py::arg("truncated_residues"));
+        py::arg("sequences").noconvert(), py::arg("num_truncated"), py::arg("truncated_residues"),
+        py::arg("padding_tokens") = 0);
 
     module.def(
         "count",

@@ -6,6 +6,7 @@
 #include <limits>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "bindings/arrays.hpp"
 #include "bindings/families.hpp"
@@ -95,25 +96,29 @@ py::object read_records(const py::list& records) {
     return owned<py::tuple>(PyTuple_Pack(2, ids.ptr(), lengths.ptr()));
 }
 
-// Returns the total number of tokens of records, or nothing unless all are dicts with a str.
-std::optional<std::int64_t> count_record_tokens(const py::list& records,
-                                                const packing::Limits& limits) {
+// Returns the number of tokens of records with and without padding, or nothing unless all are dicts
+// with a str.
+std::optional<std::pair<std::int64_t, std::int64_t>> count_record_tokens(
+    const py::list& records, const packing::Limits& limits) {
     const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
     limits.validate();
     std::int64_t tokens = 0;
+    std::int64_t real_tokens = 0;
     for (py::ssize_t row = 0; row < PyList_GET_SIZE(records.ptr()); ++row) {
         const std::optional<std::int64_t> length =
             length_of(get_record(records, row), sequence_key);
         if (!length) {
             return std::nullopt;
         }
-        const std::int64_t added = limits.tokens(*length);
+        const std::int64_t real = limits.real_tokens(*length);
+        const std::int64_t added = limits.round_up(real);
         if (added > std::numeric_limits<std::int64_t>::max() - tokens) {
             throw std::overflow_error("the number of tokens does not fit in 64 bits");
         }
         tokens += added;
+        real_tokens += real;
     }
-    return tokens;
+    return std::pair(tokens, real_tokens);
 }
 
 // Returns lists of records: batch i has the rows indices[offsets[i]:offsets[i + 1]].

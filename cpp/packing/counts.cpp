@@ -87,14 +87,25 @@ template <class Length>
                                 "] is negative (got " + std::to_string(*found) + ")");
 }
 
+// Adds the padding of sequences with equally many tokens of it.
+void add_padding(TokenCounts& counts, std::int64_t padding, std::int64_t num_sequences) {
+    constexpr const char* what = "the number of padding tokens";
+    counts.padding_tokens =
+        checked_add(counts.padding_tokens, checked_multiply(padding, num_sequences, what), what);
+}
+
 // Adds sequences of one length. Lengths must be added in decreasing order, with all lengths above
 // the limit represented by limit + 1.
 void add_length(TokenCounts& counts, std::uint64_t length, std::int64_t num_sequences) {
     const auto limit = static_cast<std::uint64_t>(counts.limits.max_residues());
-    const std::int64_t tokens =
+    const std::int64_t real =
         static_cast<std::int64_t>(std::min(length, limit)) + counts.limits.special_tokens;
+    const std::int64_t tokens = counts.limits.round_up(real);
     if (length > limit) {
         counts.num_truncated = num_sequences;
+    }
+    if (tokens > real) {
+        add_padding(counts, tokens - real, num_sequences);
     }
     if (!counts.tokens.empty() && counts.tokens.back() == tokens) {
         counts.sequences.back() += num_sequences;
@@ -134,11 +145,22 @@ void require_same_tokens(const Limits& a, const Limits& b) {
     if (!a.same_tokens(b)) {
         const auto describe = [](const Limits& limits) {
             return "at most " + std::to_string(limits.max_residues()) + " residues and " +
-                   std::to_string(limits.special_tokens) + " special tokens per sequence";
+                   std::to_string(limits.special_tokens) + " special tokens per sequence" +
+                   (limits.multiple_of == 1
+                        ? ""
+                        : ", rounded up to a multiple of " + std::to_string(limits.multiple_of));
         };
         throw std::invalid_argument("counts were made with different limits: " + describe(a) +
                                     ", and " + describe(b));
     }
+}
+
+// Returns the padding of the longest, and of the shortest, sequences of a size.
+std::int64_t least_padding(const Limits& limits, std::int64_t tokens) {
+    return tokens - std::min(tokens, limits.real_tokens(unlimited));
+}
+std::int64_t most_padding(const Limits& limits, std::int64_t tokens) {
+    return std::min(limits.multiple_of - 1, tokens - limits.special_tokens);
 }
 
 std::int64_t sum(std::span<const std::int64_t> values, const char* what) {
@@ -210,7 +232,7 @@ std::int64_t TokenCounts::total_tokens() const {
     for (std::size_t size = 0; size < tokens.size(); ++size) {
         total = checked_add(total, checked_multiply(tokens[size], sequences[size], what), what);
     }
-    return total;
+    return total - padding_tokens;
 }
 
 void TokenCounts::validate() const {
@@ -234,8 +256,23 @@ void TokenCounts::validate() const {
     const bool has_longest = !tokens.empty() && tokens.front() == longest;
     require(num_truncated <= (has_longest ? sequences.front() : 0),
             "more sequences are truncated than have the largest size");
+    require(std::ranges::all_of(tokens,
+                                [&](std::int64_t size) { return size == limits.round_up(size); }),
+            "a size is not a multiple of `multiple_of`");
+    require(padding_tokens >= 0, "the number of padding tokens is negative");
     num_sequences();
     total_tokens();
+    // Neither sum exceeds that of all tokens.
+    std::int64_t least = 0;
+    std::int64_t most = 0;
+    for (std::size_t size = 0; size < tokens.size(); ++size) {
+        const std::int64_t num_free = sequences[size] - (size == 0 ? num_truncated : 0);
+        least += least_padding(limits, tokens[size]) * sequences[size];
+        most += least_padding(limits, tokens[size]) * (sequences[size] - num_free) +
+                most_padding(limits, tokens[size]) * num_free;
+    }
+    require(least <= padding_tokens && padding_tokens <= most,
+            "the number of padding tokens is out of range");
 }
 
 TokenCounts add(const TokenCounts& a, const TokenCounts& b) {
@@ -245,6 +282,8 @@ TokenCounts add(const TokenCounts& a, const TokenCounts& b) {
     sum.num_truncated = checked_add(a.num_truncated, b.num_truncated, "the number of sequences");
     sum.truncated_residues =
         checked_add(a.truncated_residues, b.truncated_residues, "the number of truncated residues");
+    sum.padding_tokens =
+        checked_add(a.padding_tokens, b.padding_tokens, "the number of padding tokens");
     std::size_t i = 0;
     std::size_t j = 0;
     while (i < a.tokens.size() || j < b.tokens.size()) {
@@ -282,6 +321,7 @@ TokenCounts subset(const TokenCounts& counts, std::span<const std::int64_t> sequ
         if (sequences[size] > 0) {
             result.tokens.push_back(counts.tokens[size]);
             result.sequences.push_back(sequences[size]);
+            add_padding(result, least_padding(counts.limits, counts.tokens[size]), sequences[size]);
         }
     }
     return result;

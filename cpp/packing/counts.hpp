@@ -17,14 +17,18 @@ struct TokenCounts {
     std::vector<std::int64_t> sequences;  // number of sequences of each size, at least 1
     std::int64_t num_truncated = 0;       // number of truncated sequences
     std::int64_t truncated_residues = 0;  // residues removed by truncation
+    std::int64_t padding_tokens = 0;      // tokens added by rounding up
 
     std::int64_t num_sequences() const;
+    // The tokens of all sequences without padding.
     std::int64_t total_tokens() const;
 
     // Throws std::invalid_argument if the members are inconsistent.
     void validate() const;
 
-    auto fields() const { return std::tie(tokens, sequences, num_truncated, truncated_residues); }
+    auto fields() const {
+        return std::tie(tokens, sequences, num_truncated, truncated_residues, padding_tokens);
+    }
 
     // Limits that do not change the tokens of a sequence make no difference.
     bool operator==(const TokenCounts& other) const {
@@ -33,7 +37,8 @@ struct TokenCounts {
 };
 
 // Counts lengths (in residues). Throws std::invalid_argument, naming the first, if a length is
-// negative, and std::overflow_error if the number of truncated residues does not fit in 64 bits.
+// negative, and std::overflow_error if the number of truncated residues or of padding tokens does
+// not fit in 64 bits.
 template <class Length>
 TokenCounts count(std::span<const Length> lengths, const Limits& limits, Threads threads);
 
@@ -46,7 +51,7 @@ TokenCounts add(const TokenCounts& a, const TokenCounts& b);
 TokenCounts with_limits(TokenCounts counts, const Limits& limits);
 
 // Returns the counts of a subset with the given number of sequences of each size. They count as not
-// truncated.
+// truncated, with as little padding as their sizes allow.
 TokenCounts subset(const TokenCounts& counts, std::span<const std::int64_t> sequences);
 
 }  // namespace packing

@@ -36,18 +36,31 @@ struct DenseBins {
     }
 };
 
+// The bins of a table, one entry per length; the last also holds for all longer lengths.
+struct TableBins {
+    std::span<const std::size_t> bins;
+
+    template <class Length>
+    std::size_t operator()(Length length) const {
+        return bins[std::min<std::uint64_t>(as_unsigned(length), bins.size() - 1)];
+    }
+};
+
 // One bin per counted size, and one for all other lengths.
 struct SparseBins {
     std::span<const std::int64_t> tokens;  // largest first
     std::uint64_t max_residues;
     std::int64_t special_tokens;
+    std::int64_t multiple_of;
 
     template <class Length>
     std::size_t operator()(Length length) const {
         const std::uint64_t kept = std::min(as_unsigned(length), max_residues);
-        const std::int64_t size = static_cast<std::int64_t>(kept) + special_tokens;
-        const auto found = std::ranges::lower_bound(tokens, size, std::greater{});
-        return found != tokens.end() && *found == size
+        const std::int64_t least = static_cast<std::int64_t>(kept) + special_tokens;
+        // Of the sizes up to this one, at most the largest is a multiple that is not too small.
+        const std::int64_t most = least + (multiple_of - 1);
+        const auto found = std::ranges::lower_bound(tokens, most, std::greater{});
+        return found != tokens.end() && *found >= least
                    ? static_cast<std::size_t>(found - tokens.begin())
                    : tokens.size();
     }
@@ -66,9 +79,17 @@ class Bins {
             return;
         }
         // Lengths above the largest counted one share the bin after it.
-        const std::int64_t largest = counts.tokens.front() - counts.limits.special_tokens;
-        last_ = static_cast<std::uint64_t>(std::min(largest + 1, counts.limits.max_residues()));
-        dense_ = use_dense_table(last_ + 1, num_lengths);
+        const Limits& limits = counts.limits;
+        const std::int64_t largest = counts.tokens.front() - limits.special_tokens;
+        last_ = static_cast<std::uint64_t>(std::min(largest + 1, limits.max_residues()));
+        const bool is_small = use_dense_table(last_ + 1, num_lengths);
+        dense_ = is_small && limits.multiple_of == 1;
+        if (is_small && !dense_) {
+            table_.resize(static_cast<std::size_t>(last_ + 1));
+            const SparseBins bins = sparse();
+            std::ranges::generate(
+                table_, [&bins, length = std::uint64_t{0}]() mutable { return bins(length++); });
+        }
     }
 
     std::size_t size() const {
@@ -86,17 +107,24 @@ class Bins {
     void visit(const Loop& loop) const {
         if (dense_) {
             loop(DenseBins{last_});
+        } else if (!table_.empty()) {
+            loop(TableBins{table_});
         } else {
-            loop(SparseBins{counts_.tokens,
-                            static_cast<std::uint64_t>(counts_.limits.max_residues()),
-                            counts_.limits.special_tokens});
+            loop(sparse());
         }
     }
 
   private:
+    SparseBins sparse() const {
+        const Limits& limits = counts_.limits;
+        return {counts_.tokens, static_cast<std::uint64_t>(limits.max_residues()),
+                limits.special_tokens, limits.multiple_of};
+    }
+
     const TokenCounts& counts_;
     std::uint64_t last_ = 0;
     bool dense_ = false;
+    std::vector<std::size_t> table_;
 };
 
 // The number of lengths in each bin, for each of several parts of the lengths.

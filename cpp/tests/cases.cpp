@@ -15,12 +15,12 @@ void fail(const Case& at, const std::string& what) {
     std::fprintf(
         stderr,
         "FAILED: %s\nmax_tokens_per_batch %lld, max_sequence_length %lld, special_tokens %lld, "
-        "max_sequences_per_batch %lld, %d threads, %zu lengths:",
+        "max_sequences_per_batch %lld, multiple_of %lld, %d threads, %zu lengths:",
         what.c_str(), static_cast<long long>(at.limits.max_tokens_per_batch),
         static_cast<long long>(at.limits.max_sequence_length),
         static_cast<long long>(at.limits.special_tokens),
-        static_cast<long long>(at.limits.max_sequences_per_batch), at.threads.max,
-        at.lengths.size());
+        static_cast<long long>(at.limits.max_sequences_per_batch),
+        static_cast<long long>(at.limits.multiple_of), at.threads.max, at.lengths.size());
     for (const std::int64_t length : at.lengths) {
         std::fprintf(stderr, " %lld", static_cast<long long>(length));
     }
@@ -282,6 +282,16 @@ void check(const Case& at, std::mt19937_64& random) {
         bound != bound_naively(at) || bound > layout.num_batches) {
         fail(at, "the lower bound differs");
     }
+    std::int64_t real_tokens = 0;
+    std::int64_t padding_tokens = 0;
+    for (const std::int64_t length : at.lengths) {
+        real_tokens += at.real_tokens(length);
+        padding_tokens += at.tokens(length) - at.real_tokens(length);
+    }
+    if (layout.counts.total_tokens() != real_tokens ||
+        layout.counts.padding_tokens != padding_tokens) {
+        fail(at, "the number of tokens differs");
+    }
     Rows tokens(expected.size());
     batch_tokens(layout, tokens);
     Rows all_sizes;
@@ -313,8 +323,12 @@ Case random_case(std::mt19937_64& random, std::uint64_t in_parts) {
     Case at;
     at.limits.special_tokens = below(3);
     const std::int64_t scales[] = {12, 100, 5000, std::int64_t{1} << 50};
-    at.limits.max_tokens_per_batch = at.limits.special_tokens + 1 + below(scales[below(4)]);
-    const std::int64_t room = at.limits.max_tokens_per_batch - at.limits.special_tokens;
+    const std::int64_t multiples[] = {1, 1, 8, 2 + below(20)};
+    at.limits.multiple_of = multiples[below(4)];
+    at.limits.max_tokens_per_batch =
+        ceil_divide(at.limits.special_tokens + 1, at.limits.multiple_of) * at.limits.multiple_of +
+        below(scales[below(4)]);
+    const std::int64_t room = at.room();
     at.limits.max_sequence_length = below(2) == 0 ? room + below(2) * below(1000) : 1 + below(1100);
     at.limits.max_sequences_per_batch = below(3) == 0 ? 1 + below(6) : unlimited;
     const int threads[] = {1, 2, 7};

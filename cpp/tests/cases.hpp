@@ -23,10 +23,17 @@ struct Case {
     Threads threads = 1;
     Rows lengths;
 
-    // By the definition, not by the kernel's own function.
+    // By the definition, not by the kernel's own functions.
+    std::int64_t room() const {
+        return limits.max_tokens_per_batch / limits.multiple_of * limits.multiple_of -
+               limits.special_tokens;
+    }
+    std::int64_t real_tokens(std::int64_t length) const {
+        return std::min({length, limits.max_sequence_length, room()}) + limits.special_tokens;
+    }
     std::int64_t tokens(std::int64_t length) const {
-        const std::int64_t room = limits.max_tokens_per_batch - limits.special_tokens;
-        return std::min({length, limits.max_sequence_length, room}) + limits.special_tokens;
+        const std::int64_t excess = real_tokens(length) % limits.multiple_of;
+        return real_tokens(length) + (excess == 0 ? 0 : limits.multiple_of - excess);
     }
 };
 

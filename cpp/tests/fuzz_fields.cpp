@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <vector>
 
+#include "packing/checked.hpp"
 #include "packing/pricing.hpp"
 #include "tests/bytes.hpp"
 #include "tests/cases.hpp"
@@ -20,9 +21,11 @@ namespace {
 Case read_case(Bytes& bytes) {
     Case at;
     at.limits.special_tokens = bytes.below(3);
-    at.limits.max_tokens_per_batch = at.limits.special_tokens + 1 + bytes.below(200);
-    at.limits.max_sequence_length =
-        1 + bytes.below(at.limits.max_tokens_per_batch - at.limits.special_tokens);
+    at.limits.multiple_of = bytes.below(2) == 0 ? 1 : 1 + bytes.below(20);
+    at.limits.max_tokens_per_batch =
+        ceil_divide(at.limits.special_tokens + 1, at.limits.multiple_of) * at.limits.multiple_of +
+        bytes.below(200);
+    at.limits.max_sequence_length = 1 + bytes.below(at.room());
     at.limits.max_sequences_per_batch = bytes.below(2) == 0 ? unlimited : 1 + bytes.below(8);
     at.lengths.resize(static_cast<std::size_t>(bytes.below(60)));
     for (std::int64_t& length : at.lengths) {
@@ -41,7 +44,8 @@ void spoil(Layout& layout, Bytes& bytes) {
     std::int64_t* const values[] = {&limits.max_tokens_per_batch, &limits.max_sequences_per_batch,
                                     &layout.num_batches,          &layout.proven_bound,
                                     &limits.max_sequence_length,  &limits.special_tokens,
-                                    &counts.num_truncated,        &counts.truncated_residues};
+                                    &counts.num_truncated,        &counts.truncated_residues,
+                                    &limits.multiple_of,          &counts.padding_tokens};
     for (std::int64_t changes = bytes.below(6); changes > 0; --changes) {
         switch (bytes.below(9)) {
             case 0:
@@ -86,7 +90,7 @@ void spoil(Layout& layout, Bytes& bytes) {
 
 // Uses an accepted layout in every way.
 void use(Layout layout) {
-    // The lengths made below are those of sequences after they were truncated.
+    // The lengths made below are the largest of each size, of sequences after they were truncated.
     layout.counts.num_truncated = layout.counts.truncated_residues = 0;
     Case at;
     at.limits = layout.limits();
@@ -99,8 +103,13 @@ void use(Layout layout) {
         return;
     }
     for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
+        const std::int64_t longest = layout.counts.tokens[size] - at.limits.special_tokens;
         at.lengths.insert(at.lengths.end(), static_cast<std::size_t>(layout.counts.sequences[size]),
-                          layout.counts.tokens[size] - at.limits.special_tokens);
+                          std::min(longest, layout.limits().max_residues()));
+    }
+    layout.counts.padding_tokens = 0;
+    for (const std::int64_t length : at.lengths) {
+        layout.counts.padding_tokens += at.tokens(length) - at.real_tokens(length);
     }
     const std::vector<Rows> batches = list(at, layout, Ids{});
     Rows tokens(batches.size());

@@ -8,6 +8,7 @@
 #include <random>
 #include <stdexcept>
 
+#include "packing/checked.hpp"
 #include "tests/bytes.hpp"
 #include "tests/cases.hpp"
 
@@ -17,11 +18,13 @@ namespace {
 
 Case read_case(Bytes& bytes) {
     Case at;
-    const std::int64_t scales[] = {12, 256, 5000, std::int64_t{1} << 40, max_tokens - 8};
+    const std::int64_t scales[] = {12, 256, 5000, std::int64_t{1} << 40, max_tokens - 32};
     at.limits.special_tokens = bytes.below(8);
+    at.limits.multiple_of = bytes.below(2) == 0 ? 1 : 1 + bytes.below(20);
     at.limits.max_tokens_per_batch =
-        at.limits.special_tokens + 1 + bytes.below(scales[bytes.below(std::size(scales))]);
-    const std::int64_t room = at.limits.max_tokens_per_batch - at.limits.special_tokens;
+        ceil_divide(at.limits.special_tokens + 1, at.limits.multiple_of) * at.limits.multiple_of +
+        bytes.below(scales[bytes.below(std::size(scales))]);
+    const std::int64_t room = at.room();
     at.limits.max_sequence_length = bytes.below(2) == 0 ? room : 1 + bytes.below(room);
     at.limits.max_sequences_per_batch = bytes.below(3) == 0 ? 1 + bytes.below(8) : unlimited;
     // Threads take long to start.
@@ -42,7 +45,8 @@ bool overflows(const Case& at) {
     constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
     for (const std::int64_t length : at.lengths) {
         tokens += static_cast<std::uint64_t>(at.tokens(length));
-        cut += static_cast<std::uint64_t>(length + at.limits.special_tokens - at.tokens(length));
+        cut +=
+            static_cast<std::uint64_t>(length + at.limits.special_tokens - at.real_tokens(length));
         if (tokens > most || cut > most) {
             return true;
         }

@@ -46,7 +46,8 @@ void check_errors() {
         const std::vector<std::uint64_t> lengths(2, (std::uint64_t{1} << 62) + 10);
         count(std::span<const std::uint64_t>(lengths), narrow, 1);
     });
-    for (const Limits& limits : {Limits{11, 10, 2}, Limits{13, 11, 2}, Limits{12, 10, 1}}) {
+    for (const Limits& limits :
+         {Limits{11, 10, 2}, Limits{13, 11, 2}, Limits{12, 10, 1}, Limits{12, 10, 2, 9, 3}}) {
         expect_error<Invalid>("different limits", [&] { with_limits(count_of({1}), limits); });
         expect_error<Invalid>("different limits", [&] {
             add(count_of({1}), count(std::span<const std::int32_t>(), limits, 1));
@@ -56,6 +57,12 @@ void check_errors() {
     if (with_limits(count_of({1}), {50, 10, 2, 3}).limits != Limits{50, 10, 2, 3}) {
         fail({}, "counts do not have the limits that they were given");
     }
+    // Each of 2^61 + 1 tokens takes 2^61 + 2^60.
+    const Limits coarse{max_tokens, unlimited, 0, unlimited, std::int64_t{1} << 60};
+    expect_error<std::overflow_error>("padding tokens", [&] {
+        const Rows lengths(9, (std::int64_t{1} << 61) + 1);
+        count(std::span<const std::int64_t>(lengths), coarse, 1);
+    });
     const Layout layout = first_fit_decreasing(count_of({1, 1, 5}));
     for (const auto& [first, last] : {std::pair{-1, 0}, {1, 0}, {0, 3}}) {
         expect_error<Invalid>("does not have batches",
@@ -114,8 +121,10 @@ void check_more_errors() {
     const std::span<const std::int8_t> all(lengths);
     const Limits limits{12, 10, 2};
     const Limits other{13, 10, 3};
-    for (const Limits& bad : {Limits{12, 10, -1}, Limits{2, 10, 2}, Limits{0, 10}, Limits{12, 0, 2},
-                              Limits{max_tokens + 1, 10}, Limits{12, 10, 2, 0}}) {
+    for (const Limits& bad :
+         {Limits{12, 10, -1}, Limits{2, 10, 2}, Limits{0, 10}, Limits{12, 0, 2},
+          Limits{max_tokens + 1, 10}, Limits{12, 10, 2, 0}, Limits{12, 10, 2, 1, 0},
+          Limits{12, 10, 2, 1, -8}, Limits{12, 10, 2, 1, 13}, Limits{12, 10, 8, 1, 8}}) {
         expect_error<Invalid>("out of range", [&] { count(all, bad, 1); });
     }
     const TokenCounts counts = count(all, limits, 1);
@@ -264,6 +273,28 @@ void check_forgeries() {
         forgery.forge(forged);
         expect_error<std::invalid_argument>(forgery.reason, [&] { forged.validate(); });
     }
+
+    // Three sequences of 16 tokens with 2 to 7 of padding, one of which was truncated and has 2,
+    // and one of 8 tokens with up to 6.
+    const std::vector<std::int32_t> rounded{14, 9, 12, 3};
+    const Layout padded = first_fit_decreasing(
+        count(std::span<const std::int32_t>(rounded), Limits{25, 12, 2, 3, 8}, 1));
+    const auto with_padding = [&](std::int64_t padding_tokens) {
+        Layout layout = padded;
+        layout.counts.padding_tokens = padding_tokens;
+        layout.validate();
+    };
+    const char* const reason = "padding tokens is out of range";
+    with_padding(3 * 2 + 0);
+    with_padding(2 + 2 * 7 + 6);
+    expect_error<std::invalid_argument>(reason, [&] { with_padding(3 * 2 - 1); });
+    expect_error<std::invalid_argument>(reason, [&] { with_padding(2 + 2 * 7 + 6 + 1); });
+    expect_error<std::invalid_argument>("padding tokens is negative", [&] { with_padding(-1); });
+    expect_error<std::invalid_argument>("not a multiple", [&] {
+        Layout layout = padded;
+        layout.counts.tokens[1] = 9;
+        layout.validate();
+    });
 }
 
 void check_bad_patterns() {

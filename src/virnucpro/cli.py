@@ -129,6 +129,9 @@ def pack(
     max_sequences: Annotated[
         int | None, typer.Option(help="Maximum sequences per batch.  [default: unlimited]")
     ] = None,
+    multiple_of: Annotated[
+        int, typer.Option(help="Round the tokens of each sequence up to a multiple of this.")
+    ] = 1,
     method: Annotated[
         Method,
         typer.Option(
@@ -200,6 +203,7 @@ def pack(
             overlong=overlong.value,
             overlap=overlap,
             max_sequences_per_batch=max_sequences,
+            multiple_of=multiple_of,
             num_threads=threads,
             method=method.value,
         )

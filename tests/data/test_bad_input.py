@@ -39,6 +39,14 @@ from virnucpro.data import GreedyPacker
         ({"max_sequences_per_batch": 2**63}, ValueError, "max_sequences_per_batch must be at most"),
         ({"special_tokens": 2**62}, ValueError, "special_tokens must be at most"),
         ({"special_tokens": 4096}, ValueError, "one residue and 4,096 special tokens .got 4,096."),
+        ({"multiple_of": 0}, ValueError, "multiple_of must be at least 1 .got 0."),
+        ({"multiple_of": 8.0}, TypeError, "multiple_of must be an integer .got 8.0."),
+        (
+            {"special_tokens": 4090, "multiple_of": 10},
+            ValueError,
+            "one residue and 4,090 special tokens, rounded up to a multiple of 10 .got 4,096.",
+        ),
+        ({"multiple_of": 4097}, ValueError, "rounded up to a multiple of 4,097 .got 4,096."),
         ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
         ({"num_threads": 2**16 + 1}, ValueError, "num_threads must be at most 65,536"),
         ({"method": "best"}, ValueError, "method must be 'ffd' or 'tight' .got 'best'."),
@@ -57,6 +65,8 @@ def test_bad_parameters(parameters: dict[str, Any], error: type, message: str) -
         {"max_tokens_per_batch": 2**62, "special_tokens": 2**62 - 1},
         {"max_tokens_per_batch": 9, "max_sequences_per_batch": 1, "num_threads": 1},
         {"max_tokens_per_batch": 9, "max_sequences_per_batch": 2**63 - 1, "num_threads": 2**16},
+        {"max_tokens_per_batch": 2**62, "multiple_of": 2**62},
+        {"max_tokens_per_batch": 3, "multiple_of": 3},
     ],
 )
 def test_parameters_at_their_bounds(parameters: dict[str, Any]) -> None:

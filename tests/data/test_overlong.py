@@ -33,8 +33,7 @@ class Overlong:
 
     @property
     def limit(self) -> int:
-        room = self.limits["max_tokens_per_batch"] - self.limits["special_tokens"]
-        return int(min(room, self.limits["max_sequence_length"]))
+        return reference.find_limit(**self.limits)
 
     @property
     def records(self) -> list[dict[str, Any]]:
@@ -71,14 +70,16 @@ def make_ids(kind: str, number: int, draw: Callable[[Any], Any]) -> Any:
 def overlong_cases(draw: Any) -> Overlong:
     special_tokens = draw(st.integers(0, 3))
     longest = draw(st.integers(1, 12))
-    budget = special_tokens + draw(st.integers(1, 40))
+    multiple_of = draw(st.sampled_from([1, 1, 3, 8]))
+    budget = reference.round_up(special_tokens + 1, multiple_of) + draw(st.integers(0, 40))
     limits = {
         "max_tokens_per_batch": budget,
         "max_sequence_length": longest,
         "special_tokens": special_tokens,
         "max_sequences_per_batch": draw(st.none() | st.integers(1, 4)),
+        "multiple_of": multiple_of,
     }
-    overlap = draw(st.integers(0, min(longest, budget - special_tokens) - 1))
+    overlap = draw(st.integers(0, reference.find_limit(**limits) - 1))
     lengths = draw(st.lists(st.integers(0, len(RESIDUES)) | st.integers(0, 14), max_size=20))
     kind = draw(st.sampled_from(["none", "int", "str", "array"]))
     return Overlong(limits, overlap, lengths, make_ids(kind, len(lengths), draw))
@@ -221,7 +222,8 @@ def test_tokens_of_a_batch(case: Overlong, overlong: str) -> None:
     if overlong == "split":
         lengths = [stop - start for _, start, stop in fragments_of(case)]
     for batch, numbers in enumerate(plan):
-        expected = [lengths[number] + plan.special_tokens for number in numbers.tolist()]
+        real = [lengths[number] + plan.special_tokens for number in numbers.tolist()]
+        expected = [reference.round_up(tokens, plan.multiple_of) for tokens in real]
         assert plan.tokens(batch).tolist() == expected
         assert plan.tokens(batch - len(plan)).tolist() == expected
     for wrong in (len(plan), -len(plan) - 1):

@@ -51,7 +51,7 @@ def test_records_equal_reference(case: Case, data: st.DataObject) -> None:
     ]
     expected = reference.first_fit_decreasing(lengths, **case.parameters, ids=ids)
     packer = GreedyPacker(**case.parameters)
-    limit = min(case.max_sequence_length, case.max_tokens_per_batch - case.special_tokens)
+    limit = case.limit
     batches = packer.pack_sequences(records)
     assert batches == [
         [
@@ -105,15 +105,18 @@ def test_pieces_add_up_to_the_whole(case: Case, cuts: list[int], as_list: bool) 
 def test_layout_totals(case: Case) -> None:
     packer = GreedyPacker(**case.parameters)
     plan = packer.pack_lengths(case.lengths)
-    limit = min(case.max_sequence_length, case.max_tokens_per_batch - case.special_tokens)
-    tokens = [min(length, limit) + case.special_tokens for length in case.lengths]
+    limit = case.limit
+    real = [min(length, limit) + case.special_tokens for length in case.lengths]
+    tokens = [reference.round_up(number, case.multiple_of) for number in real]
     over = [length - limit for length in case.lengths if length > limit]
     assert plan.num_sequences == len(tokens) == plan.offsets[-1]
     assert plan.num_batches == len(plan) == len(plan.offsets) - 1
-    assert plan.total_tokens == sum(tokens)
+    assert plan.total_tokens == sum(real)
+    assert plan.padding_tokens == sum(tokens) - sum(real)
     assert (plan.num_truncated, plan.truncated_residues) == (len(over), sum(over))
     assert plan.max_sequence_length == limit
     assert plan.special_tokens == case.special_tokens
+    assert plan.multiple_of == case.multiple_of
     assert plan.batch_tokens.tolist() == [sum(tokens[row] for row in rows) for rows in plan]
     assert plan.batch_tokens.max(initial=0) <= case.max_tokens_per_batch
     assert np.all(np.diff(plan.offsets) >= 1)
@@ -123,7 +126,7 @@ def test_layout_totals(case: Case) -> None:
         assert plan.lower_bound >= -(-len(tokens) // case.max_sequences_per_batch)
     assert (plan.lower_bound > 0) == bool(tokens) or sum(tokens) == 0
     capacity = len(plan) * case.max_tokens_per_batch
-    assert plan.efficiency == (sum(tokens) / capacity if capacity else 0.0)
+    assert plan.efficiency == (sum(real) / capacity if capacity else 0.0)
 
 
 def least_batches(tokens: list[int], budget: int) -> int:

@@ -18,7 +18,7 @@ from virnucpro.data import GreedyPacker
 def test_reshuffle_exchanges_equal_sizes(case: Case, seed: int) -> None:
     plan = GreedyPacker(**case.parameters).pack_lengths(case.lengths)
     new = plan.reshuffle(seed)
-    tokens = np.minimum(case.lengths, plan.max_sequence_length) if case.lengths else np.empty(0)
+    tokens = plan.limits.tokens(np.array(case.lengths, np.int64))
     assert tokens[new.indices].tolist() == tokens[plan.indices].tolist()
     assert sorted(new.indices.tolist()) == list(range(plan.num_sequences))
     assert new.offsets is plan.offsets

@@ -30,7 +30,8 @@ from plans import (
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, pack_files
-from virnucpro.files.verify import check_first_fit, verify_plan
+from virnucpro.files.first_fit import check_first_fit
+from virnucpro.files.verify import verify_plan
 
 
 @pytest.fixture(scope="module")
@@ -209,11 +210,26 @@ RESIDUES_FAULTS: list[Fault] = [
     (with_values("sequence", last(lambda _: None)), "are not those of the input"),
 ]
 
+ROUNDED_FAULTS: list[Fault] = [
+    (with_values("tokens", last(lambda n: n + 8)), "tokens of row "),
+    (with_values("tokens", last(lambda n: n - 1)), "tokens of row "),
+    (with_values("tokens", last(lambda n: n + 8)), "tokens in place 399 is "),
+    (with_values("length", last(lambda n: n + 1)), "length of row "),
+    (with_totals(tokens=1), "tokens is 1 in the summary, expected "),
+    (with_totals(empty=1), "empty is 1 in the summary, expected 0"),
+    (with_totals(residues_kept=1), "residues_kept is 1 in the summary, expected "),
+    (
+        with_summary(lambda state: state["layout"]["counts"].update(padding_tokens=1400)),
+        " tokens, expected ",
+    ),
+]
+
 PLANS: list[tuple[tuple[str, ...], str, list[Fault]]] = [
     (("--max-sequences", "20"), "plan.parquet", FAULTS),
     (("--overlong", "drop"), "plan.arrow", DROP_FAULTS),
     (("--overlong", "split", "--overlap", "5"), "plan.arrow", SPLIT_FAULTS),
     (("--overlong", "split", "--sequences"), "plan.parquet", RESIDUES_FAULTS),
+    (("--multiple-of", "8"), "plan.parquet", ROUNDED_FAULTS),
 ]
 CASES = [(options, name, *fault) for options, name, faults in PLANS for fault in faults]
 
@@ -323,6 +339,19 @@ def test_saved_fragments_are_compared_with_the_input(tmp_path: Path) -> None:
     for lengths, is_right in (([30, 40, 115], True), ([40, 30, 115], False)):
         found = verify_plan(plan, sequences_of(lengths, ["a", "b", "c"]))
         assert (found == []) == is_right
+
+
+def test_rounded_plans_are_verified_as_far_as_they_can_be(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.arrow"
+    GreedyPacker(52, multiple_of=8, overlong="split").pack_lengths([30, 41, 115]).save(plan)
+    assert verify_plan(plan, None) == []
+    GreedyPacker(52, multiple_of=8).pack_lengths([30, 41, 115]).save(plan)
+    assert verify_plan(plan, None) == []
+    for lengths, errors in (([30, 41, 115], []), ([30, 42, 115], ["the layout has 123 tokens"])):
+        found = verify_plan(plan, sequences_of(lengths, ["a", "b", "c"]))
+        assert [error[:25] for error in found[:1]] == errors
+    rewrite(plan, with_totals(tokens=126))
+    assert verify_plan(plan, None) == ["tokens is 126 in the summary, expected 123"]
 
 
 def test_dropped_rows_without_residues(tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ def test_options_change_the_plan(tmp_path: Path) -> None:
     assert pack("--max-length", 100)["id"] == ["a", "b", "long", "short"]
     assert pack("--special-tokens", 0)["tokens"] == [1022, 300, 300, 2]
     assert pack("--max-sequences", 1)["batch"] == [0, 1, 2, 3]
+    assert pack("--multiple-of", 16)["tokens"] == [1024, 304, 304, 16]
 
 
 @pytest.mark.process
@@ -362,6 +363,7 @@ def test_stats(tmp_path: Path) -> None:
     for name, value in totals.items():
         assert float(lines[name]) == value
     assert lines["max_sequences_per_batch"] == ""
+    assert lines["multiple_of"] == "1"
     assert lines["strip_stop"] == "true"
 
 

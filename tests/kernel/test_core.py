@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
 
@@ -31,6 +32,8 @@ def test_kernel_validates_its_own_arguments() -> None:
         (AttributeError, lambda: core.count(five, {"max_tokens_per_batch": 10}, 1)),
         (ValueError, lambda: counts.with_limits(Limits(9, 10, 0))),
         (ValueError, lambda: counts.with_limits(forged_limits(max_sequences_per_batch=0))),
+        (ValueError, lambda: counts.with_limits(forged_limits(multiple_of=0))),
+        (ValueError, lambda: counts.with_limits(forged_limits(multiple_of=11))),
         (ValueError, lambda: core.assign_batches(layout, five, counts, out, 1)),
         (ValueError, lambda: core.assign_slots(layout, five, counts, np.empty(2, np.int64), 1)),
         (TypeError, lambda: core.assign_slots(layout, five, counts, np.empty(1, np.int16), 1)),
@@ -61,4 +64,4 @@ def test_kernel_validates_its_own_arguments() -> None:
 
 def forged_limits(**changes: Any) -> Any:
     """Return an object with the attributes of limits, which nothing has checked."""
-    return SimpleNamespace(**{**Limits(10, 10, 0).to_dict(), **changes})
+    return SimpleNamespace(**{**asdict(Limits(10, 10, 0)), **changes})

@@ -38,12 +38,36 @@ def test_limits_know_residues_and_tokens() -> None:
     assert (limits.max_residues, limits.tokens(5), limits.tokens(5000)) == (98, 7, 100)
     assert limits.tokens(np.array([0, 98, 99])).tolist() == [2, 100, 100]
     assert Limits(100, 10**30).max_residues == 98
+    rounded = Limits(100, multiple_of=16)
+    assert (rounded.max_residues, rounded.tokens(14), rounded.tokens(15)) == (94, 16, 32)
+    assert rounded.tokens(np.array([0, 30, 31, 94, 95])).tolist() == [16, 32, 48, 96, 96]
+    assert rounded.tokens(np.array([0, 95], np.uint64)).tolist() == [16, 96]
+    # The length that the packer keeps may be less than what fits.
+    assert (Limits(100, 50, multiple_of=16).max_residues, Limits(100, 50).max_residues) == (50, 50)
+
+
+def test_limits_without_a_multiple_are_stored_as_before() -> None:
+    assert "multiple_of" not in Limits(100).to_dict()
+    assert Limits(100, multiple_of=8).to_dict()["multiple_of"] == 8
+    limits = Limits(100, 50, 2, 3, 8)
+    assert limits == Limits.from_dict(limits.to_dict()) == pickle.loads(pickle.dumps(limits))
+    assert limits != Limits(100, 50, 2, 3)
+    packer = GreedyPacker(100)
+    assert list(packer.count([5]).to_dict()) == [
+        "version",
+        "limits",
+        "tokens",
+        "sequences",
+        "num_truncated",
+        "truncated_residues",
+    ]
 
 
 @given(cases())
 def test_limits_count_as_the_kernel_does(case: Case) -> None:
     limits = Limits(**case.parameters)
     counts = virnucpro.kernel.count(np.array(case.lengths, np.int64), limits, 1)
+    assert limits.max_residues == case.limit
     tokens, sequences = np.unique(
         limits.tokens(np.array(case.lengths, np.int64)), return_counts=True
     )
@@ -120,5 +144,8 @@ def test_equal_in_effect() -> None:
     wider = GreedyPacker(200, 98)
     a, b = one.count([5]), wider.count([6])
     assert a + b == b + a
+    # Of 96 tokens each.
+    rounded, whole = GreedyPacker(100, multiple_of=16), GreedyPacker(96, multiple_of=16)
+    assert rounded.count([5, 200]) == whole.count([5, 200]) != one.count([5, 200])
     assert one.pack_lengths([5]) != wider.pack_lengths([5])
     assert one.pack_lengths([5]) != GreedyPacker(100, max_sequences_per_batch=2).pack_lengths([5])

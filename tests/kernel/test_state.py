@@ -36,8 +36,11 @@ def forgeries_of(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {**state, "unknown": 1}
 
 
-def test_forged_state_is_refused() -> None:
-    packer = GreedyPacker(10, 8, special_tokens=1, max_sequences_per_batch=3)
+@pytest.mark.parametrize("multiple_of", [1, 4])
+def test_forged_state_is_refused(multiple_of: int) -> None:
+    packer = GreedyPacker(
+        10, 8, special_tokens=1, max_sequences_per_batch=3, multiple_of=multiple_of
+    )
     counts = packer.count([5, 4, 1, 1, 1, 0, 50])
     for value in (packer.lay_out(counts), counts):
         assert type(value).from_dict(value.to_dict()) == value
@@ -53,7 +56,7 @@ def test_forged_state_is_refused() -> None:
             assert other != value or other.limits != value.limits
             if isinstance(other, Layout):
                 tokens = other.batch_tokens
-                assert tokens.sum() == other.total_tokens
+                assert tokens.sum() == other.total_tokens + other.padding_tokens
                 assert tokens.max() <= other.max_tokens_per_batch
         assert refused > (50 if value is counts else 100)
 

@@ -44,10 +44,20 @@ def records() -> Records:
     ]
 
 
-@pytest.fixture(scope="module", params=["truncate", "drop", "split"])
+@pytest.fixture(
+    scope="module",
+    params=[("truncate", 1), ("drop", 1), ("split", 1), ("truncate", 8), ("split", 8)],
+    ids=["truncate", "drop", "split", "truncate, multiple of 8", "split, multiple of 8"],
+)
 def packer(request: pytest.FixtureRequest) -> GreedyPacker:
-    overlap = 7 if request.param == "split" else 0
-    return GreedyPacker(*LIMITS, overlong=request.param, overlap=overlap)
+    overlong, multiple_of = request.param
+    overlap = 7 if overlong == "split" else 0
+    return GreedyPacker(*LIMITS, overlong=overlong, overlap=overlap, multiple_of=multiple_of)
+
+
+def name_of(packer: GreedyPacker) -> str:
+    """Return a name for the plans of a packer."""
+    return f"{packer.overlong}-{packer.multiple_of}"
 
 
 @pytest.fixture(scope="module")
@@ -74,11 +84,14 @@ Maker = Callable[[Path, GreedyPacker, PackingPlan], Path]
 
 def by_command(name: str, *options: str) -> Maker:
     def make(folder: Path, packer: GreedyPacker, _plan: PackingPlan) -> Path:
-        output = folder / f"{packer.overlong}.{name}"
+        output = folder / f"{name_of(packer)}.{name}"
         budget, length = LIMITS
         limits = ("--max-tokens", budget, "--max-length", length)
+        rounding = ("--multiple-of", packer.multiple_of)
         overlong = ("--overlong", packer.overlong, "--overlap", packer.overlap)
-        done = run("pack", "-q", folder / FASTA, "-o", output, *limits, *overlong, *options)
+        done = run(
+            "pack", "-q", folder / FASTA, "-o", output, *limits, *rounding, *overlong, *options
+        )
         assert done.returncode == 0, done.stderr
         return output
 
@@ -87,7 +100,7 @@ def by_command(name: str, *options: str) -> Maker:
 
 def by_function(name: str, **options: Any) -> Maker:
     def make(folder: Path, packer: GreedyPacker, _plan: PackingPlan) -> Path:
-        output = folder / f"{packer.overlong}.{name}"
+        output = folder / f"{name_of(packer)}.{name}"
         pack_files(folder / FASTA, output, packer, **options)
         return output
 
@@ -96,7 +109,7 @@ def by_function(name: str, **options: Any) -> Maker:
 
 def by_save(name: str) -> Maker:
     def make(folder: Path, packer: GreedyPacker, plan: PackingPlan) -> Path:
-        output = folder / f"{packer.overlong}.{name}"
+        output = folder / f"{name_of(packer)}.{name}"
         plan.save(output)
         return output
 
@@ -104,7 +117,7 @@ def by_save(name: str) -> Maker:
 
 
 def by_ray(folder: Path, packer: GreedyPacker, _plan: PackingPlan) -> Path:
-    output = folder / f"{packer.overlong}.by-ray"
+    output = folder / f"{name_of(packer)}.by-ray"
     pack_tables([str(folder / TABLE)], output, packer)
     return output
 
@@ -158,7 +171,7 @@ def check_batches(batches: list[Records], plan: PackingPlan, records: Records) -
                 row, start, stop = (int(values[number]) for values in plan.fragments)
             assert record["id"] == records[row]["id"]
             assert record["sequence"] == records[row]["sequence"][start:stop]
-            assert record["tokens"] == len(record["sequence"]) + plan.special_tokens
+            assert record["tokens"] == plan.limits.tokens(len(record["sequence"]))
 
 
 def read_fasta(path: Path, plan: PackingPlan, folder: Path, records: Records) -> None:
@@ -213,6 +226,9 @@ READERS = {
     "shard": read_shard,
 }
 
+# Readers that do not know `multiple_of`.
+UNROUNDED = {"PackedFastaDataset", "PackedDataset", "PackedPlanDataset", "sampler"}
+
 
 @pytest.mark.parametrize("maker", MAKERS)
 def test_every_plan_in_every_reader(
@@ -225,6 +241,8 @@ def test_every_plan_in_every_reader(
         return
     path = MAKERS[maker](folder, packer, plan)
     for reader, read in READERS.items():
+        if packer.multiple_of > 1 and reader in UNROUNDED:
+            continue
         if reader == "PackedPlanDataset" and maker != "pack --sequences":
             with pytest.raises(ValueError, match="the plan has no sequences"):
                 read(path, plan, folder, records)

@@ -109,7 +109,7 @@ def test_layout_from_patterns(case: Case, data: st.DataObject) -> None:
     )
     found = Layout(core, layout.limits)
     assert found.num_sequences == len(case.lengths)
-    assert found.batch_tokens.sum() == layout.total_tokens
+    assert found.batch_tokens.sum() == layout.total_tokens + layout.padding_tokens
     assert found.assign(np.array(case.lengths)).max() + 1 == found.num_batches
 
 

@@ -75,8 +75,8 @@ def pack_dataset(
     Returns:
         The data set, in its own order or sorted by ID (order="id"), with the columns `batch` and
         `slot`, the place within the batch (int32, or int64 from 2**31 sequences on), and `tokens`
-        (int64), including special tokens; and the layout, with `num_batches`, `efficiency`,
-        `num_truncated` and others.
+        (int64), including special tokens and padding; and the layout, with `num_batches`,
+        `efficiency`, `num_truncated` and others.
 
     Raises:
         ValueError: The packer has overlong="drop" or "split"; there are no rows; a column is

@@ -20,7 +20,8 @@ class TokenCounts:
     """The number of sequences of each size, in tokens; all that packing needs to know.
 
     Returned by `GreedyPacker.count`. Counts of the parts of a data set add up to the counts of the
-    whole. They are small (one entry per distinct size), picklable, and comparable with ``==``.
+    whole. They are small (one entry per distinct size), picklable, and comparable with ``==``. A
+    size is what a sequence takes in a batch, with padding if `Limits.multiple_of` is not 1.
 
     Example:
         >>> from virnucpro.data import GreedyPacker
@@ -51,8 +52,13 @@ class TokenCounts:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens of all sequences after truncation, including special tokens."""
+        """Tokens of all sequences after truncation, including special tokens, not padding."""
         return self.core.total_tokens
+
+    @property
+    def padding_tokens(self) -> int:
+        """Number of tokens added by rounding up to a multiple of `multiple_of`."""
+        return self.core.padding_tokens
 
     @property
     def num_truncated(self) -> int:
@@ -68,7 +74,8 @@ class TokenCounts:
         """Return the combined counts of two sets of sequences.
 
         Raises:
-            ValueError: The counts were made with a different `max_residues` or `special_tokens`.
+            ValueError: The counts were made with a different `max_residues`, `special_tokens` or
+                `multiple_of`.
             OverflowError: A sum does not fit in 64 bits.
 
         Cost: O(distinct sizes).
@@ -83,7 +90,10 @@ class TokenCounts:
     __hash__ = None  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the counts as a dict of plain values and int64 arrays."""
+        """Return the counts as a dict of plain values and int64 arrays.
+
+        Without `padding_tokens` if there are none, so that earlier versions read it.
+        """
         return {
             "version": 1,
             "limits": self.limits.to_dict(),
@@ -91,6 +101,7 @@ class TokenCounts:
             "sequences": self.sequences,
             "num_truncated": self.num_truncated,
             "truncated_residues": self.truncated_residues,
+            **({"padding_tokens": self.padding_tokens} if self.padding_tokens else {}),
         }
 
     @classmethod
@@ -101,7 +112,10 @@ class TokenCounts:
             ValueError: The version is not supported, or the values are inconsistent.
             TypeError: A value has the wrong type.
         """
-        limits, fields = read_state(state, cls.__name__, "limits", COUNTS_FIELDS)
+        types = COUNTS_FIELDS
+        if isinstance(state, dict) and "padding_tokens" in state:
+            types = {**types, "padding_tokens": (int,)}
+        limits, fields = read_state(state, cls.__name__, "limits", types)
         limits = Limits.from_dict(limits)
         return cls(kernel.make_counts(limits=limits, **fields), limits)
 
@@ -155,6 +169,11 @@ class Layout:
     def max_sequences_per_batch(self) -> int | None:
         """Maximum sequences per batch, or None if unlimited."""
         return self.limits.max_sequences_per_batch
+
+    @property
+    def multiple_of(self) -> int:
+        """Number to a multiple of which the tokens of each sequence are rounded up."""
+        return self.limits.multiple_of
 
     @property
     def num_batches(self) -> int:
@@ -214,12 +233,17 @@ class Layout:
 
     @property
     def total_tokens(self) -> int:
-        """Tokens in all batches, including special tokens."""
+        """Tokens in all batches, including special tokens, not padding."""
         return self.core.counts.total_tokens
 
     @property
+    def padding_tokens(self) -> int:
+        """Number of tokens in all batches added by rounding up to a multiple of `multiple_of`."""
+        return self.core.counts.padding_tokens
+
+    @property
     def efficiency(self) -> float:
-        """Tokens in all batches divided by the sum of their budgets; 0.0 without batches."""
+        """`total_tokens` divided by the sum of the budgets of all batches; 0.0 without batches."""
         if self.num_batches == 0:
             return 0.0
         return self.total_tokens / (self.num_batches * self.max_tokens_per_batch)
@@ -230,9 +254,9 @@ class Layout:
 
         The bound L2 of Martello and Toth (Lower Bounds and Reduction Procedures for the Bin
         Packing Problem, Discrete Applied Mathematics 28, 1990). At least
-        ``ceil(total_tokens / max_tokens_per_batch)`` and, with a limit on sequences,
-        ``ceil(num_sequences / max_sequences_per_batch)``. With method="tight", also at least the
-        bound proven by column generation (A. A. Farley, A Note on Bounding a Class of
+        ``ceil((total_tokens + padding_tokens) / max_tokens_per_batch)`` and, with a limit on
+        sequences, ``ceil(num_sequences / max_sequences_per_batch)``. With method="tight", also at
+        least the bound proven by column generation (A. A. Farley, A Note on Bounding a Class of
         Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
         1990).
         """
@@ -245,7 +269,10 @@ class Layout:
 
     @property
     def batch_tokens(self) -> NDArray[np.int64]:
-        """Tokens of each batch, int64 [num_batches]; computed on each access in O(num_batches)."""
+        """Tokens of each batch with padding, int64 [num_batches]; computed on each access.
+
+        Cost: O(num_batches).
+        """
         return kernel.batch_tokens(self.core)
 
     def assign(

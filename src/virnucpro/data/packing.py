@@ -48,11 +48,10 @@ MAX_WARNINGS = 100
 class GreedyPacker(Parameters):
     """Packs sequences into batches within a token budget, by exact First-Fit Decreasing.
 
-    Sequences are placed in order of decreasing length, each in the first batch with enough room
-    (D. S. Johnson, Near-Optimal Bin Packing Algorithms, 1973). A sequence of n residues has
-    ``min(n, limit) + special_tokens`` tokens, where ``limit = min(max_sequence_length,
-    max_tokens_per_batch - special_tokens)``, so no batch exceeds the budget. The same input gives
-    the same batches for any number of threads and on any platform.
+    Sequences are placed in order of decreasing size, each in the first batch with enough room
+    (D. S. Johnson, Near-Optimal Bin Packing Algorithms, 1973). `Limits` defines the size in tokens,
+    which fits in a batch even if `max_sequence_length` does not. The same input gives the same
+    batches for any number of threads and on any platform.
 
     Args:
         max_tokens_per_batch: Token budget per batch, including special tokens; at most 2**62.
@@ -62,6 +61,8 @@ class GreedyPacker(Parameters):
             "drop" to leave them out; or "split" into fragments of at most the limit.
         overlap: Residues that neighboring fragments share, with overlong="split".
         max_sequences_per_batch: Maximum sequences per batch; None for unlimited.
+        multiple_of: The tokens of each sequence are rounded up to a multiple of this, such as 8 or
+            16 for FP8 or context parallelism. Those added count in batches, but not in efficiency.
         num_threads: Maximum number of threads; None for the number of cores available.
         method: "ffd" for First-Fit Decreasing, or "tight" for column generation. The latter often
             makes fewer batches if sequences are large relative to the budget, never more, and
@@ -91,6 +92,7 @@ class GreedyPacker(Parameters):
         overlong: str = "truncate",
         overlap: int = 0,
         max_sequences_per_batch: int | None = None,
+        multiple_of: int = 1,
         num_threads: int | None = None,
         method: str = "ffd",
     ) -> None:
@@ -99,6 +101,7 @@ class GreedyPacker(Parameters):
             max_sequence_length=max_sequence_length,
             special_tokens=special_tokens,
             max_sequences_per_batch=max_sequences_per_batch,
+            multiple_of=multiple_of,
             overlong=overlong,
             overlap=overlap,
             method=method,
@@ -114,7 +117,7 @@ class GreedyPacker(Parameters):
                 its dicts are not modified.
 
         Returns:
-            The batches in order of placement. Within a batch, the longest sequence comes first;
+            The batches in order of placement. Within a batch, the largest size comes first;
             ties are broken by `id`, then by input order. A truncated sequence is a copy of its
             dict with the truncated `sequence` and ``truncated=True``; a fragment is a copy with a
             part of the `sequence`, and `start` and `stop`, its positions in the sequence, from 0.
@@ -171,17 +174,15 @@ class GreedyPacker(Parameters):
         records = check_list(sequences, "sequences", "a list of dicts")
         ids, lengths = read_records(records, "sequences")
         # A single batch without limits holds all sequences in this order.
-        unlimited = GreedyPacker(
-            MAX_TOKENS, MAX_TOKENS, special_tokens=0, num_threads=self.num_threads
-        )
-        plan = unlimited._plan(unlimited._count(lengths), lengths, ids)
+        whole = GreedyPacker(MAX_TOKENS, MAX_TOKENS, special_tokens=0, num_threads=self.num_threads)
+        plan = whole._plan(whole._count(lengths), lengths, ids)
         return kernel.gather(records, plan.indices, np.array([0, len(records)], np.int64))[0]
 
     def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:
         """Return the tokens in all batches divided by the sum of their budgets, in [0, 1].
 
-        Tokens are counted as in packing: after truncation, including special tokens. 0.0 if there
-        are no batches.
+        Tokens are counted after truncation, including special tokens, but not those added by
+        rounding up. 0.0 if there are no batches.
 
         Args:
             batches: Batches of dicts with a `sequence` (str), in any order.
@@ -288,8 +289,8 @@ class GreedyPacker(Parameters):
                 is not one-dimensional; or overlong="split", which only `pack_sequences`,
                 `pack_lengths` and `pack_files` support.
             TypeError: Lengths are not integers.
-            OverflowError: The number of truncated residues does not fit in 64 bits. The number of
-                tokens is checked by `lay_out`.
+            OverflowError: The number of truncated residues or of tokens added by rounding up does
+                not fit in 64 bits. `lay_out` checks the number of all tokens.
 
         Cost: O(n), and memory for a table of all lengths up to the longest or the limit, or for a
         sorted copy of `lengths` if the table would be larger.
@@ -329,10 +330,10 @@ class GreedyPacker(Parameters):
 
         Args:
             counts: The result of `count`, or a sum of such counts, by packers whose limits have the
-                same `max_residues` and `special_tokens`.
+                same `max_residues`, `special_tokens` and `multiple_of`.
 
         Raises:
-            ValueError: The counts were made with a different `max_residues` or `special_tokens`.
+            ValueError: The counts were made with other such limits.
             TypeError: `counts` is not a `TokenCounts`.
             ModuleNotFoundError: method="tight" and highspy is not installed.
             OverflowError: The number of tokens does not fit in 64 bits.
@@ -347,11 +348,10 @@ class GreedyPacker(Parameters):
             >>> packer.lay_out(packer.count([30, 60, 60])).num_batches
             2
         """
-        limits = self.limits
         if not isinstance(counts, TokenCounts):
             raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
-        core = counts.core.with_limits(limits)
-        return Layout(lay_out(core, self.method), limits, self.num_threads)
+        core = counts.core.with_limits(self.limits)
+        return Layout(lay_out(core, self.method), self.limits, self.num_threads)
 
     def _plan(
         self, counts: TokenCounts, lengths: NDArray[Any], ids: OrderedIds | None

@@ -27,6 +27,7 @@ class Parameters:
     max_sequence_length: int
     special_tokens: int
     max_sequences_per_batch: int | None
+    multiple_of: int
     overlong: str
     overlap: int
     method: str
@@ -61,7 +62,8 @@ class Parameters:
             f"GreedyPacker({self.max_tokens_per_batch}, {self.max_sequence_length}, "
             f"special_tokens={self.special_tokens}, overlong={self.overlong!r}, "
             f"overlap={self.overlap}, max_sequences_per_batch={self.max_sequences_per_batch}, "
-            f"num_threads={self.num_threads}, method={self.method!r})"
+            f"multiple_of={self.multiple_of}, num_threads={self.num_threads}, "
+            f"method={self.method!r})"
         )
 
 

@@ -153,7 +153,9 @@ class PackingPlan(Layout):
         return self._file.read(begin, max(begin, end))
 
     def tokens(self, batch: int) -> NDArray[np.int64]:
-        """Return the tokens of each sequence of a batch, including special tokens, longest first.
+        """Return the tokens that each sequence of a batch takes in it, longest first.
+
+        They include special tokens, and the padding up to a multiple of `multiple_of`.
 
         Raises:
             IndexError: The number is out of range.

@@ -39,20 +39,24 @@ def compute_efficiency(batches: Iterable[Iterable[Record]], limits: Limits) -> f
     num_batches = 0
     for num_batches, batch in enumerate(batches, start=1):
         name = f"batches[{num_batches - 1}]"
-        tokens = count_tokens(check_list(batch, name, "a list of dicts"), name, limits)
+        tokens, real = count_tokens(check_list(batch, name, "a list of dicts"), name, limits)
         if tokens > budget:
             raise ValueError(f"{name} has {tokens:,} tokens, more than the budget of {budget:,}")
-        total += tokens
+        total += real
     return total / (num_batches * budget) if num_batches else 0.0
 
 
-def count_tokens(records: list[Any], name: str, limits: Limits) -> int:
-    """Return the total number of tokens of records. Errors refer to the records by `name`."""
+def count_tokens(records: list[Any], name: str, limits: Limits) -> tuple[int, int]:
+    """Return the total number of tokens of records, with and without padding.
+
+    Errors refer to the records by `name`.
+    """
     tokens = kernel.count_record_tokens(records, limits)
     if tokens is not None:
         return tokens
-    sequences = [check_sequence(record, name, row) for row, record in enumerate(records)]
-    return sum(limits.tokens(len(sequence)) for sequence in sequences)
+    lengths = [len(check_sequence(record, name, row)) for row, record in enumerate(records)]
+    kept = sum(min(length, limits.max_residues) for length in lengths)
+    return sum(map(limits.tokens, lengths)), kept + limits.special_tokens * len(lengths)
 
 
 def check_value(record: Any, key: str, name: str, row: int) -> Any:

@@ -343,7 +343,8 @@ def make_fragments(
             layout.
     """
     tokens = kernel.tokens_of_batches(layout.core, 0, layout.num_batches)
-    is_wrong = stops - starts + layout.special_tokens != tokens
+    sizes, limits = stops - starts, layout.limits
+    is_wrong = (sizes < 0) | (sizes > limits.max_residues) | (limits.tokens(sizes) != tokens)
     values = []
     for column in (rows, starts, stops):
         by_number = np.empty(len(numbers), np.int64)

@@ -34,7 +34,8 @@ class Totals:
     """The totals of a plan and its input. Those that are not known are None.
 
     A plan that was saved without its input has no numbers of the changes made when reading, nor of
-    duplicate IDs, nor of the residues of dropped sequences.
+    duplicate IDs, nor of the residues of dropped sequences, nor of empty sequences if their size is
+    that of others too.
 
     Attributes:
         read: Sequences read, packed or dropped.
@@ -54,7 +55,7 @@ class Totals:
         residues_repeated: Residues in batches again, because fragments overlap.
         residues_truncated: Residues removed from truncated sequences.
         residues_dropped: Residues of dropped sequences.
-        tokens: Tokens in batches, including special tokens.
+        tokens: Tokens in batches, including special tokens, not padding.
         batches: Number of batches.
         first_fit_batches: Number of batches by First-Fit Decreasing for the same sequences.
         efficiency: `tokens` divided by the sum of the budgets of all batches.
@@ -115,7 +116,7 @@ class Summary:
     def parameters(self) -> dict[str, Any]:
         """The parameters of the plan by name, as plain values."""
         return {
-            **self.limits.to_dict(),
+            **asdict(self.limits),
             "method": self.method,
             "overlong": self.overlong,
             "overlap": self.overlap,
@@ -124,7 +125,7 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the summary as plain values, with a version."""
-        return {"version": VERSION, **asdict(self)}
+        return {"version": VERSION, **asdict(self), "limits": self.limits.to_dict()}
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Summary:
@@ -178,6 +179,9 @@ def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None 
         # Each fragment but the first of a sequence repeats what the one before it has too.
         follows = fragments.rows[1:] == fragments.rows[:-1]
         repeated = int((fragments.stops[:-1] - fragments.starts[1:])[follows].sum())
+    # Rounded up, short sequences may have as many tokens as empty ones.
+    size_of_empty, next_size = layout.limits.tokens(0), layout.limits.tokens(1)
+    num_empty = int(counts.sequences[counts.tokens == size_of_empty].sum())
     kept = layout.total_tokens - layout.special_tokens * layout.num_sequences - repeated
     return Totals(
         read=num_rows + num_dropped,
@@ -186,7 +190,7 @@ def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None 
         truncated=layout.num_truncated,
         split=num_split,
         fragments=num_fragments,
-        empty=int(counts.sequences[counts.tokens == layout.special_tokens].sum()),
+        empty=num_empty if size_of_empty < next_size else None,
         stops=None,
         lower_case=None,
         gaps=None,
@@ -211,6 +215,7 @@ def compute_totals(plan: PackingPlan, sequences: Sequences, duplicate_ids: int) 
     return replace(
         totals_of(plan, len(plan.dropped), plan.fragments),
         **asdict(sequences.changes),
+        empty=int((lengths == 0).sum()),
         duplicate_ids=duplicate_ids,
         residues=int(lengths.sum()),
         residues_dropped=int(lengths[plan.dropped].sum()),

@@ -75,7 +75,8 @@ def write_plan(
       number of the fragment and its positions in the sequence;
     - `id` (large_string), `length` (int64, residues in the input), `truncated` (bool) and `file`
       (a dictionary of strings), unless `sequences` is None;
-    - `tokens` (int64, as packed; null for dropped sequences);
+    - `tokens` (int64; null for dropped sequences): what the sequence or fragment takes in its
+      batch, with padding;
     - `sequence` (large_string), with `read_residues`: the residues that are packed.
 
     Arrow files have a single record batch, so that `row` or `fragment` is one array. The row groups

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro.data.packing import GreedyPacker
+from virnucpro.files.first_fit import check_first_fit
 from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
 from virnucpro.files.plan_schema import checksums
 from virnucpro.files.plan_summary import Summary
@@ -58,7 +59,7 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[
         *compare_checksums(table, file.checksums),
         *check_metadata(file),
         *check_batches(table, summary),
-        *compare_totals(table, summary, sequences),
+        *compare_totals(table, file, sequences),
     ]
     if sequences is not None:
         errors[:0] = [
@@ -151,8 +152,10 @@ def check_fragments(table: Any, summary: Summary, sequences: Sequences | None) -
     place = np.arange(len(row)) - np.flatnonzero(is_first)[np.cumsum(is_first) - 1]
     longest, size = summary.limits.max_residues, stop - start
     tokens = column(table, "tokens")[order]
-    is_wrong = (number != np.arange(len(row))) | (size + summary.limits.special_tokens != tokens)
-    is_wrong |= (size > longest) | (~is_last & (size < longest)) | (is_first & (start != 0))
+    is_wrong = (number != np.arange(len(row))) | (summary.limits.tokens(size) != tokens)
+    is_wrong |= (
+        (size < 0) | (size > longest) | (~is_last & (size < longest)) | (is_first & (start != 0))
+    )
     if summary.overlong is None:
         # The overlap is not known, but nothing may be missing between neighbors.
         is_wrong[1:] |= ~is_first[1:] & ((start[1:] > stop[:-1]) | (np.diff(start) <= 0))
@@ -182,7 +185,7 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
         is_dropped = is_overlong & (column(table, "batch") < 0)
     packed = summary.limits.tokens(lengths)
     if is_split(table):
-        packed = column(table, "stop") - column(table, "start") + summary.limits.special_tokens
+        packed = summary.limits.tokens(column(table, "stop") - column(table, "start"))
     tokens = as_arrow(packed)
     names = strings_as_arrow([file.text for file in summary.inputs] or [""])
     files = np.minimum(sequences.file_of(rows), len(names) - 1)
@@ -300,63 +303,6 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
     yield from check_ties(table, tokens)
 
 
-def check_first_fit(
-    batch: NDArray[Any], tokens: NDArray[Any], budget: int, max_sequences: int
-) -> Iterator[str]:
-    """Yield an error if a sequence is not in the first batch with room; rows are in batch order.
-
-    In First-Fit Decreasing, if a batch has room for a size after its own sequences of this size
-    and of larger ones, then no later batch has a sequence of this size.
-    """
-    is_last = np.append((np.diff(batch) != 0) | (np.diff(tokens) != 0), True)
-    ends = np.flatnonzero(is_last)
-    # For each batch and each size in it: the room left by sequences of this size or larger.
-    in_batch, size = batch[ends], tokens[ends]
-    is_first = np.append(True, np.diff(in_batch) != 0)
-    begin = np.append(0, ends[:-1] + 1)[is_first]
-    number = np.cumsum(is_first) - 1
-    sums = np.append(0, np.cumsum(tokens))
-    room = budget - (sums[ends + 1] - sums[begin][number])
-    room[ends + 1 - begin[number] >= max_sequences] = -1
-    # The distinct sizes in decreasing order, and the last batch with each.
-    sizes, place = np.unique(-size, return_inverse=True)
-    last_batch = np.full(len(sizes), -1, np.int64)
-    np.maximum.at(last_batch, place, in_batch)
-    # This room exists for all sizes that fit and are larger than the next size of the batch.
-    lowest = np.append(np.where(is_first[1:], len(sizes), place[1:]), len(sizes))
-    largest = np.maximum(place, np.searchsorted(sizes, -room))
-    has_room = largest < lowest
-    latest = range_maxima(last_batch, largest[has_room], lowest[has_room])
-    too_late = latest > in_batch[has_room]
-    if too_late.any():
-        at = int(np.argmax(too_late))
-        yield (
-            f"batch {in_batch[has_room][at]:,} had room for a sequence that is in batch "
-            f"{latest[at]:,}: the plan is not First-Fit Decreasing (cases: {too_late.sum():,})"
-        )
-
-
-def range_maxima(
-    values: NDArray[np.int64], begin: NDArray[Any], end: NDArray[Any]
-) -> NDArray[np.int64]:
-    """Return ``values[b:e].max()`` for each b and e of `begin` and `end`.
-
-    Uses a sparse table: the maxima of all ranges whose length is a power of two. Each range is the
-    union of two of them.
-    """
-    levels = [values]
-    while 2 ** len(levels) <= len(values):
-        half, shift = levels[-1], 2 ** (len(levels) - 1)
-        levels.append(np.maximum(half[:-shift], half[shift:]))
-    result = np.empty(len(begin), np.int64)
-    level = np.frexp(end - begin)[1] - 1
-    for number, maxima in enumerate(levels):
-        of_level = level == number
-        first, last = begin[of_level], end[of_level] - 2**number
-        result[of_level] = np.maximum(maxima[first], maxima[last])
-    return result
-
-
 def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
     """Yield an error if sequences with the same number of tokens are not in order of ID and row."""
     if "id" not in table.schema.names:
@@ -377,15 +323,34 @@ def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
         )
 
 
-def compare_totals(table: Any, summary: Summary, sequences: Sequences | None) -> Iterator[str]:
+def tokens_without_padding(table: Any, file: PlanFile, sequences: Sequences | None) -> int:
+    """Return the tokens in batches without padding; if lengths are not known, as in the layout."""
+    limits = file.summary.limits
+    if is_split(table):
+        residues = column(table, "stop") - column(table, "start")
+    elif "length" in table.schema.names:
+        residues = column(table, "length")
+    elif sequences is not None and len(sequences.lengths):
+        residues = sequences.lengths.take(column(table, "row"), mode="clip")
+    else:
+        return file.layout.total_tokens
+    kept = np.minimum(residues, limits.max_residues)[column(table, "batch") >= 0]
+    return int(kept.sum()) + limits.special_tokens * len(kept)
+
+
+def compare_totals(table: Any, file: PlanFile, sequences: Sequences | None) -> Iterator[str]:
     """Yield an error for each total of the summary that differs from the rows and the input.
 
     Totals that are not known, and those that only the input tells if it is not given, are left out.
     """
-    limits = summary.limits
+    summary, limits = file.summary, file.summary.limits
     batch, tokens, row = (column(table, name) for name in ("batch", "tokens", "row"))
     is_packed = batch >= 0
     packed_rows, total = row[is_packed], int(tokens[is_packed].sum())
+    if limits.multiple_of > 1:
+        total = tokens_without_padding(table, file, sequences)
+        if total != file.layout.total_tokens:
+            yield f"the layout has {file.layout.total_tokens:,} tokens, expected {total:,}"
     num_batches = len(np.unique(batch[is_packed]))
     budget = limits.max_tokens_per_batch
     distinct, times = np.unique(packed_rows, return_counts=True)

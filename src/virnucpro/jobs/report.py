@@ -74,6 +74,8 @@ def make_page(name: str, summary: Summary, layout: Layout, table: Any) -> str:
     counts = layout.core.counts
     next_fit = count_next_fit_decreasing(counts.tokens[::-1], counts.sequences[::-1], limits)
     cells = {**label_totals(totals), "Batches by NFD": f"{next_fit:,}"}
+    if layout.padding_tokens:
+        cells["Padding tokens"] = f"{layout.padding_tokens:,}"
     saved = next_fit - totals.batches
     share = f" ({saved / next_fit:.1%})" if next_fit else ""
     fill = layout.batch_tokens / limits.max_tokens_per_batch

@@ -15,22 +15,24 @@ from virnucpro.text import quoted
 MAX_TOKENS = 2**62
 
 # Limits that values saved by earlier versions do not have, with the defaults to read them with.
-NEWER_LIMITS: dict[str, Any] = {}
+NEWER_LIMITS: dict[str, Any] = {"multiple_of": 1}
 
 
 @dataclass(frozen=True)
 class Limits:
     """The limits on batches and sequences, which determine the tokens of each sequence.
 
-    A sequence of n residues has ``min(n, max_residues) + special_tokens`` tokens. Packers, layouts
-    and plans have one such value as their `limits`. It is immutable, hashable, picklable, and
-    comparable with ``==``.
+    A sequence of n residues has ``min(n, max_residues) + special_tokens`` tokens, rounded up to a
+    multiple of `multiple_of`: what it takes in a batch. Packers, layouts and plans have one such
+    value as their `limits`. It is immutable, hashable, picklable, and comparable with ``==``.
 
     Args:
         max_tokens_per_batch: Token budget per batch, including special tokens; at most 2**62.
         max_sequence_length: Maximum residues kept per sequence, from the N-terminal end.
         special_tokens: Number of special tokens added to each sequence; 2 for BOS and EOS.
         max_sequences_per_batch: Maximum sequences per batch; None for unlimited.
+        multiple_of: The tokens of each sequence are rounded up to a multiple of this; those added
+            are padding.
 
     Raises:
         ValueError: A limit is out of range, or the budget has no room for one residue.
@@ -40,12 +42,16 @@ class Limits:
         >>> limits = Limits(max_tokens_per_batch=100)
         >>> limits.max_residues, limits.tokens(30), limits.tokens(5000)
         (98, 32, 100)
+        >>> limits = Limits(max_tokens_per_batch=100, multiple_of=16)
+        >>> limits.max_residues, limits.tokens(31), limits.tokens(5000)
+        (94, 48, 96)
     """
 
     max_tokens_per_batch: int
     max_sequence_length: int = 1022
     special_tokens: int = 2
     max_sequences_per_batch: int | None = None
+    multiple_of: int = 1
 
     def __post_init__(self) -> None:
         self._check("special_tokens", 0, MAX_TOKENS - 1)
@@ -53,10 +59,13 @@ class Limits:
         self._check("max_tokens_per_batch", 1, MAX_TOKENS)
         if self.max_sequences_per_batch is not None:
             self._check("max_sequences_per_batch", 1, 2**63 - 1)
-        if self.max_tokens_per_batch <= self.special_tokens:
+        self._check("multiple_of", 1)
+        if self._usable <= self.special_tokens:
+            rounded = f", rounded up to a multiple of {self.multiple_of:,}"
             raise ValueError(
                 f"max_tokens_per_batch must leave room for one residue and "
-                f"{self.special_tokens:,} special tokens (got {self.max_tokens_per_batch:,})"
+                f"{self.special_tokens:,} special tokens{rounded if self.multiple_of > 1 else ''} "
+                f"(got {self.max_tokens_per_batch:,})"
             )
 
     def _check(self, name: str, minimum: int, maximum: int | None = None) -> None:
@@ -64,9 +73,14 @@ class Limits:
         object.__setattr__(self, name, check_integer(getattr(self, name), name, minimum, maximum))
 
     @property
+    def _usable(self) -> int:
+        """The most tokens of one sequence that fit in a batch."""
+        return self.max_tokens_per_batch - self.max_tokens_per_batch % self.multiple_of
+
+    @property
     def max_residues(self) -> int:
         """Maximum residues kept per sequence, `max_sequence_length` or fewer to fit in a batch."""
-        return min(self.max_sequence_length, self.max_tokens_per_batch - self.special_tokens)
+        return min(self.max_sequence_length, self._usable - self.special_tokens)
 
     @overload
     def tokens(self, lengths: int) -> int: ...
@@ -79,19 +93,30 @@ class Limits:
             lengths: Residues, an int or an integer array.
 
         Returns:
-            The tokens after truncation, including special tokens, an int or an array.
+            The tokens after truncation, including special tokens and padding, an int or an array.
 
         Example:
             >>> Limits(100).tokens(np.array([5, 5000]))
             array([  7, 100])
         """
         if isinstance(lengths, int):
-            return min(lengths, self.max_residues) + self.special_tokens
-        return np.minimum(lengths, self.max_residues) + self.special_tokens
+            tokens: Any = min(lengths, self.max_residues) + self.special_tokens
+        else:
+            tokens = np.minimum(lengths, self.max_residues) + self.special_tokens
+        if self.multiple_of == 1:
+            return tokens
+        return (tokens + (self.multiple_of - 1)) // self.multiple_of * self.multiple_of
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the limits as a dict."""
-        return asdict(self)
+        """Return the limits as a dict, without `multiple_of` if it is 1.
+
+        So earlier versions read it unless it has a limit that they do not know.
+        """
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in NEWER_LIMITS or value != NEWER_LIMITS[name]
+        }
 
     @classmethod
     def from_dict(cls, limits: dict[str, Any]) -> Limits:

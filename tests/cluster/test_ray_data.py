@@ -17,6 +17,7 @@ import ray
 import ray.data
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import round_up
 from strategies import Case, cases
 
 from virnucpro.cluster.ray_data import assign_block, pack_tables
@@ -48,7 +49,10 @@ def expected(packer: GreedyPacker, lengths: list[int]) -> dict[str, list[int]]:
     return {
         "batch": layout.assign(array).tolist(),
         "slot": layout.slots(array).tolist(),
-        "tokens": [min(length, limit) + layout.special_tokens for length in lengths],
+        "tokens": [
+            round_up(min(length, limit) + layout.special_tokens, layout.multiple_of)
+            for length in lengths
+        ],
     }
 
 

@@ -114,8 +114,8 @@ def check(parameters: str) -> None:
         for heads, scale, causal in cases:
             key, value = torch.randn(2, 7, heads, 8)
             expected = by_definition(query, key, value, bounds, scale, causal)
-            rows = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
-            found = attend_varlen(*rows, (bounds, bounds), 4, 0.0, scale, causal)
+            q, k, v = (tensor.transpose(0, 1)[None] for tensor in (query, key, value))
+            found = attend_varlen(q, k, v, (bounds, bounds), 4, 0.0, scale, causal)
             assert found is not None
             torch.testing.assert_close(found[0], expected, rtol=1e-5, atol=1e-5)
 

@@ -31,6 +31,9 @@ void add_counts(py::module_& module) {
             .def_property_readonly(
                 "max_tokens_per_batch",
                 [](const TokenCounts& c) { return c.limits.max_tokens_per_batch; })
+            .def_property_readonly(
+                "max_sequences_per_batch",
+                [](const TokenCounts& c) { return c.limits.max_sequences_per_batch; })
             .def("with_limits", &with_limits, py::arg("limits"))
             .def("__add__", &add, py::is_operator())
             .def(py::self == py::self);

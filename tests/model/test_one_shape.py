@@ -7,14 +7,16 @@ import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-import torch._dynamo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import Records, fair_esm_converter, packing, proteins, tiny_esm2, tiny_model
+from torch import _dynamo
 from torch.utils.data import DataLoader
 from transformers.modeling_outputs import MaskedLMOutput
 
@@ -24,11 +26,16 @@ from virnucpro.data import (
     GreedyPacker,
     PackedBatchSampler,
     PackedDataset,
+    PackedFastaDataset,
+    PackedPlanDataset,
+    PackingPlan,
     VarlenCollator,
     create_async_dataloader,
     model_inputs,
+    pack_files,
     unpack,
 )
+from virnucpro.model.batches import take_real
 from virnucpro.model.kernels import attend_in_blocks, attend_one_by_one
 
 BUDGET = 160
@@ -37,15 +44,16 @@ PROTEINS = proteins(60)
 
 @pytest.fixture(autouse=True)
 def _reset() -> Iterator[None]:
-    torch._dynamo.reset()  # noqa: SLF001
+    _dynamo.reset()
     yield
-    torch._dynamo.reset()  # noqa: SLF001
+    _dynamo.reset()
 
 
-def batches(pad_to_budget: bool = True, **options: Any) -> list[dict[str, Any]]:
+def batches(pad_to_budget: bool = True, multiple_of: int = 1) -> list[dict[str, Any]]:
     """Return the batches of a plan for the proteins."""
-    plan = GreedyPacker(BUDGET).pack_lengths([len(record["sequence"]) for record in PROTEINS])
-    collate = VarlenCollator(fair_esm_converter(), pad_to_budget=pad_to_budget, **options)
+    lengths = [len(record["sequence"]) for record in PROTEINS]
+    plan = GreedyPacker(BUDGET, multiple_of=multiple_of).pack_lengths(lengths)
+    collate = VarlenCollator(fair_esm_converter(), pad_to_budget=pad_to_budget)
     return list(DataLoader(PackedDataset(PROTEINS, plan), batch_size=None, collate_fn=collate))
 
 
@@ -135,8 +143,9 @@ def test_padding_is_sequences_of_its_own() -> None:
 
 
 def test_batches_that_do_not_fit_are_refused() -> None:
-    records = [{"id": n, "sequence": "M" * (3 if n < 9 else 40)} for n in range(10)]
-    plan = GreedyPacker(50).pack_lengths([len(record["sequence"]) for record in records])
+    lengths = [3] * 9 + [40]
+    records = [{"id": n, "sequence": "M" * length} for n, length in enumerate(lengths)]
+    plan = GreedyPacker(50).pack_lengths(lengths)
     packed = PackedDataset(records, plan)
     converter = fair_esm_converter()
     few = VarlenCollator(converter, 50, pad_to_budget=True, max_sequences=8)
@@ -173,8 +182,9 @@ def states_of(model: Any, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
     return dict(zip(unpacked.sequence_ids, unpacked.states, strict=True))
 
 
+@pytest.mark.parametrize("multiple_of", [1, 8])
 @pytest.mark.parametrize("model_type", ["esm", "bert", "roberta", "llama"])
-def test_states_do_not_depend_on_padding(model_type: str) -> None:
+def test_states_do_not_depend_on_padding(model_type: str, multiple_of: int) -> None:
     """Padded or not, compiled or not, captured or not: those of each sequence alone."""
     model = packing(tiny_esm2() if model_type == "esm" else tiny_model(model_type))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -182,10 +192,17 @@ def test_states_do_not_depend_on_padding(model_type: str) -> None:
     alone: dict[str, torch.Tensor] = {}
     for record in PROTEINS:
         alone.update(states_of(model, VarlenCollator(fair_esm_converter())([record])))
-    for padded, plain in zip(batches(), batches(pad_to_budget=False), strict=True):
-        found = [states_of(model, padded), states_of(model, plain), states_of(compiled, padded)]
+    for padded, plain in zip(batches(True, multiple_of), batches(False, multiple_of), strict=True):
+        assert (
+            np.diff(plain["cu_seqlens"].numpy()[:: 2 if multiple_of > 1 else 1]) % multiple_of == 0
+        ).all()
+        found = [states_of(model, padded), states_of(model, plain)]
+        if multiple_of == 1:
+            found.append(states_of(compiled, padded))
         for batch in (padded, plain):
-            unpacked = unpack(captured(batch), batch)
+            real = captured(batch)
+            assert len(real) == batch["num_tokens"]
+            unpacked = unpack(real, batch)
             found.append(dict(zip(unpacked.sequence_ids, unpacked.states, strict=True)))
         for states in found:
             for name, state in states.items():
@@ -206,9 +223,10 @@ def test_a_model_is_one_graph_for_all_batches(model_type: str) -> None:
 
     found = batches()
     assert len({batch["num_sequences"] for batch in found}) == 3
-    explained = torch._dynamo.explain(model)(**model_inputs(found[0], model))  # noqa: SLF001
+    explain: Any = _dynamo.explain(model)  # type: ignore[no-untyped-call]
+    explained = explain(**model_inputs(found[0], model))
     assert (explained.graph_count, explained.graph_break_count) == (1, 0)
-    torch._dynamo.reset()  # noqa: SLF001
+    _dynamo.reset()
     compiled = torch.compile(model, backend=count, fullgraph=True)
     with torch.no_grad():
         for _ in range(math.ceil(100 / len(found))):
@@ -221,9 +239,8 @@ def test_training_does_not_see_padding() -> None:
     """Loss and gradients are those of the batch without padding, compiled or not."""
     model = packing(tiny_model("llama", "AutoModelForCausalLM"))
     records = [{**record, "labels": [5] * len(record["sequence"])} for record in PROTEINS[:20]]
-    options = {"max_tokens_per_batch": 4000}
-    plain = VarlenCollator(fair_esm_converter(), **options)(records)
-    padded = VarlenCollator(fair_esm_converter(), **options, pad_to_budget=True)(records)
+    plain = VarlenCollator(fair_esm_converter())(records)
+    padded = VarlenCollator(fair_esm_converter(), pad_to_budget=True)(records)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     results = []
     for each, batch in ((model, plain), (model, padded), (compiled, padded)):
@@ -246,27 +263,74 @@ def test_training_does_not_see_padding() -> None:
 def test_unpack_leaves_out_padding(data: st.DataObject) -> None:
     """Compared with a loop over the sequences as they were given."""
     lengths = data.draw(st.lists(st.integers(0, 12), min_size=1, max_size=8))
-    num_tokens = sum(lengths) + 2 * len(lengths)
-    budget = data.draw(st.integers(max(3, num_tokens), num_tokens + 40))
-    max_length = data.draw(st.integers(max(1, *lengths), 15))
+    multiple_of = data.draw(st.sampled_from([1, 2, 8]))
+    slots = [-(-(length + 2) // multiple_of) * multiple_of for length in lengths]
+    budget = data.draw(st.integers(max(8, *slots, sum(slots)), sum(slots) + 40))
     collate = VarlenCollator(
-        fair_esm_converter(), budget, max_length, pad_to_budget=True, max_sequences=8
+        fair_esm_converter(),
+        budget,
+        data.draw(st.integers(max(1, *lengths), 15)),
+        pad_to_budget=data.draw(st.booleans()),
+        max_sequences=8,
+        multiple_of=multiple_of,
     )
     batch = collate([{"id": n, "sequence": "M" * length} for n, length in enumerate(lengths)])
-    states = torch.randn(budget, 3)
+    num_rows = budget if collate.pad_to_budget else sum(slots)
     bounds = batch["cu_seqlens"].tolist()
-    assert (bounds[0], bounds[-1], sorted(bounds)) == (0, budget, bounds)
+    assert (bounds[0], bounds[-1], sorted(bounds)) == (0, num_rows, bounds)
     assert max(end - begin for begin, end in pairwise(bounds)) <= batch["max_seqlen"]
+    states = torch.randn(num_rows, 3)
+    expected, real = [], []
     begin = 0
-    expected = []
-    for length in lengths:
+    for length, slot in zip(lengths, slots, strict=True):
+        assert batch["input_ids"][begin : begin + length + 2].tolist() == [0, *[20] * length, 2]
+        assert batch["position_ids"][begin : begin + length + 2].tolist() == [*range(length + 2)]
         expected.append(states[begin + 1 : begin + 1 + length])
-        begin += length + 2
-    for hidden in (states, states[None], states[: batch["num_tokens"]]):
+        real.append(states[begin : begin + length + 2])
+        begin += slot
+    assert take_real(states, batch).equal(torch.cat(real))
+    for hidden in (states, states[None], torch.cat(real)):
         unpacked = unpack(hidden, batch)
         assert all(map(torch.equal, unpacked.states, expected))
         means = torch.stack([part.mean(0) for part in expected])
         assert torch.allclose(unpacked.embeddings, means, atol=1e-6, equal_nan=True)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_multiples_are_those_of_the_plan(tmp_path: Path, num_workers: int) -> None:
+    """Through every data set, and with records of token counts that a plan has rounded."""
+    fasta = tmp_path / "proteins.fasta"
+    fasta.write_text("".join(f">{r['id']}\n{r['sequence']}\n" for r in PROTEINS))
+    packer = GreedyPacker(BUDGET, multiple_of=8)
+    pack_files(fasta, tmp_path / "plan.parquet", packer, sequences=True)
+    plan = PackingPlan.load(tmp_path / "plan.parquet")
+    collate = VarlenCollator(fair_esm_converter(), pad_to_budget=True)
+    sets: list[Any] = [
+        PackedFastaDataset(fasta, plan),
+        PackedDataset(PROTEINS, plan),
+        PackedPlanDataset(tmp_path / "plan.parquet"),
+    ]
+    for packed in sets:
+        found = list(
+            DataLoader(packed, batch_size=None, collate_fn=collate, num_workers=num_workers)
+        )
+        assert sum(batch["num_tokens"] for batch in found) == plan.total_tokens
+        assert {batch["multiple_of"] for batch in found} == {8}
+        assert {str(shapes(batch)) for batch in found} == {str(shapes(found[0]))}
+        lengths = [
+            n
+            for batch in found
+            for n in batch["cu_seqlens"][: 2 * batch["num_sequences"] + 1 : 2].diff().tolist()
+        ]
+        assert sorted(lengths) == sorted(plan.limits.tokens(len(r["sequence"])) for r in PROTEINS)
+    loader = create_async_dataloader(
+        Records(PROTEINS),
+        VarlenCollator(fair_esm_converter(), BUDGET, multiple_of=8),
+        num_workers=0,
+    )
+    assert all(len(batch["input_ids"]) % 8 == 0 for batch in loader)
+    with pytest.raises(ValueError, match="its plan counted"):
+        VarlenCollator(fair_esm_converter(), multiple_of=7)(PackedDataset(PROTEINS, plan)[0])
 
 
 def test_states_of_another_number_of_tokens_are_refused() -> None:

@@ -171,24 +171,29 @@ def test_trillions_and_threads() -> None:
     assert packer.lay_out(counts) == layout
 
 
-def test_large_problems_are_left_to_first_fit(caplog: pytest.LogCaptureFixture) -> None:
+def test_large_problems_are_left_to_other_methods(caplog: pytest.LogCaptureFixture) -> None:
     lengths = np.random.default_rng(0).integers(300_000, 600_000, 300)
     packer = GreedyPacker(2**20, 2**20, special_tokens=0)
     first_fit = packer.pack_lengths(lengths)
-    assert tight(packer).pack_lengths(lengths) == first_fit
+    plan = tight(packer).pack_lengths(lengths)
+    check_plan(plan, lengths.tolist(), packer)
+    assert first_fit.lower_bound == plan.lower_bound < len(plan) < len(first_fit)
     (record,) = caplog.records
     assert record.levelname == "WARNING"
-    assert "are too many for method='tight'" in record.message
-    assert "(at most 4,096 and 134,217,728): packed by First-Fit" in record.message
+    assert "are too many for column generation" in record.message
+    batches = f"in {len(plan)} batches, at least {plan.lower_bound} are needed"
+    assert f"(at most 4,096 and 134,217,728): packed without, {batches}" in record.message
 
 
 def test_budget_beyond_all_steps(caplog: pytest.LogCaptureFixture) -> None:
     size = 2**58
-    lengths = [4 * size + 1, 4 * size, 3 * size, 3 * size - 1, 3 * size - 2, 3 * size - 3]
     packer = GreedyPacker(10 * size, 10 * size, special_tokens=0)
+    # Three of these never share a batch.
+    lengths = [7 * size // 2 + extra for extra in range(5)]
     first_fit = packer.pack_lengths(lengths)
+    assert first_fit.lower_bound < len(first_fit)
     assert tight(packer).pack_lengths(lengths) == first_fit
-    assert "are too many for method='tight'" in caplog.records[0].message
+    assert "are too many for column generation" in caplog.records[0].message
 
 
 def test_counts_beyond_the_solver_s_tolerance() -> None:

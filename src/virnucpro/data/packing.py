@@ -340,8 +340,8 @@ class GreedyPacker(Parameters):
 
         Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
         one size; independent of the number of sequences. method="tight" solves hundreds of linear
-        programs and of pricing problems, the latter in O(distinct sizes * budget). Above 4,096
-        sizes or 2**27 steps per pricing problem, it uses First-Fit Decreasing and logs a WARNING.
+        programs and of pricing problems, the latter in O(distinct sizes * budget); none above 4,096
+        sizes or 2**27 steps per pricing problem, with a WARNING if the bound is over 1 % lower.
 
         Example:
             >>> packer = GreedyPacker(100)

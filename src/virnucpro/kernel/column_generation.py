@@ -34,6 +34,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro import kernel
+from virnucpro.kernel import reservation
 
 logger = logging.getLogger(__name__)
 
@@ -61,26 +62,37 @@ Pattern = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def lay_out(counts: kernel.TokenCounts) -> kernel.Layout:
-    """Return a layout with at most as many batches as First-Fit Decreasing, and its bound."""
-    first_fit = kernel.first_fit_decreasing(counts)
-    if first_fit.num_batches == kernel.lower_bound(first_fit):
-        return first_fit
+    """Return a layout with its bound, at most as many batches as either method without a solver.
+
+    These are First-Fit Decreasing and patterns with reservation.
+    """
+    start = kernel.first_fit_decreasing(counts)
+    bound = kernel.lower_bound(start)
+    if start.num_batches > bound:
+        reserved = reservation.lay_out(counts, counts.max_sequences_per_batch)
+        start = min(start, reserved, key=operator.attrgetter("num_batches"))
+    if start.num_batches == bound:
+        return start
     sizes = np.count_nonzero(counts.tokens)
     try:
         steps = kernel.pricing_steps(counts)
     except OverflowError:
         steps = 2**63
     if sizes > MAX_SIZES or steps > MAX_STEPS:
-        logger.warning(
-            "%s sizes, or %s steps per pricing problem, are too many for method='tight' (at most "
-            "%s and %s): packed by First-Fit Decreasing",
+        # Within one percent of the bound, little is lost.
+        logger.log(
+            logging.INFO if start.num_batches <= 1.01 * bound else logging.WARNING,
+            "%s sizes, or %s steps per pricing problem, are too many for column generation (at "
+            "most %s and %s): packed without, in %s batches, at least %s are needed",
             f"{sizes:,}",
             f"{steps:,}",
             f"{MAX_SIZES:,}",
             f"{MAX_STEPS:,}",
+            f"{start.num_batches:,}",
+            f"{bound:,}",
         )
-        return first_fit
-    return ColumnGeneration(first_fit).run()
+        return start
+    return ColumnGeneration(start).run()
 
 
 class RestrictedMaster(highspy.Highs):
@@ -153,10 +165,10 @@ class RestrictedMaster(highspy.Highs):
 class ColumnGeneration:
     """The patterns generated so far, and the best layout and bound found with them."""
 
-    def __init__(self, first_fit: kernel.Layout) -> None:
-        self.counts = first_fit.counts
-        self.best = first_fit
-        self.bound = kernel.lower_bound(first_fit)
+    def __init__(self, start: kernel.Layout) -> None:
+        self.counts = start.counts
+        self.best = start
+        self.bound = kernel.lower_bound(start)
         self.patterns: list[Pattern] = []
         self.known: set[tuple[bytes, bytes]] = set()
         self.master = RestrictedMaster(len(self.counts.tokens))

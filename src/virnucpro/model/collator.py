@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 
 from virnucpro.data.records import Record, read_records
-from virnucpro.data.shape import BatchShape
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
-from virnucpro.model.batches import PaddedShape, make_batch, pad_batch
+from virnucpro.model.batches import PaddedShape, make_batch, num_parts, pad_batch
 from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, check_keys
 from virnucpro.model.vocabulary import Tokens, padding_token, read_vocabulary
 from virnucpro.model.workers import in_worker
@@ -47,6 +46,7 @@ class VarlenCollator:
     - ``sequence_ids``: list, the `id` of each record;
     - ``num_sequences``: int, n;
     - ``num_tokens``: int, the number of tokens without padding;
+    - ``multiple_of``: int, `multiple_of`;
     - ``truncated``: bool [n], whether each sequence was truncated, here or before (its record has
       ``truncated=True``);
     - ``num_unknown``: int, the number of residues that are not in the tokenizer's vocabulary;
@@ -73,7 +73,9 @@ class VarlenCollator:
     With `pad_to_budget`, ``input_ids``, ``position_ids`` and ``labels`` have `max_tokens_per_batch`
     tokens, ``cu_seqlens`` has a constant length, and ``max_seqlen`` is that of the longest sequence
     that the limits allow. Tokens after those of the n sequences are padding, with the label -100:
-    sequences of their own, which no other sequence attends to, and then empty sequences.
+    sequences of their own, which no other sequence attends to, and then empty sequences. With
+    `multiple_of`, each sequence is followed by its padding, a sequence of its own that may be
+    empty: ``cu_seqlens`` then has the boundaries of both in turn, int32 [2 n + 1] or more.
 
     Args:
         batch_converter: A batch converter of fair-esm (``alphabet.get_batch_converter()``) or a
@@ -90,6 +92,9 @@ class VarlenCollator:
         max_sequences: Maximum sequences per batch. If None, with `pad_to_budget`, the most of any
             batch of the plan for batches of `PackedDataset` and the like, and for others as many as
             fit with one residue each.
+        multiple_of: Each sequence and the padding that is added after it have a multiple of this
+            many tokens, which the budget counts. If None, that of the plan for batches of
+            `PackedDataset` and the like, and 1 for others.
 
     Attributes:
         unknown_residues: Number of occurrences of each unknown residue in all batches so far, a
@@ -134,6 +139,7 @@ class VarlenCollator:
         unknown: str = "warn",
         pad_to_budget: bool = False,
         max_sequences: int | None = None,
+        multiple_of: int | None = None,
     ) -> None:
         self.vocabulary = read_vocabulary(batch_converter)
         self.padding_token = padding_token(batch_converter)
@@ -142,6 +148,7 @@ class VarlenCollator:
         self.max_sequence_length = max_sequence_length
         self.pad_to_budget = pad_to_budget
         self.max_sequences = max_sequences
+        self.multiple_of = multiple_of
         self.unknown_residues: Counter[str] = Counter()
         self.num_residues = 0
         self.limits()
@@ -170,9 +177,7 @@ class VarlenCollator:
 
         Cost: O(tokens), or that of the tokenizer if residues are not tokens.
         """
-        # Batches of a plan have the shape that is enough for all of them.
-        shape = getattr(records, "shape", None)
-        limits = self.limits(shape=shape)
+        limits = self.limits(planned=getattr(records, "limits", None))
         records = [records] if isinstance(records, dict) else list(records)
         if not records:
             return {}
@@ -182,17 +187,17 @@ class VarlenCollator:
                 "DataLoader with batch_size=None"
             )
         tokenized = self.tokenize(records, limits)
-        total = len(tokenized.input_ids)
+        total = int(limits.tokens(tokenized.lengths).sum())
         name = f"a batch of {len(records):,} records, the first {quoted(records[0]['id'])}, has"
         check_size(name, total, len(records), limits)
         return in_worker(self.to_batch(tokenized, limits))
 
-    def limits(self, token_budget: int | None = None, shape: BatchShape | None = None) -> Limits:
+    def limits(self, token_budget: int | None = None, planned: Limits | None = None) -> Limits:
         """Check the parameters, which may have been changed, and return the limits of a batch.
 
         Args:
             token_budget: Replaces the collator's own budget, unless None.
-            shape: The shape of the batches of a plan, used where the collator has no limit.
+            planned: The limits that all batches of a plan keep, for what the collator leaves open.
 
         Raises:
             ValueError: A parameter is out of range, or batches of the plan exceed a limit.
@@ -202,21 +207,26 @@ class VarlenCollator:
             raise ValueError(
                 f"unknown must be 'warn', 'error' or 'ignore' (got {quoted(self.unknown)})"
             )
-        budget, max_sequences = self.token_budget, self.max_sequences
-        if token_budget is not None:
-            budget = token_budget
-        elif budget is None:
-            budget = DEFAULT_BUDGET if shape is None else shape.tokens
+        budget = self.token_budget if token_budget is None else token_budget
+        max_sequences, multiple_of = self.max_sequences, self.multiple_of
+        if budget is None:
+            budget = DEFAULT_BUDGET if planned is None else planned.max_tokens_per_batch
+        if multiple_of is None:
+            multiple_of = 1 if planned is None else planned.multiple_of
         budget = check_integer(budget, "max_tokens_per_batch", 1, MAX_TOKENS)
         if max_sequences is not None:
             max_sequences = check_integer(max_sequences, "max_sequences", 1, MAX_TOKENS)
-        elif self.pad_to_budget and shape is not None:
-            max_sequences = shape.sequences
+        elif self.pad_to_budget and planned is not None:
+            max_sequences = planned.max_sequences_per_batch
         elif self.pad_to_budget:
             max_sequences = max(1, budget // (self.special_tokens + 1))
-        limits = Limits(budget, self.max_sequence_length, self.special_tokens, max_sequences)
-        if self.pad_to_budget and shape is not None:
-            check_size("batches of the plan have up to", *shape, limits)
+        limits = Limits(
+            budget, self.max_sequence_length, self.special_tokens, max_sequences, multiple_of
+        )
+        if self.pad_to_budget and planned is not None:
+            most = planned.max_sequences_per_batch or 0
+            name = "batches of the plan have up to"
+            check_size(name, planned.max_tokens_per_batch, most, limits)
         return limits
 
     def tokenize(self, records: list[Record], limits: Limits) -> TokenizedRecords:
@@ -225,7 +235,8 @@ class VarlenCollator:
         tokens = self.vocabulary.tokenize([record["sequence"] for record in records], limits)
         keys = check_keys(records)
         if "tokens" in keys:
-            check_counts(records, np.diff(tokens.offsets))
+            num_tokens = np.diff(tokens.offsets)
+            check_counts(records, limits.tokens(num_tokens - self.special_tokens))
         self._count_unknown(records, tokens)
         num_truncated = np.count_nonzero(tokens.full_lengths > limits.max_residues)
         if num_truncated:
@@ -249,6 +260,8 @@ class VarlenCollator:
             0 if tokenized.num_unknown is None else int(tokenized.num_unknown.sum()),
             tokenized.labels(),
             tokenized.extra_values(),
+            limits.multiple_of,
+            self.padding_token,
         )
         if not self.pad_to_budget:
             return batch
@@ -257,6 +270,7 @@ class VarlenCollator:
             limits.max_tokens_per_batch,
             limits.max_sequences_per_batch,
             limits.tokens(limits.max_residues),
+            num_parts(limits.multiple_of),
         )
         return pad_batch(batch, shape, self.padding_token)
 

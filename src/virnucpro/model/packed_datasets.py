@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence, Set
+from dataclasses import replace
 from os import PathLike
 from typing import Any, Protocol
 
@@ -12,11 +13,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from virnucpro import kernel
+from virnucpro.data.layout import Layout
 from virnucpro.data.plan import PackingPlan, as_plan
 from virnucpro.data.records import Record
-from virnucpro.data.shape import BatchShape
 from virnucpro.files.fasta import ReadChanges, ReadOptions, check_options
 from virnucpro.files.record_file import RecordFile
+from virnucpro.kernel.limits import Limits
 from virnucpro.model.datasets import Paths, check_paths, warn_of_changes
 from virnucpro.text import quoted, shown
 
@@ -33,14 +35,19 @@ class MapDataset(Protocol):
 
 
 class PlannedBatch(list[Record]):
-    """The records of a batch, with the shape that every batch of its plan fits in."""
+    """The records of a batch, with the limits that all batches of its plan keep."""
 
-    def __init__(self, records: Iterable[Record], shape: BatchShape) -> None:
+    def __init__(self, records: Iterable[Record], limits: Limits) -> None:
         super().__init__(records)
-        self.shape = shape
+        self.limits = limits
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return PlannedBatch, (list(self), self.shape)
+        return PlannedBatch, (list(self), self.limits)
+
+
+def kept_limits(layout: Layout) -> Limits:
+    """Return limits that all batches of a layout keep, with the sequences of the fullest batch."""
+    return replace(layout.limits, max_sequences_per_batch=layout.max_sequences or None)
 
 
 class PlannedRecords(Dataset[Record]):
@@ -52,7 +59,7 @@ class PlannedRecords(Dataset[Record]):
     def __init__(self, dataset: MapDataset, plan: PackingPlan) -> None:
         self.dataset = dataset
         self.plan = plan
-        self.shape = BatchShape(plan.max_tokens_per_batch, plan.max_sequences)
+        self.limits = kept_limits(plan)
 
     def __len__(self) -> int:
         return len(self.planned_tokens)
@@ -128,7 +135,7 @@ class PlannedRecords(Dataset[Record]):
                         f"{length:,}, and the plan has no truncated sequences"
                     )
                 added = {"truncated": True}
-            tokens = stop - start + limits.special_tokens
+            tokens = limits.tokens(stop - start)
             if tokens != expected:
                 raise ValueError(
                     f"the plan is for other sequences: {describe(item, row)} has {tokens:,} "
@@ -141,7 +148,7 @@ class PlannedRecords(Dataset[Record]):
                     for key, value in item.items()
                 }
             records.append({**record, **added, "row": row, "tokens": tokens})
-        return PlannedBatch(records, self.shape)
+        return PlannedBatch(records, self.limits)
 
 
 class PackedDataset(Dataset[list[Record]]):

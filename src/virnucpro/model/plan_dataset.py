@@ -11,11 +11,10 @@ import pyarrow.compute as pc
 
 from virnucpro import kernel
 from virnucpro.data.records import Record
-from virnucpro.data.shape import BatchShape
 from virnucpro.files.plan_reader import open_plan
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.datasets import SharedDataset
-from virnucpro.model.packed_datasets import PlannedBatch
+from virnucpro.model.packed_datasets import PlannedBatch, kept_limits
 from virnucpro.text import shown
 
 # The columns that are read.
@@ -84,7 +83,7 @@ class PackedPlanDataset(SharedDataset):
             )
         self.summary = file.summary
         self.layout = file.layout
-        self.shape = BatchShape(self.layout.max_tokens_per_batch, self.layout.max_sequences)
+        self.limits = kept_limits(self.layout)
         file.check_size()
         self._num_numbers = file.num_rows
         self._metadata_hash = file.metadata_hash
@@ -163,9 +162,9 @@ class PackedPlanDataset(SharedDataset):
         for record, tokens in zip(records, planned, strict=False):
             length = len(record["sequence"])
             self._require(record.get("stop", length) - record.get("start", 0) == length, batch)
-            self._require(length + self.layout.special_tokens == record["tokens"] == tokens, batch)
+            self._require(self.limits.tokens(length) == record["tokens"] == tokens, batch)
         self._require(len(records) == len(planned), batch)
-        return PlannedBatch(records, self.shape)
+        return PlannedBatch(records, self.limits)
 
     def _require(self, holds: bool, batch: int) -> None:
         if not holds:

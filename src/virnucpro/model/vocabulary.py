@@ -112,8 +112,9 @@ class Vocabulary:
             # One letter per token.
             letters = [self.word_pattern.sub("\0", sequence) for sequence in sequences]
         full_lengths = lengths_of(letters)
-        offsets = offsets_of(limits.tokens(full_lengths))
         num_before, num_after = len(self.before), len(self.after)
+        kept = np.minimum(full_lengths, limits.max_residues)
+        offsets = offsets_of(kept + num_before + num_after)
         # One placeholder letter per special token.
         between = "\0" * (num_after + num_before)
         text = between.join([sequence[: limits.max_residues] for sequence in letters])

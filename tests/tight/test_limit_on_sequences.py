@@ -1,0 +1,65 @@
+"""The parameter method="tight" under a limit on sequences."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given
+from proteins import random_lengths, short_lengths, times
+from reference import check_plan
+from strategies import Case, cases
+
+from virnucpro.data import GreedyPacker
+from virnucpro.kernel import reservation
+
+
+@given(cases())
+def test_never_worse_than_patterns_with_reservation(case: Case) -> None:
+    packer = GreedyPacker(**{**case.parameters, "max_sequences_per_batch": 3}, method="tight")
+    counts = packer.count_silently(case.lengths)
+    reserved = reservation.lay_out(counts.core, 3)
+    assert packer.lay_out(counts).num_batches <= reserved.num_batches
+
+
+def test_sequences_are_spread_over_the_batches() -> None:
+    lengths = short_lengths(3000)
+    packer = GreedyPacker(16384, max_sequences_per_batch=55, method="tight")
+    plan = packer.pack_lengths(lengths)
+    check_plan(plan, lengths.tolist(), packer)
+    assert plan.proven_optimal
+    packer.method = "ffd"
+    assert len(packer.pack_lengths(lengths)) > 1.1 * len(plan)
+
+
+def test_large_problems_are_near_the_bound_without_the_solver(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    packer = GreedyPacker(2**16, 2**16, max_sequences_per_batch=12, method="tight")
+    counts = times(packer.count(16 * short_lengths(20000)), 100)
+    with caplog.at_level(logging.INFO):
+        layout = packer.lay_out(counts)
+    assert layout.lower_bound < layout.num_batches < 1.001 * layout.lower_bound
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert "are too many for column generation" in record.getMessage()
+
+
+@pytest.mark.parametrize("budget", [4096, 16384, 65536])
+@pytest.mark.parametrize("overlong", ["truncate", "drop", "split"])
+def test_proposed_limit(budget: int, overlong: str, caplog: pytest.LogCaptureFixture) -> None:
+    """The plan that the WARNING of a shape promises is the one that is made."""
+    lengths = np.tile(random_lengths(3000), 3)
+    plan = GreedyPacker(budget, overlong=overlong).pack_lengths(lengths)
+    caplog.clear()
+    assert plan.shape == (budget, plan.max_sequences)
+    (message,) = caplog.messages
+    found = re.search(r"batch=(\d+) with method='tight' gives at most ([\d,]+) batches", message)
+    assert found is not None
+    limit, at_most = int(found[1]), int(found[2].replace(",", ""))
+    packer = GreedyPacker(budget, overlong=overlong, max_sequences_per_batch=limit, method="tight")
+    limited = packer.pack_lengths(lengths)
+    assert limited.lower_bound <= limited.num_batches <= at_most <= 1.001 * len(plan)
+    assert limited.max_sequences <= limit

@@ -9,6 +9,8 @@ DAMAGED ?= 2000
 OLDEST ?= python3.10
 NEWEST ?= python3.13
 SECONDS ?= 60
+GPU_PYTHON ?= python3
+GPU_OPTIONS ?=
 
 WINDOWS := $(filter Windows_NT,$(OS))
 BIN := $(CURDIR)/.venv/$(if $(WINDOWS),Scripts,bin)
@@ -24,7 +26,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-plans signal-test limit-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-plans bench-gpu signal-test limit-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -118,6 +120,10 @@ bench-cluster: .venv/dev
 ## bench-tight: compare method="tight" with First-Fit Decreasing (one minute)
 bench-tight: .venv/dev
 	python benchmarks/tight.py
+
+## bench-gpu: measure ESM-2 on a GPU with GPU_PYTHON, which needs torch with CUDA (six minutes)
+bench-gpu:
+	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_OPTIONS)
 
 ## bench-plans: measure saving and loading of a plan of 100 million rows (three minutes)
 bench-plans: .venv/dev

@@ -68,7 +68,7 @@ def keep_limits() -> None:
     Raises:
         MemoryError: The limit leaves too little.
     """
-    from virnucpro.memory import free_addresses
+    from virnucpro.memory import format_bytes, free_addresses
 
     available = min(free_addresses(), default=None)
     if available is None:
@@ -83,8 +83,8 @@ def keep_limits() -> None:
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     if available < MIN_MEMORY:
         raise MemoryError(
-            f"the limit (ulimit -v or -d) leaves {available / 2**20:,.0f} MiB, "
-            f"at least {MIN_MEMORY / 2**20:,.0f} MiB are needed"
+            f"the limit (ulimit -v or -d) leaves {format_bytes(available)}, "
+            f"at least {format_bytes(MIN_MEMORY)} are needed"
         )
 
 

@@ -23,9 +23,14 @@ def check_memory(num_bytes: int, what: str) -> None:
     available = None if num_bytes < SMALL else available_memory()
     if available is not None and num_bytes > available:
         raise MemoryError(
-            f"{what} need about {num_bytes / 2**30:,.1f} GiB of memory, "
-            f"{available / 2**30:,.1f} GiB are available"
+            f"{what} need about {format_bytes(num_bytes)} of memory, "
+            f"{format_bytes(available)} are available"
         )
+
+
+def format_bytes(number: int) -> str:
+    """Return a number of bytes in MiB or GiB."""
+    return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
 
 
 def describe(error: MemoryError) -> str:

@@ -226,10 +226,8 @@ READERS = {
     "shard": read_shard,
 }
 
+
 # Readers that do not know `multiple_of`.
-UNROUNDED = {"PackedFastaDataset", "PackedDataset", "PackedPlanDataset", "sampler"}
-
-
 @pytest.mark.parametrize("maker", MAKERS)
 def test_every_plan_in_every_reader(
     maker: str, packer: GreedyPacker, folder: Path, records: Records
@@ -241,8 +239,6 @@ def test_every_plan_in_every_reader(
         return
     path = MAKERS[maker](folder, packer, plan)
     for reader, read in READERS.items():
-        if packer.multiple_of > 1 and reader in UNROUNDED:
-            continue
         if reader == "PackedPlanDataset" and maker != "pack --sequences":
             with pytest.raises(ValueError, match="the plan has no sequences"):
                 read(path, plan, folder, records)

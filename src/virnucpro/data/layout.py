@@ -21,7 +21,7 @@ class TokenCounts:
 
     Returned by `GreedyPacker.count`. Counts of the parts of a data set add up to the counts of the
     whole. They are small (one entry per distinct size), picklable, and comparable with ``==``. A
-    size is what a sequence takes in a batch, with padding if `Limits.multiple_of` is not 1.
+    size is what a sequence takes in a batch, with padding if `multiple_of` is not 1.
 
     Example:
         >>> from virnucpro.data import GreedyPacker

@@ -23,10 +23,14 @@ from virnucpro.files.plan_reader import compare_layout, open_plan
 from virnucpro.files.plan_summary import Summary
 from virnucpro.jobs.labels import label_totals
 from virnucpro.kernel.limits import Limits
+from virnucpro.memory import check_memory
 from virnucpro.text import shown
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+# Memory that must be available for plots, since libraries that lack it end the process.
+PLOT_BYTES = 3 * 2**26
 
 INK, BLUE, ORANGE = "#334155", "#3b82b6", "#d9480f"
 
@@ -151,6 +155,7 @@ def count_next_fit_decreasing(sizes: NDArray[Any], counts: NDArray[Any], limits:
 
 def draw(plot: Callable[[Axes], None]) -> str:
     """Return a plot as an SVG element."""
+    check_memory(PLOT_BYTES, "the plots")
     matplotlib = import_matplotlib()
     # The page is the same whatever a matplotlibrc says, and the IDs of elements are not random.
     style = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from functools import partial
 from itertools import pairwise
@@ -29,6 +30,7 @@ from virnucpro.data import (
     PackedFastaDataset,
     PackedPlanDataset,
     PackingPlan,
+    SequenceDataset,
     VarlenCollator,
     create_async_dataloader,
     model_inputs,
@@ -406,3 +408,28 @@ def test_nothing_waits_for_the_device(model_type: str) -> None:
         for longest in (moved["max_length_q"], None):
             output = model(**{**moved, "max_length_q": longest})
             assert output.last_hidden_state.shape == (*moved["input_ids"].shape, 32)
+
+
+@pytest.mark.long
+@pytest.mark.skipif("VIRNUCPRO_REAL_DATA" not in os.environ, reason="VIRNUCPRO_REAL_DATA is unset")
+def test_real_proteins_have_one_shape() -> None:
+    """All batches of a whole plan, and the states of every eighth protein, truncated ones too."""
+    path = Path(os.environ["VIRNUCPRO_REAL_DATA"], "uniprot_viruses.faa.gz")
+    records = list(SequenceDataset(path))
+    plan = GreedyPacker(4096).pack_lengths([len(record["sequence"]) for record in records])
+    model = packing(tiny_esm2())
+    captured = CapturedModel(model, *plan.shape)
+    collate = VarlenCollator(fair_esm_converter(), pad_to_budget=True)
+    alone = VarlenCollator(fair_esm_converter())
+    seen: set[str] = set()
+    ids: list[str] = []
+    for batch in DataLoader(PackedDataset(records, plan), batch_size=None, collate_fn=collate):
+        seen.add(str(shapes(batch)))
+        ids += batch["sequence_ids"]
+        unpacked = unpack(captured(batch), batch)
+        for row, state in list(zip(batch["row"], unpacked.states, strict=True))[::8]:
+            (expected,) = states_of(model, alone([records[row]])).values()
+            assert torch.allclose(state, expected, atol=1e-5)
+    assert len(seen) == 1
+    assert sorted(ids) == sorted(record["id"] for record in records)
+    assert captured.num_plain_calls == 0

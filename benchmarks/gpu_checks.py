@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from gpu_modes import draw_proteins, make_model, make_tokenizer, make_work, move
+from torch.utils.data import DataLoader
 
 from virnucpro.data import (
     CapturedModel,
@@ -18,6 +19,7 @@ from virnucpro.data import (
     measure_token_budget,
     model_inputs,
 )
+from virnucpro.model.batches import take_real
 from virnucpro.model.inputs import run_model
 
 # On a CPU, small batches.
@@ -91,6 +93,37 @@ def captured_states_are_the_same(device: torch.device) -> None:
     assert captured.num_plain_calls == 0, "batches did not fit"
 
 
+def graphs_follow_the_model(device: torch.device) -> None:
+    """Another autocast and replaced parameters give a new graph, and inference mode does not."""
+    if device.type != "cuda":
+        return
+    model = make_model("tiny", device)
+    (batch,) = make_batches(1, pad_to_budget=True, max_sequences=64, multiple_of=8)
+    captured = CapturedModel(model, BUDGET, 64)
+
+    def check(num_captures: int) -> None:
+        with torch.no_grad():
+            expected = take_real(run_model(model, move(model_inputs(batch, model), device)), batch)
+        assert captured(batch).equal(expected), f"states differ after {num_captures} captures"
+        assert captured.num_captures == num_captures, f"{captured.num_captures} captures"
+
+    with torch.inference_mode():
+        check(1)
+    check(1)
+    model.to(torch.float32)
+    check(2)
+    with torch.autocast("cuda", torch.bfloat16):
+        check(3)
+        check(3)
+    state = {name: tensor * 0.9 for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    check(4)
+    same: Any = [batch] * 8
+    loader: DataLoader[Any] = DataLoader(same, batch_size=None, pin_memory=True)
+    for pinned in loader:
+        assert captured(pinned).equal(captured(batch)), "states of pinned batches differ"
+
+
 def captured_states_are_close(device: torch.device) -> None:
     """Compiled graphs give the model's states within rounding."""
     if device.type != "cuda":
@@ -131,6 +164,7 @@ CHECKS: tuple[Callable[[torch.device], None], ...] = (
     packing_changes_nothing,
     attention_does_not_wait,
     captured_states_are_the_same,
+    graphs_follow_the_model,
     captured_states_are_close,
     measured_budget_holds,
 )

@@ -149,3 +149,11 @@ def test_equal_in_effect() -> None:
     assert rounded.count([5, 200]) == whole.count([5, 200]) != one.count([5, 200])
     assert one.pack_lengths([5]) != wider.pack_lengths([5])
     assert one.pack_lengths([5]) != GreedyPacker(100, max_sequences_per_batch=2).pack_lengths([5])
+
+
+@pytest.mark.parametrize("multiple_of", [1, 16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.uint64])
+def test_tokens_of_narrow_integers(dtype: type[np.generic], multiple_of: int) -> None:
+    limits = Limits(5000, 4000, multiple_of=multiple_of)
+    lengths = np.array([0, 5, 255], dtype)
+    assert limits.tokens(lengths).tolist() == [limits.tokens(int(n)) for n in lengths]

@@ -6,6 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -32,12 +33,15 @@ from virnucpro.data import (
     PackingPlan,
     SequenceDataset,
     VarlenCollator,
+    check_packed,
     create_async_dataloader,
     model_inputs,
     pack_files,
     unpack,
 )
+from virnucpro.model import captured
 from virnucpro.model.batches import take_real
+from virnucpro.model.inputs import run_model
 from virnucpro.model.kernels import attend_in_blocks, attend_one_by_one
 
 BUDGET = 160
@@ -128,7 +132,7 @@ def test_batches_of_a_plan_have_one_shape(num_workers: int) -> None:
 
 
 def test_padding_is_sequences_of_its_own() -> None:
-    """The same tokens with and without padding, then tokens for padding, from 0 in each piece."""
+    """The same tokens with and without padding, then tokens for padding, at position 0."""
     collate = VarlenCollator(fair_esm_converter(), 100, 38, pad_to_budget=True, max_sequences=4)
     plain = VarlenCollator(fair_esm_converter(), 100, 38)
     records = [{"id": n, "sequence": "MKTAY", "labels": [1, 2, 3, 4, 5]} for n in range(2)]
@@ -139,8 +143,7 @@ def test_padding_is_sequences_of_its_own() -> None:
     assert padded["input_ids"][14:].unique().tolist() == [1]
     assert padded["labels"][14:].unique().tolist() == [-100]
     assert padded["cu_seqlens"].tolist() == [0, 7, 14, 54, 94, 100, 100, 100]
-    positions = [*range(40), *range(40), *range(6)]
-    assert padded["position_ids"][14:].tolist() == positions
+    assert padded["position_ids"][14:].tolist() == [0] * 86
     assert padded["max_seqlen"] == 40
 
 
@@ -190,7 +193,7 @@ def test_states_do_not_depend_on_padding(model_type: str, multiple_of: int) -> N
     """Padded or not, compiled or not, captured or not: those of each sequence alone."""
     model = packing(tiny_esm2() if model_type == "esm" else tiny_model(model_type))
     compiled = torch.compile(model, backend="eager", fullgraph=True)
-    captured = CapturedModel(model, BUDGET, 30)
+    graphs = CapturedModel(model, BUDGET, 30)
     alone: dict[str, torch.Tensor] = {}
     for record in PROTEINS:
         alone.update(states_of(model, VarlenCollator(fair_esm_converter())([record])))
@@ -202,14 +205,14 @@ def test_states_do_not_depend_on_padding(model_type: str, multiple_of: int) -> N
         if multiple_of == 1:
             found.append(states_of(compiled, padded))
         for batch in (padded, plain):
-            real = captured(batch)
+            real = graphs(batch)
             assert len(real) == batch["num_tokens"]
             unpacked = unpack(real, batch)
             found.append(dict(zip(unpacked.sequence_ids, unpacked.states, strict=True)))
         for states in found:
             for name, state in states.items():
                 assert torch.allclose(state, alone[name], atol=1e-5), (model_type, name)
-    assert captured.num_plain_calls == 0
+    assert graphs.num_plain_calls == 0
 
 
 @pytest.mark.parametrize("model_type", ["esm", "llama"])
@@ -276,7 +279,7 @@ def test_unpack_leaves_out_padding(data: st.DataObject) -> None:
         multiple_of=multiple_of,
     )
     batch = collate([{"id": n, "sequence": "M" * length} for n, length in enumerate(lengths)])
-    num_rows = budget if collate.pad_to_budget else sum(slots)
+    num_rows = budget - budget % multiple_of if collate.pad_to_budget else sum(slots)
     bounds = batch["cu_seqlens"].tolist()
     assert (bounds[0], bounds[-1], sorted(bounds)) == (0, num_rows, bounds)
     assert max(end - begin for begin, end in pairwise(bounds)) <= batch["max_seqlen"]
@@ -330,31 +333,31 @@ def test_multiples_are_those_of_the_plan(tmp_path: Path, num_workers: int) -> No
         num_workers=0,
     )
     assert all(len(batch["input_ids"]) % 8 == 0 for batch in loader)
-    with pytest.raises(ValueError, match="its plan counted"):
+    with pytest.raises(ValueError, match=r"its plan counted .* multiple_of=7\)$"):
         VarlenCollator(fair_esm_converter(), multiple_of=7)(PackedDataset(PROTEINS, plan)[0])
 
 
 def test_states_of_another_number_of_tokens_are_refused() -> None:
     batch = batches()[-1]
     for number in (batch["num_tokens"] - 1, BUDGET + 1):
-        with pytest.raises(ValueError, match="cu_seqlens must increase from 0 to"):
+        with pytest.raises(ValueError, match=f"has {number} tokens, the batch has {BUDGET}$"):
             unpack(torch.zeros(number, 2), batch)
 
 
 def test_captured_model_counts_what_does_not_fit(caplog: pytest.LogCaptureFixture) -> None:
     model = packing(tiny_esm2())
-    captured = CapturedModel(model, 100, 2)
+    graphs = CapturedModel(model, 100, 2)
     collate = VarlenCollator(fair_esm_converter())
     fits = [{"id": "a", "sequence": "MKTAY"}]
     with caplog.at_level(logging.WARNING):
         for records in (fits, fits * 3, [{"id": "a", "sequence": "M" * 120}], fits * 2):
             batch = collate(records)
             expected = states_of(model, batch)["a"]
-            assert torch.allclose(unpack(captured(batch), batch).states[-1], expected, atol=1e-5)
-    assert captured.num_plain_calls == 2
+            assert torch.allclose(unpack(graphs(batch), batch).states[-1], expected, atol=1e-5)
+    assert graphs.num_plain_calls == 2
     (record,) = caplog.records
     assert record.getMessage().startswith("a batch of 21 tokens and 3 sequences does not fit")
-    assert (captured.num_captures, captured.num_bytes) == (0, 0)
+    assert (graphs.num_captures, graphs.num_bytes) == (0, 0)
 
 
 # torch.compile imports modules that use them.
@@ -366,19 +369,92 @@ def test_captured_model_compiles_layers_and_leaves_the_model_alone(
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
     model = packing(tiny_esm2())
     before = [dict(vars(module)) for module in model.modules()]
-    captured = CapturedModel(model, BUDGET, 30, compile=True)
+    graphs = CapturedModel(model, BUDGET, 30, compile=True)
     for batch in batches(pad_to_budget=False)[:3]:
         expected = torch.cat(list(states_of(model, batch).values()))
-        found = torch.cat(unpack(captured(batch), batch).states)
+        found = torch.cat(unpack(graphs(batch), batch).states)
         assert torch.allclose(found, expected, atol=1e-4)
     assert [vars(module).keys() for module in model.modules()] == [each.keys() for each in before]
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
     changed = states_of(model, batch)
-    found = torch.cat(unpack(captured(batch), batch).states)
+    found = torch.cat(unpack(graphs(batch), batch).states)
     assert torch.allclose(found, torch.cat(list(changed.values())), atol=1e-4)
     assert not torch.allclose(found, expected, atol=1e-2)
+
+
+class Recorded:
+    """In place of a CUDA graph: runs the model on the inputs that it keeps."""
+
+    def __init__(self, model: Any, inputs: dict[str, Any]) -> None:
+        self.model = model
+        self.inputs = {
+            name: value.clone() if isinstance(value, torch.Tensor) else value
+            for name, value in inputs.items()
+        }
+        self.states = run_model(model, self.inputs)
+
+    def replay(self) -> None:
+        self.states.copy_(run_model(self.model, self.inputs))
+
+
+def test_graphs_are_captured_again_when_they_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With graphs that are recorded, since a CPU has none: their inputs, states and number."""
+
+    def capture(model: Any, inputs: dict[str, Any], _autocast: Any, key: Any) -> Any:
+        graph: Any = Recorded(model, inputs)
+        return captured.Graph(graph, graph.inputs, graph.states, key, 5)
+
+    monkeypatch.setattr(captured, "capture", capture)
+    monkeypatch.setattr(captured, "has_graphs", lambda _: True)
+    monkeypatch.setattr(torch.cuda, "device", lambda _: nullcontext())
+    model = packing(tiny_esm2())
+    graphs = CapturedModel(model, BUDGET, 30)
+    found = sorted(batches(pad_to_budget=False), key=lambda batch: batch["max_seqlen"])
+
+    def check(number: int, chosen: list[dict[str, Any]], atol: float = 1e-5) -> None:
+        states = [graphs(batch) for batch in chosen]
+        for batch, own in zip(chosen, states, strict=True):
+            expected = torch.cat(list(states_of(model, batch).values()))
+            assert torch.allclose(torch.cat(unpack(own, batch).states), expected, atol=atol)
+        assert (graphs.num_captures, graphs.num_plain_calls) == (number, 0)
+        assert graphs.num_bytes == 5
+
+    check(1, found[:1])
+    with torch.inference_mode():
+        check(1, found[:1])
+    check(2, found)
+    check(2, found[::-1])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.9)
+    check(2, found[:2])
+    model.load_state_dict(
+        {name: tensor * 0.9 for name, tensor in model.state_dict().items()}, assign=True
+    )
+    check(3, found[:2])
+    model.double()
+    check(4, found[:2])
+
+
+def test_positions_of_padding_are_those_of_a_model() -> None:
+    """A model with as many positions as its longest sequence has tokens."""
+    model = packing(tiny_model("bert", max_position_embeddings=42))
+    graphs = CapturedModel(model, BUDGET, 8)
+    for length in (25, 40):
+        for pad_to_budget in (False, True):
+            collate = VarlenCollator(fair_esm_converter(), BUDGET, pad_to_budget=pad_to_budget)
+            batch = collate([{"id": "a", "sequence": "M" * length}])
+            plain = VarlenCollator(fair_esm_converter())([{"id": "a", "sequence": "M" * length}])
+            expected = states_of(model, plain)["a"]
+            assert torch.allclose(states_of(model, batch)["a"], expected, atol=1e-5)
+            assert torch.allclose(unpack(graphs(batch), batch).states[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"pad_to_budget": True}, {"multiple_of": 16}])
+def test_check_packed_takes_collators_that_pad(options: dict[str, Any]) -> None:
+    check_packed(packing(tiny_esm2()), VarlenCollator(fair_esm_converter(), 512, **options))
 
 
 def test_captured_model_checks_its_arguments() -> None:
@@ -386,13 +462,17 @@ def test_captured_model_checks_its_arguments() -> None:
     for arguments, message in (((0, 1), "max_tokens must be"), ((5, 0), "max_sequences must be")):
         with pytest.raises(ValueError, match=message):
             CapturedModel(model, *arguments)
+    with pytest.raises(ValueError, match=r"or FlashAttention \(got 'sdpa'\)$"):
+        CapturedModel(tiny_esm2(attn_implementation="sdpa"), 5, 5)
+    with pytest.raises(ValueError, match=r"of VarlenCollator \(its keys are none\)$"):
+        CapturedModel(model, 5, 5)({})
     with pytest.raises(ValueError, match=r"one device \(got none\)"):
         CapturedModel(torch.nn.Identity(), 5, 5)
     with pytest.raises(ValueError, match=r"list of layers \(got Linear\)"):
         CapturedModel(torch.nn.Linear(2, 2), 5, 5, compile=True)
-    captured = CapturedModel(model.train(), BUDGET, 5)
+    graphs = CapturedModel(model.train(), BUDGET, 5)
     with pytest.raises(ValueError, match=r"call model\.eval\(\)"):
-        captured(batches()[0])
+        graphs(batches()[0])
 
 
 @pytest.mark.parametrize("model_type", ["esm", "llama"])
@@ -418,7 +498,7 @@ def test_real_proteins_have_one_shape() -> None:
     records = list(SequenceDataset(path))
     plan = GreedyPacker(4096).pack_lengths([len(record["sequence"]) for record in records])
     model = packing(tiny_esm2())
-    captured = CapturedModel(model, *plan.shape)
+    graphs = CapturedModel(model, *plan.shape)
     collate = VarlenCollator(fair_esm_converter(), pad_to_budget=True)
     alone = VarlenCollator(fair_esm_converter())
     seen: set[str] = set()
@@ -426,10 +506,10 @@ def test_real_proteins_have_one_shape() -> None:
     for batch in DataLoader(PackedDataset(records, plan), batch_size=None, collate_fn=collate):
         seen.add(str(shapes(batch)))
         ids += batch["sequence_ids"]
-        unpacked = unpack(captured(batch), batch)
+        unpacked = unpack(graphs(batch), batch)
         for row, state in list(zip(batch["row"], unpacked.states, strict=True))[::8]:
             (expected,) = states_of(model, alone([records[row]])).values()
             assert torch.allclose(state, expected, atol=1e-5)
     assert len(seen) == 1
     assert sorted(ids) == sorted(record["id"] for record in records)
-    assert captured.num_plain_calls == 0
+    assert graphs.num_plain_calls == 0

@@ -34,7 +34,10 @@ FOLDER = os.environ.get("VIRNUCPRO_REAL_DATA")
     ],
 )
 def test_the_page_on_one_shape_runs(
-    is_real: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    is_real: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     text = (ROOT / "docs/how-to/one-shape.md").read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
@@ -51,6 +54,10 @@ def test_the_page_on_one_shape_runs(
     huggingface_tokenizer(checkpoint).save_pretrained(checkpoint)
     found: dict[str, Any] = {}
     exec("\n".join(blocks), found)
+    if not is_real:
+        (warning,) = re.findall(r"# WARNING: ((?:.*\n#)*.*)", text)
+        messages = [record.getMessage() for record in caplog.records]
+        assert re.sub(r"\s*\n# ", " ", warning) in messages
     shapes = {
         (len(batch["input_ids"]), len(batch["cu_seqlens"]), batch["max_seqlen"])
         for batch in found["batches"]

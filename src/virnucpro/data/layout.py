@@ -194,7 +194,9 @@ class Layout:
 
     @functools.cached_property
     def shape(self) -> BatchShape:
-        """`max_tokens_per_batch` and `max_sequences`, the shape that every batch fits in.
+        """The budget and `max_sequences`, the shape that every batch fits in.
+
+        The budget is rounded down to a multiple of `multiple_of`.
 
         Batches padded to this shape run in one captured CUDA graph. If there is no limit on
         sequences and the fullest batch has more than twice as many as the mean, as for First-Fit
@@ -219,7 +221,7 @@ class Layout:
         if max_sequences == 0:
             raise ValueError(f"a {type(self).__name__} without batches has no shape")
         warn_of_fullest(self.core, self.limits, max_sequences)
-        return BatchShape(self.max_tokens_per_batch, max_sequences)
+        return BatchShape(self.limits.usable_tokens, max_sequences)
 
     @property
     def num_truncated(self) -> int:

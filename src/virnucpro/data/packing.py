@@ -361,7 +361,7 @@ class GreedyPacker(Parameters):
         return PackingPlan(layout, *kernel.list_rows(layout.core, lengths, ids, num_threads))
 
     def _tokenized_length(self, sequence: str) -> int:
-        """Return the number of tokens of a sequence: residues kept, plus special tokens."""
+        """Return the number of tokens that a sequence takes in a batch."""
         return self.limits.tokens(len(sequence))
 
     def _warn_of_truncation(

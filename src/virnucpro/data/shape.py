@@ -45,8 +45,9 @@ def warn_of_fullest(layout: kernel.Layout, limits: Limits, max_sequences: int) -
     num_batches, limit = propose_limit(layout, limits, max_sequences)
     percent = 100 * (num_batches / layout.num_batches - 1)
     logger.warning(
-        "The fullest batch has %s sequences, the mean is %.1f: max_sequences_per_batch=%d with "
-        "method='tight' gives at most %s batches instead of %s (%+.2f %%)",
+        "The fullest batch has %s sequences, the mean is %.1f, so a shape for all batches has many "
+        "empty sequences: max_sequences_per_batch=%d with method='tight' gives at most %s batches "
+        "(%s without a limit, %+.2f %%)",
         f"{max_sequences:,}",
         mean,
         limit,

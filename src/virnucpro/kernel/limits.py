@@ -60,7 +60,7 @@ class Limits:
         if self.max_sequences_per_batch is not None:
             self._check("max_sequences_per_batch", 1, 2**63 - 1)
         self._check("multiple_of", 1)
-        if self._usable <= self.special_tokens:
+        if self.usable_tokens <= self.special_tokens:
             rounded = f", rounded up to a multiple of {self.multiple_of:,}"
             raise ValueError(
                 f"max_tokens_per_batch must leave room for one residue and "
@@ -73,14 +73,14 @@ class Limits:
         object.__setattr__(self, name, check_integer(getattr(self, name), name, minimum, maximum))
 
     @property
-    def _usable(self) -> int:
-        """The most tokens of one sequence that fit in a batch."""
+    def usable_tokens(self) -> int:
+        """The token budget, rounded down to a multiple of `multiple_of`."""
         return self.max_tokens_per_batch - self.max_tokens_per_batch % self.multiple_of
 
     @property
     def max_residues(self) -> int:
         """Maximum residues kept per sequence, `max_sequence_length` or fewer to fit in a batch."""
-        return min(self.max_sequence_length, self._usable - self.special_tokens)
+        return min(self.max_sequence_length, self.usable_tokens - self.special_tokens)
 
     @overload
     def tokens(self, lengths: int) -> int: ...
@@ -102,6 +102,8 @@ class Limits:
         if isinstance(lengths, int):
             tokens: Any = min(lengths, self.max_residues) + self.special_tokens
         else:
+            # Narrow integers might not hold the tokens.
+            lengths = np.asarray(lengths, np.int64)
             tokens = np.minimum(lengths, self.max_residues) + self.special_tokens
         if self.multiple_of == 1:
             return tokens

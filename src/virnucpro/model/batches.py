@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from virnucpro.model.tokenized_records import NO_LABEL
 
+# Boundaries are int32.
+MAX_TOKENS = 2**31 - 1
+
 
 class PaddedShape(NamedTuple):
     """The shape of batches that are padded to it.
@@ -141,23 +144,33 @@ def pad_batch(batch: dict[str, Any], shape: PaddedShape, padding_token: int) -> 
     """Return a batch with padding, so that its tensors have a shape; it must have room.
 
     Padding is added as sequences of `max_seqlen` tokens, the last of them shorter, and then as
-    empty sequences. No value of a tensor is read, so this does not wait for a device.
+    empty sequences. Its positions are 0, since a model may have no others. No value of a tensor is
+    read, so this does not wait for a device.
     """
     input_ids, boundaries = batch["input_ids"], batch["cu_seqlens"]
     device, num_tokens = input_ids.device, len(input_ids)
     num_added = shape.tokens - num_tokens
     numbers = torch.arange(1, shape.num_boundaries - len(boundaries) + 1, device=device)
     ends = (num_tokens + numbers * shape.max_seqlen).clamp(max=shape.tokens)
-    positions = torch.arange(num_added, device=device) % shape.max_seqlen
     padded = {
         **batch,
         "input_ids": torch.nn.functional.pad(input_ids, (0, num_added), value=padding_token),
-        "position_ids": torch.cat([batch["position_ids"], positions]),
+        "position_ids": torch.nn.functional.pad(batch["position_ids"], (0, num_added)),
         **boundaries_of(torch.cat([boundaries, ends.to(boundaries.dtype)]), shape.max_seqlen),
     }
     if "labels" in batch:
         padded["labels"] = torch.nn.functional.pad(batch["labels"], (0, num_added), value=NO_LABEL)
     return padded
+
+
+def to_device(values: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Return a batch with its tensors on a device, each moved once however many names it has."""
+    moved = {
+        id(value): value.to(device, non_blocking=True)
+        for value in values.values()
+        if isinstance(value, torch.Tensor)
+    }
+    return {name: moved.get(id(value), value) for name, value in values.items()}
 
 
 def remove_padding(batch: dict[str, Any]) -> dict[str, Any]:
@@ -238,8 +251,8 @@ def unpack(
         starts, ends = bounds_of_sequences(batch)
         sequence_ids = batch["sequence_ids"]
         num_before, num_after = batch["special_tokens"]
-        has_padding = num_rows == len(batch["input_ids"])
-        expected = len(batch["input_ids"]) if has_padding else batch["num_tokens"]
+        has_padding = num_rows != batch["num_tokens"]
+        expected = len(batch["input_ids"]) if has_padding else num_rows
     else:
         starts, ends = batch[:-1], batch[1:]
         has_padding, expected = True, int(batch[-1])
@@ -258,6 +271,8 @@ def unpack(
         )
     if len(lengths) == 0:
         raise ValueError("cu_seqlens must have at least one sequence")
+    if isinstance(batch, dict) and num_rows != expected:
+        raise ValueError(f"hidden_states has {num_rows:,} tokens, the batch has {expected:,}")
     if starts[0] != num_before or num_rows != expected or (lengths < 0).any():
         raise ValueError(
             f"cu_seqlens must increase from 0 to {num_rows:,}, the number of tokens in "

@@ -10,16 +10,23 @@ from typing import Any, NamedTuple
 import torch
 
 from virnucpro.kernel.arguments import check_integer
-from virnucpro.model.batches import PaddedShape, num_parts, pad_batch, remove_padding, take_real
-from virnucpro.model.configuration import text_config
-from virnucpro.model.inputs import accepts, model_inputs, run_model
+from virnucpro.model.batches import (
+    MAX_TOKENS,
+    PaddedShape,
+    num_parts,
+    pad_batch,
+    remove_padding,
+    take_real,
+    to_device,
+)
+from virnucpro.model.configuration import attention_implementation, text_config
+from virnucpro.model.inputs import IGNORE_BOUNDARIES, accepts, model_inputs, run_model
+from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
 
 # Calls before a capture, in which libraries choose and compile what they run.
 NUM_WARM_UP = 3
-# Boundaries are int32.
-MAX_TOKENS = 2**31 - 1
 
 
 class Graph(NamedTuple):
@@ -46,12 +53,15 @@ class CapturedModel:
     A graph starts all kernels of the model at once, so that the GPU does not wait for Python, which
     takes most of the time where batches or models are small. Each batch is padded to the shape, if
     ``VarlenCollator(pad_to_budget=True)`` has not done so, and copied to the memory of the graph.
+    Where the model is not on a CUDA device, it is called with the padded batches.
+
     The graph is captured at the first batch. It is captured again, in place of the former one, if a
     batch has a longer sequence than any before, if the model's parameters have been moved or
-    replaced, and under another autocast. Parameters may be changed in place at any time, as
-    optimizers and `load_state_dict` do.
-
-    Where the model is not on a CUDA device, it is called with the padded batches.
+    replaced, and under another autocast. With ``pad_to_budget=True`` all batches have the same
+    longest sequence. Parameters may be changed in place at any time, as optimizers and
+    `load_state_dict` do. Anything else that changes what the model computes, such as its attention
+    implementation, adapters or hooks, needs a new `CapturedModel`. Calls are for one thread and one
+    CUDA stream.
 
     Args:
         model: A Hugging Face model on one device, in evaluation mode, with ``"packed_sdpa"`` or
@@ -66,13 +76,13 @@ class CapturedModel:
         num_captures: Number of captures so far.
         num_plain_calls: Number of batches that did not fit the shape, for which the model was
             called as usual; the first one causes a WARNING.
-        num_bytes: Memory that the graph keeps on the device, in bytes: the activations of one
-            batch, inputs and output. The model's parameters are not copied.
+        num_bytes: Memory that the graph keeps on the device, in bytes: the activations and states
+            of one batch. The model's parameters are not copied.
 
     Raises:
-        ValueError: `max_tokens` or `max_sequences` is out of range; the model has no parameters, is
-            on several devices or, when called, is in training mode; or, with `compile`, it has no
-            list of layers.
+        ValueError: `max_tokens` or `max_sequences` is out of range; the model has another attention
+            implementation, no parameters, is on several devices or, when called, is in training
+            mode; or, with `compile`, it has no list of layers.
         TypeError: `max_tokens` or `max_sequences` is not an integer.
 
     Example:
@@ -103,12 +113,26 @@ class CapturedModel:
         self.max_tokens = check_integer(max_tokens, "max_tokens", 1, MAX_TOKENS)
         self.max_sequences = check_integer(max_sequences, "max_sequences", 1, MAX_TOKENS)
         self.compile = compile
+        attention = attention_implementation(model)
+        if attention in IGNORE_BOUNDARIES:
+            raise ValueError(
+                'CapturedModel needs a model with attn_implementation="packed_sdpa" or '
+                f"FlashAttention (got {quoted(attention)})"
+            )
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) != 1:
             names = ", ".join(sorted(map(str, devices))) or "none"
             raise ValueError(f"CapturedModel needs a model on one device (got {names})")
-        if compile:
-            find_layers(model)
+        self._layers = find_layers(model) if compile else []
+        # The parameters and buffers of each module, as dicts that follow replacements.
+        self._tensors = [
+            values
+            for module in model.modules()
+            for values in (vars(module)["_parameters"], vars(module)["_buffers"])
+            if values
+        ]
+        if torch.cuda.is_available() and not has_graphs(next(iter(devices))):
+            logger.warning("the model is on %s: it is called without a CUDA graph", *devices)
         self.num_captures = self.num_plain_calls = self.num_bytes = 0
         self._shape = PaddedShape(self.max_tokens, self.max_sequences, 1)
         self._compiled: dict[torch.nn.Module, Any] = {}
@@ -125,28 +149,32 @@ class CapturedModel:
             `unpack`. Without gradients; the memory is not reused by later calls.
 
         Raises:
-            ValueError: The model is in training mode, or does not return states for each token.
+            ValueError: The batch is empty or from elsewhere, or the model is in training mode or
+                does not return states for each token.
 
         Cost: a copy of the inputs and of the states, beside the kernels of the model; the call
         returns before they have finished.
         """
+        if "num_tokens" not in batch:
+            names = ", ".join(map(repr, batch)) or "none"
+            raise ValueError(f"batch must be one of VarlenCollator (its keys are {shown(names)})")
         if self.model.training:
             raise ValueError("CapturedModel needs a model in evaluation mode: call model.eval()")
-        batch = remove_padding(batch)
         device = next(self.model.parameters()).device
-        with torch.no_grad():
+        # Tensors made in inference mode could not be overwritten outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            batch = remove_padding(to_device(batch, device))
             shape = self._shape_for(batch)
             if shape is None:
                 self._count_plain_call(batch)
-                states = run_model(self.model, self._inputs(batch, device))
-                return take_real(states, batch)
+                return take_real(run_model(self.model, self._inputs(batch)), batch)
             token = getattr(text_config(self.model), "pad_token_id", None) or 0
-            inputs = self._inputs(pad_batch(batch, shape, token), device)
-            with self._compiled_layers():
-                if device.type == "cuda":
-                    with torch.cuda.device(device):
-                        states = self._replay(inputs)
-                else:
+            inputs = self._inputs(pad_batch(batch, shape, token))
+            if has_graphs(device):
+                with torch.cuda.device(device):
+                    states = self._replay(inputs)
+            else:
+                with self._compiled_layers():
                     states = run_model(self.model, inputs)
             return take_real(states, batch).clone()
 
@@ -176,26 +204,23 @@ class CapturedModel:
             )
         self.num_plain_calls += 1
 
-    def _inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """Return the model's arguments for a batch, on its device."""
+    def _inputs(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Return the model's arguments for a batch on its device."""
         inputs = model_inputs(batch, self.model)
-        moved = {
-            id(value): value.to(device, non_blocking=True)
-            for value in inputs.values()
-            if isinstance(value, torch.Tensor)
-        }
         if accepts(self.model, "use_cache", or_kwargs=False):
             inputs["use_cache"] = False
-        return {name: moved.get(id(value), value) for name, value in inputs.items()}
+        return inputs
 
     def _replay(self, inputs: dict[str, Any]) -> torch.Tensor:
         """Return the states from the graph, in its memory; it is captured first if need be."""
-        parameters = [*self.model.parameters(), *self.model.buffers()]
+        tensors = (each for values in self._tensors for each in values.values())
         autocast = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else None
-        key = self._shape, autocast, [tensor.data_ptr() for tensor in parameters]
+        addresses = [(each.data_ptr(), each.dtype) for each in tensors if each is not None]
+        key = self._shape, autocast, addresses
         if self._graph is None or self._graph.key != key:
             self._graph = None
-            self._graph = capture(self.model, inputs, autocast, key)
+            with self._compiled_layers():
+                self._graph = capture(self.model, inputs, autocast, key)
             self.num_bytes = self._graph.num_bytes
             self.num_captures += 1
         for name, static in self._graph.inputs.items():
@@ -207,7 +232,7 @@ class CapturedModel:
     @contextmanager
     def _compiled_layers(self) -> Iterator[None]:
         """Replace the layers' `forward` by compiled ones, if `compile`, and restore them."""
-        layers = find_layers(self.model) if self.compile else []
+        layers = self._layers
         own = [vars(layer).get("forward") for layer in layers]
         try:
             for layer in layers:
@@ -220,6 +245,11 @@ class CapturedModel:
                 vars(layer).pop("forward", None)
                 if forward is not None:
                     layer.forward = forward
+
+
+def has_graphs(device: torch.device) -> bool:
+    """Return whether a device runs CUDA graphs."""
+    return device.type == "cuda"
 
 
 def capture(model: Any, inputs: dict[str, Any], autocast: torch.dtype | None, key: Any) -> Graph:
@@ -240,7 +270,8 @@ def capture(model: Any, inputs: dict[str, Any], autocast: torch.dtype | None, ke
         torch.cuda.empty_cache()
         before = torch.cuda.memory_reserved()
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Other threads, such as one that pins memory, may call CUDA meanwhile.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             states = run_model(model, static)
     return Graph(graph, static, states, key, torch.cuda.memory_reserved() - before)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from virnucpro.model.batches import make_batch
+from virnucpro.model.batches import make_batch, to_device
 from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.configuration import (
     attention_implementation,
@@ -83,10 +83,7 @@ def check_packed(
         tolerance = TOLERANCES.get(parameter.dtype, 5e-2)
         if parameter.is_cuda and torch.get_float32_matmul_precision() != "highest":
             tolerance = max(tolerance, 1e-2)
-    batch = {
-        name: value.to(parameter.device) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
+    batch = to_device(batch, parameter.device)
     devices = [parameter.device] if parameter.is_cuda else []
     with evaluating(model), torch.no_grad(), torch.random.fork_rng(devices):
         packed = run_packed(model, batch)
@@ -139,8 +136,10 @@ def draw_tokens(
 def draw_residues(model: Any, batch_converter: Any, draw: random.Random) -> dict[str, Any]:
     """Return a batch of random sequences, as many as fit the collator's budget."""
     if isinstance(batch_converter, VarlenCollator):
-        # A copy, so that the counts of unknown residues and its warning are left unchanged.
+        # A copy, so that the counts of unknown residues and its warning are left unchanged. Without
+        # padding, which could not run alone.
         collate = copy.copy(batch_converter)
+        collate.pad_to_budget, collate.multiple_of = False, 1
         collate.unknown_residues = Counter()
         collate.unknown = "ignore"
     else:

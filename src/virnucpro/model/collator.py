@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,16 +13,13 @@ import numpy as np
 from virnucpro.data.records import Record, read_records
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
-from virnucpro.model.batches import PaddedShape, make_batch, num_parts, pad_batch
+from virnucpro.model.batches import MAX_TOKENS, PaddedShape, make_batch, num_parts, pad_batch
 from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, check_keys
 from virnucpro.model.vocabulary import Tokens, padding_token, read_vocabulary
 from virnucpro.model.workers import in_worker
 from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
-
-# Boundaries are int32.
-MAX_TOKENS = 2**31 - 1
 
 DEFAULT_BUDGET = 4096
 
@@ -71,11 +69,12 @@ class VarlenCollator:
     With other vocabularies, the tokenizer encodes each full sequence.
 
     With `pad_to_budget`, ``input_ids``, ``position_ids`` and ``labels`` have `max_tokens_per_batch`
-    tokens, ``cu_seqlens`` has a constant length, and ``max_seqlen`` is that of the longest sequence
-    that the limits allow. Tokens after those of the n sequences are padding, with the label -100:
-    sequences of their own, which no other sequence attends to, and then empty sequences. With
-    `multiple_of`, each sequence is followed by its padding, a sequence of its own that may be
-    empty: ``cu_seqlens`` then has the boundaries of both in turn, int32 [2 n + 1] or more.
+    tokens, rounded down to a multiple of `multiple_of`, ``cu_seqlens`` has a constant length, and
+    ``max_seqlen`` is that of the longest sequence that the limits allow. Tokens after those of the
+    n sequences are padding, with the label -100: sequences of their own, which no other sequence
+    attends to, and then empty sequences. With `multiple_of`, each sequence is followed by its
+    padding, a sequence of its own that may be empty: ``cu_seqlens`` then has the boundaries of both
+    in turn, int32 [2 n + 1] or more.
 
     Args:
         batch_converter: A batch converter of fair-esm (``alphabet.get_batch_converter()``) or a
@@ -218,11 +217,11 @@ class VarlenCollator:
             max_sequences = check_integer(max_sequences, "max_sequences", 1, MAX_TOKENS)
         elif self.pad_to_budget and planned is not None:
             max_sequences = planned.max_sequences_per_batch
-        elif self.pad_to_budget:
-            max_sequences = max(1, budget // (self.special_tokens + 1))
         limits = Limits(
             budget, self.max_sequence_length, self.special_tokens, max_sequences, multiple_of
         )
+        if self.pad_to_budget and max_sequences is None:
+            limits = replace(limits, max_sequences_per_batch=budget // limits.tokens(1))
         if self.pad_to_budget and planned is not None:
             most = planned.max_sequences_per_batch or 0
             name = "batches of the plan have up to"
@@ -236,7 +235,7 @@ class VarlenCollator:
         keys = check_keys(records)
         if "tokens" in keys:
             num_tokens = np.diff(tokens.offsets)
-            check_counts(records, limits.tokens(num_tokens - self.special_tokens))
+            check_counts(records, limits.tokens(num_tokens - self.special_tokens), limits)
         self._count_unknown(records, tokens)
         num_truncated = np.count_nonzero(tokens.full_lengths > limits.max_residues)
         if num_truncated:
@@ -267,7 +266,7 @@ class VarlenCollator:
             return batch
         assert limits.max_sequences_per_batch is not None
         shape = PaddedShape(
-            limits.max_tokens_per_batch,
+            limits.usable_tokens,
             limits.max_sequences_per_batch,
             limits.tokens(limits.max_residues),
             num_parts(limits.multiple_of),

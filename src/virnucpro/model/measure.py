@@ -20,8 +20,8 @@ from numpy.typing import ArrayLike
 
 from virnucpro.kernel.arguments import check_integer, check_lengths
 from virnucpro.kernel.limits import Limits
+from virnucpro.model.batches import MAX_TOKENS, to_device
 from virnucpro.model.check import draw_tokens, evaluating, max_sequence_tokens
-from virnucpro.model.collator import MAX_TOKENS
 from virnucpro.model.inputs import model_inputs
 from virnucpro.text import quoted
 
@@ -123,8 +123,8 @@ def measure_token_budget(
     Args:
         model: A model that takes `model_inputs`, on one CUDA device.
         loss: ``loss(model, batch)`` returns the loss of a batch of `VarlenCollator`, or calls
-            ``backward`` itself and returns None. The batch is on the device and has `labels`. None
-            measures inference.
+            ``backward`` itself and returns None. The batch is on the device and has `labels`, which
+            are its tokens. None measures inference.
         lengths: Residues of sequences from which those of the batches are drawn, integers [n]. None
             draws lengths as proteins have them (log-normal, median 270). The first sequence of each
             batch is the longest one.
@@ -137,7 +137,8 @@ def measure_token_budget(
 
     Returns:
         The budgets, for ``GreedyPacker(budget.max_tokens)`` and ``VarlenCollator``, and the bytes
-        per token, for ``calculate_token_budget(bytes_per_token=budget.bytes_per_token)``.
+        per token, for ``calculate_token_budget(bytes_per_token=budget.bytes_per_token)``, to whose
+        `model_memory_gb` the `fixed_bytes` are to be added.
 
     Raises:
         ValueError: The model is not on one CUDA device, or a parameter is out of range.
@@ -292,10 +293,7 @@ def run_size(
     seconds: list[float] = []
     last = None
     try:
-        batch = {
-            name: value.to(meter.device) if isinstance(value, torch.Tensor) else value
-            for name, value in batch.items()
-        }
+        batch = to_device(batch, meter.device)
         if loss is not None:
             batch["labels"] = batch["input_ids"].clone()
         while len(seconds) <= MIN_RUNS or (

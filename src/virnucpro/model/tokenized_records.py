@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.data.records import Record
+from virnucpro.kernel.limits import Limits
 from virnucpro.model.vocabulary import Tokens, Vocabulary, offsets_of
 from virnucpro.text import quoted
 
@@ -130,15 +131,16 @@ def check_keys(records: list[Record]) -> list[str]:
     return keys
 
 
-def check_counts(records: list[Record], num_tokens: NDArray[np.int64]) -> None:
+def check_counts(records: list[Record], num_tokens: NDArray[np.int64], limits: Limits) -> None:
     """Raise if a record's number of tokens differs from the number in its plan (`tokens`)."""
     for record, number in zip(records, num_tokens.tolist(), strict=True):
         planned = record.get("tokens")
         if planned is not None and planned != number:
             raise ValueError(
                 f"record {quoted(record['id'])} has {number:,} tokens, but its plan counted "
-                f"{quoted(planned)}; the plan has different limits from the collator, or is for "
-                "another tokenizer"
+                f"{quoted(planned)}; the plan is for another tokenizer, or has different limits "
+                f"from the collator (max_sequence_length={limits.max_sequence_length}, "
+                f"special_tokens={limits.special_tokens}, multiple_of={limits.multiple_of})"
             )
 
 

@@ -356,7 +356,9 @@ def test_captured_model_counts_what_does_not_fit(caplog: pytest.LogCaptureFixtur
             assert torch.allclose(unpack(graphs(batch), batch).states[-1], expected, atol=1e-5)
     assert graphs.num_plain_calls == 2
     (record,) = caplog.records
-    assert record.getMessage().startswith("a batch of 21 tokens and 3 sequences does not fit")
+    assert record.getMessage().startswith(
+        "a batch of 21 tokens and 3 sequences with 4 boundaries does"
+    )
     assert (graphs.num_captures, graphs.num_bytes) == (0, 0)
 
 
@@ -442,9 +444,11 @@ def test_positions_of_padding_are_those_of_a_model() -> None:
     """A model with as many positions as its longest sequence has tokens."""
     model = packing(tiny_model("bert", max_position_embeddings=42))
     graphs = CapturedModel(model, BUDGET, 8)
-    for length in (25, 40):
+    for length, multiple_of in ((25, 1), (40, 1), (40, 64)):
         for pad_to_budget in (False, True):
-            collate = VarlenCollator(fair_esm_converter(), BUDGET, pad_to_budget=pad_to_budget)
+            collate = VarlenCollator(
+                fair_esm_converter(), BUDGET, pad_to_budget=pad_to_budget, multiple_of=multiple_of
+            )
             batch = collate([{"id": "a", "sequence": "M" * length}])
             plain = VarlenCollator(fair_esm_converter())([{"id": "a", "sequence": "M" * length}])
             expected = states_of(model, plain)["a"]
@@ -455,6 +459,36 @@ def test_positions_of_padding_are_those_of_a_model() -> None:
 @pytest.mark.parametrize("options", [{"pad_to_budget": True}, {"multiple_of": 16}])
 def test_check_packed_takes_collators_that_pad(options: dict[str, Any]) -> None:
     check_packed(packing(tiny_esm2()), VarlenCollator(fair_esm_converter(), 512, **options))
+
+
+def test_captured_model_takes_batches_padded_to_another_shape() -> None:
+    """Full ones too, and those of which only the padding exceeds the shape."""
+    model = packing(tiny_esm2())
+    graphs = CapturedModel(model, 64, 4)
+    for budget, lengths in ((64, [20, 38]), (64, [20, 40]), (160, [20, 12]), (160, [62])):
+        collate = VarlenCollator(fair_esm_converter(), budget, pad_to_budget=True)
+        batch = collate([{"id": n, "sequence": "M" * n} for n in lengths])
+        expected = torch.cat(list(states_of(model, batch).values()))
+        found = torch.cat(unpack(graphs(batch), batch).states)
+        assert torch.allclose(found, expected, atol=1e-5)
+    assert graphs.num_plain_calls == 0
+
+
+def test_captured_model_needs_no_padding_token() -> None:
+    model = packing(tiny_model("llama"))
+    model.config.pad_token_id = -1
+    batch = batches(pad_to_budget=False)[0]
+    assert len(CapturedModel(model, BUDGET, 30)(batch)) == batch["num_tokens"]
+
+
+def test_captured_model_takes_rope_that_depends_on_the_longest_sequence() -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    model = packing(tiny_model("llama", max_position_embeddings=64, rope_parameters=rope))
+    graphs = CapturedModel(model, BUDGET, 8)
+    for length in (38, 40, 62):
+        batch = VarlenCollator(fair_esm_converter())([{"id": "a", "sequence": "M" * length}])
+        expected = states_of(model, batch)["a"]
+        assert torch.allclose(unpack(graphs(batch), batch).states[0], expected, atol=1e-5)
 
 
 def test_captured_model_checks_its_arguments() -> None:

@@ -13,7 +13,7 @@ from virnucpro import kernel
 from virnucpro.data.shape import BatchShape, warn_of_fullest
 from virnucpro.kernel.arguments import check_lengths, check_out, check_threads, check_version
 from virnucpro.kernel.limits import Limits
-from virnucpro.text import quoted
+from virnucpro.text import quoted, shown
 
 
 class TokenCounts:
@@ -418,4 +418,6 @@ def read_state(
         if found not in kinds:
             wanted = " or ".join(kind.__name__ for kind in kinds)
             raise TypeError(f"{key} in the state of a {name} must be {wanted} (got {found})")
+        if found is int and not -(2**63) <= value < 2**63:
+            raise ValueError(f"{key} in the state of a {name} exceeds 64 bits (got {shown(value)})")
     return state[part], {key: state[key] for key in types}

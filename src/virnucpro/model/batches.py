@@ -69,13 +69,16 @@ def make_batch(
     up to a multiple of `multiple_of` tokens.
     """
     num_tokens = len(input_ids)
-    if multiple_of > 1:
-        lengths = np.diff(cu_seqlens)
-        places, cu_seqlens = round_up(lengths, multiple_of)
-        input_ids = spread(input_ids, places, int(cu_seqlens[-1]), padding_token)
-        labels = None if labels is None else spread(labels, places, len(input_ids), NO_LABEL)
     lengths = cu_seqlens[1:] - cu_seqlens[:-1]
-    position_ids = np.arange(len(input_ids)) - np.repeat(cu_seqlens[:-1], lengths)
+    position_ids = np.arange(num_tokens) - np.repeat(cu_seqlens[:-1], lengths)
+    if multiple_of > 1:
+        places, cu_seqlens = round_up(lengths, multiple_of)
+        size = int(cu_seqlens[-1])
+        input_ids = spread(input_ids, places, size, padding_token)
+        # A model may have no positions beyond those of its longest sequence.
+        position_ids = spread(position_ids, places, size, 0)
+        labels = None if labels is None else spread(labels, places, size, NO_LABEL)
+        lengths = np.diff(cu_seqlens)
     if truncated is None:
         truncated = np.zeros(len(sequence_ids), np.bool_)
     batch = {
@@ -179,7 +182,7 @@ def remove_padding(batch: dict[str, Any]) -> dict[str, Any]:
     Batches whose sequences have padding of their own are returned unchanged.
     """
     num_tokens, num_sequences = batch["num_tokens"], batch["num_sequences"]
-    if batch["multiple_of"] > 1 or num_tokens == len(batch["input_ids"]):
+    if batch["multiple_of"] > 1:
         return batch
     rest: dict[str, Any] = {
         name: batch[name][:num_tokens]
@@ -187,7 +190,8 @@ def remove_padding(batch: dict[str, Any]) -> dict[str, Any]:
         if name in batch
     }
     boundaries = batch["cu_seqlens"][: num_sequences + 1]
-    return {**batch, **rest, **boundaries_of(boundaries, batch["max_seqlen"])}
+    longest = min(batch["max_seqlen"], num_tokens)
+    return {**batch, **rest, **boundaries_of(boundaries, longest)}
 
 
 class Unpacked(NamedTuple):

@@ -19,7 +19,7 @@ from virnucpro.model.batches import (
     take_real,
     to_device,
 )
-from virnucpro.model.configuration import attention_implementation, text_config
+from virnucpro.model.configuration import attention_implementation
 from virnucpro.model.inputs import IGNORE_BOUNDARIES, accepts, model_inputs, run_model
 from virnucpro.text import quoted, shown
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 # Calls before a capture, in which libraries choose and compile what they run.
 NUM_WARM_UP = 3
+# Tokens by which the longest sequence of the shape grows, at least.
+LENGTH_STEP = 64
 
 
 class Graph(NamedTuple):
@@ -134,7 +136,7 @@ class CapturedModel:
         if torch.cuda.is_available() and not has_graphs(next(iter(devices))):
             logger.warning("the model is on %s: it is called without a CUDA graph", *devices)
         self.num_captures = self.num_plain_calls = self.num_bytes = 0
-        self._shape = PaddedShape(self.max_tokens, self.max_sequences, 1)
+        self._shape = PaddedShape(self.max_tokens, self.max_sequences, 0)
         self._compiled: dict[torch.nn.Module, Any] = {}
         self._graph: Graph | None = None
 
@@ -165,11 +167,12 @@ class CapturedModel:
         with torch.inference_mode(False), torch.no_grad():
             batch = remove_padding(to_device(batch, device))
             shape = self._shape_for(batch)
-            if shape is None:
-                self._count_plain_call(batch)
+            if not shape.has_room(batch):
+                self._count_plain_call(batch, shape)
                 return take_real(run_model(self.model, self._inputs(batch)), batch)
-            token = getattr(text_config(self.model), "pad_token_id", None) or 0
-            inputs = self._inputs(pad_batch(batch, shape, token))
+            self._shape = shape
+            # Any token of the model's vocabulary will do.
+            inputs = self._inputs(pad_batch(batch, shape, 0))
             if has_graphs(device):
                 with torch.cuda.device(device):
                     states = self._replay(inputs)
@@ -178,29 +181,28 @@ class CapturedModel:
                     states = run_model(self.model, inputs)
             return take_real(states, batch).clone()
 
-    def _shape_for(self, batch: dict[str, Any]) -> PaddedShape | None:
-        """Return the shape to pad a batch to; None if it has no room."""
+    def _shape_for(self, batch: dict[str, Any]) -> PaddedShape:
+        """Return the shape for a batch, with longer sequences than before if it has any."""
         parts = max(self._shape.parts, num_parts(batch["multiple_of"]))
-        shape = self._shape._replace(parts=parts)
-        longest, known = batch["max_seqlen"], shape.max_seqlen
+        longest, known = batch["max_seqlen"], self._shape.max_seqlen
         if longest > known:
-            # Twice as long, so that few captures are enough for any order of batches.
-            longest = longest if known == 1 else max(longest, 2 * known)
-            shape = shape._replace(max_seqlen=min(longest, self.max_tokens))
-        if not shape.has_room(batch):
-            return None
-        self._shape = shape
-        return shape
+            # In steps, so that few captures are enough for any order of batches.
+            step = 1 if known == 0 else LENGTH_STEP
+            known = min(-(-longest // step) * step, self.max_tokens)
+        return self._shape._replace(parts=parts, max_seqlen=known)
 
-    def _count_plain_call(self, batch: dict[str, Any]) -> None:
+    def _count_plain_call(self, batch: dict[str, Any], shape: PaddedShape) -> None:
         if self.num_plain_calls == 0:
             logger.warning(
-                "a batch of %s tokens and %s sequences does not fit the shape of %s tokens and %s "
-                "sequences: the model is called as usual for it and others (num_plain_calls)",
+                "a batch of %s tokens and %s sequences (%s boundaries) does not fit the shape of "
+                "%s tokens and %s sequences (%s boundaries), which plan.shape gives: the model is "
+                "called as usual for it and others (num_plain_calls)",
                 f"{len(batch['input_ids']):,}",
                 f"{batch['num_sequences']:,}",
-                f"{self.max_tokens:,}",
-                f"{self.max_sequences:,}",
+                f"{len(batch['cu_seqlens']):,}",
+                f"{shape.tokens:,}",
+                f"{shape.sequences:,}",
+                f"{shape.num_boundaries:,}",
             )
         self.num_plain_calls += 1
 

@@ -100,7 +100,7 @@ def measure_token_budget(
     max_sequence_length: int = 1022,
     special_tokens: int = 2,
     safety_margin_gb: float = 2.0,
-    min_tokens: int = 1024,
+    min_tokens: int | None = None,
     max_tokens: int = 65536,
 ) -> MeasuredBudget:
     """Measure which token budgets fit in the memory of a GPU, and how fast they are.
@@ -132,7 +132,8 @@ def measure_token_budget(
             are also no longer than the model has positions for.
         special_tokens: Number of special tokens of each sequence.
         safety_margin_gb: Memory to keep free in GiB.
-        min_tokens: Tokens of the smallest batch, or more if the longest sequence has more.
+        min_tokens: Tokens of the smallest batch, or more if the longest sequence has more; 1,024,
+            or `max_tokens` if that is less, if None.
         max_tokens: Tokens of the largest batch; at most 2**31 - 1, since boundaries are int32.
 
     Returns:
@@ -165,6 +166,8 @@ def measure_token_budget(
         ValueError: measure_token_budget needs a model on one CUDA device (got cpu); ...
     """
     check_integer(max_tokens, "max_tokens", 1, MAX_TOKENS)
+    if min_tokens is None:
+        min_tokens = min(1024, max_tokens)
     check_integer(min_tokens, "min_tokens", 1, max_tokens)
     limits = Limits(max_tokens, max_sequence_length, special_tokens)
     margin = check_margin(safety_margin_gb)

@@ -279,7 +279,9 @@ def test_small_files_of_much_data(tmp_path: Path, name: str) -> None:
     POOLS.append(pool)
     pa.set_memory_pool(pool)
     try:
-        with pytest.raises(MemoryError, match=f"^{path}: [^\n]*{what} need about .* [MG]iB of memory"):
+        with pytest.raises(
+            MemoryError, match=f"^{path}: [^\n]*{what} need about .* [MG]iB of memory"
+        ):
             read_files([str(path)])
     finally:
         pa.set_memory_pool(before)

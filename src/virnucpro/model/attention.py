@@ -109,7 +109,7 @@ def packed_sdpa(
     All others use `torch.nn.functional.scaled_dot_product_attention`: on CPUs sequence by sequence,
     on other devices and in compiled models in blocks of `max_length_q` tokens.
 
-    It neither waits for the device nor depends on the values of tensors, so it can be part of
+    Beyond CPUs, it neither waits for the device nor reads values of tensors, so it can be part of
     ``torch.compile(fullgraph=True)`` and of CUDA graphs. For boundaries of one length and a
     constant `max_length_q` (``VarlenCollator(pad_to_budget=True)``), nothing is compiled twice.
 
@@ -132,8 +132,8 @@ def packed_sdpa(
         The output, [1, tokens, heads, head_dim], and None in place of attention weights.
 
     Raises:
-        ValueError: The boundaries are missing or do not match the tokens, or the arguments or the
-            layer's configuration request a feature that is not supported.
+        ValueError: The boundaries are missing or, on a CPU, do not match the tokens, or the
+            arguments or the layer's configuration request a feature that is not supported.
 
     Cost: O(sum of squared lengths), as only tokens of the same sequence interact; in blocks, three
     times O(tokens times `max_length_q`), and a mask of that size in memory.

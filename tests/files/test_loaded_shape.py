@@ -23,7 +23,7 @@ def test_shape_of_loaded_plans(
     loaded = PackingPlan.load(tmp_path / f"plan{suffix}")
     assert loaded.shape == plan.shape == loaded.reshuffle(1).shape
     # One message per plan.
-    assert [message.split(":")[0] for message in caplog.messages] == [
+    assert [message.split(", so ")[0] for message in caplog.messages] == [
         f"The fullest batch has {plan.max_sequences} sequences, the mean is "
         f"{plan.num_sequences / len(plan):.1f}"
     ] * 3

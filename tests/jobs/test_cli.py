@@ -422,7 +422,15 @@ def test_stopped_runs_leave_the_old_plan(tmp_path: Path, stop: signal.Signals) -
     plan = tmp_path / "plan.parquet"
     plan.write_bytes(b"old")
     command = [sys.executable, "-m", "virnucpro", "pack", str(fifo), "-o", str(plan)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+
+    def heed_signal() -> None:
+        """Undo what nohup does."""
+        if stop != signal.SIGKILL:
+            signal.signal(stop, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_signal
+    ) as process:
         with fifo.open("wb", buffering=0) as file:
             file.write(fasta(PROTEINS))
             time.sleep(0.3)

@@ -124,6 +124,9 @@ def test_graphs_are_captured_again_when_they_must_be(monkeypatch: pytest.MonkeyP
     check(3, found[:2])
     model.double()
     check(4, found[:2])
+    # Padded, all have the same longest sequence, also a batch of few tokens that comes first.
+    graphs = CapturedModel(model, BUDGET, 30)
+    check(1, sorted(batches(), key=lambda batch: batch["num_tokens"]))
 
 
 def test_positions_of_padding_are_those_of_a_model() -> None:

@@ -46,7 +46,7 @@ class PaddedShape(NamedTuple):
             num_tokens <= self.tokens
             and batch["num_sequences"] <= self.sequences
             and num_parts + self.num_added(num_tokens) < self.num_boundaries
-            and batch["max_seqlen"] <= self.max_seqlen
+            and min(batch["max_seqlen"], num_tokens) <= self.max_seqlen
         )
 
 
@@ -190,8 +190,7 @@ def remove_padding(batch: dict[str, Any]) -> dict[str, Any]:
         if name in batch
     }
     boundaries = batch["cu_seqlens"][: num_sequences + 1]
-    longest = min(batch["max_seqlen"], num_tokens)
-    return {**batch, **rest, **boundaries_of(boundaries, longest)}
+    return {**batch, **rest, **boundaries_of(boundaries, batch["max_seqlen"])}
 
 
 class Unpacked(NamedTuple):

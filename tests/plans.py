@@ -64,6 +64,7 @@ def write(path: Path, sequences: Sequences, packer: GreedyPacker) -> PackingPlan
         method=packer.method,
         overlong=packer.overlong,
         overlap=packer.overlap,
+        empty=packer.empty,
         options=ReadOptions(),
         totals=compute_totals(plan, sequences, sequences.find_duplicates()[0]),
         inputs=sequences.inputs,

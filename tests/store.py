@@ -45,6 +45,15 @@ def make_dropping_plan() -> PackingPlan:
     return GreedyPacker(600, 300, overlong="drop").pack_lengths(LENGTHS)
 
 
+def make_grouped_plan() -> PackingPlan:
+    return make_packer().pack_lengths(LENGTHS, groups=[row // 5 for row in range(len(LENGTHS))])
+
+
+def make_document_plan() -> PackingPlan:
+    packer = GreedyPacker(600, 200, overlong="split", overlap=30, empty="drop")
+    return packer.pack_lengths(LENGTHS)
+
+
 def make_values() -> dict[str, Any]:
     """Return the values that need NumPy alone, by name."""
     packer = make_packer()
@@ -56,6 +65,8 @@ def make_values() -> dict[str, Any]:
         "packing_plan": make_plan(),
         "split_plan": make_split_plan(),
         "dropping_plan": make_dropping_plan(),
+        "grouped_plan": make_grouped_plan(),
+        "document_plan": make_document_plan(),
         "token_counts": counts,
     }
 
@@ -77,6 +88,11 @@ PLANS: dict[str, tuple[Callable[[], PackingPlan], tuple[object, ...]]] = {
     "plan": (make_plan, OPTIONS),
     "split_plan": (make_split_plan, (*SPLIT, "--sequences")),
     "dropping_plan": (make_dropping_plan, DROP),
+}
+# Plans in files of the newer version, which no options of `pack` make.
+NEWER_PLANS: dict[str, Callable[[], PackingPlan]] = {
+    "grouped_plan": make_grouped_plan,
+    "document_plan": make_document_plan,
 }
 
 
@@ -116,7 +132,7 @@ def version_of(value: Any) -> str:
 def main() -> None:
     from command import run
 
-    from virnucpro.files.plan_summary import VERSION
+    from virnucpro.files.plan_summary import NEWER_VERSION, VERSION
 
     STORED.mkdir(exist_ok=True)
     os.chdir(STORED)
@@ -141,6 +157,11 @@ def main() -> None:
         path = Path(f"{name}-{VERSION}.arrow")
         if not path.exists():
             make().save(path)
+    for name, make in NEWER_PLANS.items():
+        for suffix in ("parquet", "arrow"):
+            path = Path(f"{name}-{NEWER_VERSION}.{suffix}")
+            if not path.exists():
+                make().save(path)
 
 
 if __name__ == "__main__":

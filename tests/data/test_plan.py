@@ -94,7 +94,8 @@ def test_repr_is_one_line() -> None:
     assert plan.max_sequences_per_batch == 3
     assert repr(packer) == (
         "GreedyPacker(100, 1022, special_tokens=2, overlong='truncate', "
-        "overlap=0, max_sequences_per_batch=3, multiple_of=1, num_threads=None, method='ffd')"
+        "overlap=0, max_sequences_per_batch=3, multiple_of=1, empty='pack', num_threads=None, "
+        "method='ffd')"
     )
 
 

@@ -18,23 +18,26 @@ from command import run
 from hypothesis import example, given
 from hypothesis import strategies as st
 from plans import tokens_of
-from store import FASTA, LENGTHS, PLANS, STORED, make_plan, make_read_options
+from store import FASTA, LENGTHS, NEWER_PLANS, PLANS, STORED, make_plan, make_read_options
 from strategies import Case, cases
 
 from virnucpro.data import GreedyPacker, PackingPlan
 from virnucpro.files.fasta import ReadOptions, read_fasta
 from virnucpro.files.plan_reader import read_summary
-from virnucpro.files.plan_summary import VERSION
+from virnucpro.files.plan_summary import NEWER_VERSION, VERSION
 from virnucpro.files.tables import PLAN_KEY
 
 PATHS = sorted(path for path in STORED.glob("*plan-*") if path.suffix != ".pickle")
-PARQUET = [path for path in PATHS if path.suffix == ".parquet"]
 OLD_ARROW = STORED / "plan-4.arrow"
 
 
 def name_of(path: Path) -> str:
     """Return the name of a stored plan, by which the program that stored it knows it."""
     return path.stem.split("-")[0]
+
+
+PARQUET = [path for path in PATHS if path.suffix == ".parquet" and name_of(path) in PLANS]
+MAKE = {**{name: make for name, (make, _) in PLANS.items()}, **NEWER_PLANS}
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +49,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_version_that_is_written_is_stored(name: str) -> None:
     assert STORED / f"{name}-{VERSION}.parquet" in PATHS
     assert STORED / f"{name}-{VERSION}.arrow" in PATHS
+    for newer in NEWER_PLANS:
+        assert STORED / f"{newer}-{NEWER_VERSION}.parquet" in PATHS
+        assert STORED / f"{newer}-{NEWER_VERSION}.arrow" in PATHS
     records = list(read_fasta(STORED / FASTA))
     assert [len(sequence) for _, sequence in records] == LENGTHS
     assert [name for name, _ in records] == [f"seq{row:02d}" for row in range(len(LENGTHS))]
@@ -87,8 +93,7 @@ def test_stored_plans_pass_verification(path: Path, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.name)
 def test_stored_plans_are_loaded(path: Path) -> None:
-    make, _ = PLANS[name_of(path)]
-    loaded, plan = PackingPlan.load(path), make()
+    loaded, plan = PackingPlan.load(path), MAKE[name_of(path)]()
     assert loaded == plan
     assert loaded.limits == plan.limits
     assert loaded.lower_bound == plan.lower_bound

@@ -195,7 +195,7 @@ SPLIT_FAULTS: list[Fault] = [
     (with_summary(lambda state: state.update(overlap=6)), "which is out of place (affected fragm"),
     (with_values("row", lambda v: [1 + v[0], *v[1:]]), "which is out of place (affected fragments"),
     (lambda table: table.slice(0, 541), "the plan has 541 rows, expected 542"),
-    (with_totals(dropped=1), "dropped is 1 in the summary, expected 0"),
+    (with_totals(dropped=1), "the plan has 542 rows, expected 543"),
     (with_totals(fragments=2), "fragments is 2 in the summary, expected"),
     (with_totals(residues_repeated=0), "residues_repeated is 0 in the summary, expected"),
     (swap_equal, "not in order of IDs"),

@@ -79,10 +79,10 @@ def pack_dataset(
         `efficiency`, `num_truncated` and others.
 
     Raises:
-        ValueError: The packer has overlong="drop" or "split"; there are no rows; a column is
-            missing, has nulls or has the name of a new column; or lengths are not integers,
-            negative, or too long with overlong="error". The message gives the number of the first
-            such block, from 0. Raised before the second pass.
+        ValueError: The packer has overlong="drop" or "split", or empty="drop"; there are no rows; a
+            column is missing, has nulls or has the name of a new column; or lengths are not
+            integers, negative, or too long with overlong="error". The message gives the number of
+            the first such block, from 0. Raised before the second pass.
         TypeError: IDs are not all strings, all int64 or all uint64.
         RuntimeError: Ray recomputed blocks, and their lengths changed.
         OverflowError: The total number of tokens does not fit in 64 bits.
@@ -185,6 +185,11 @@ def check_packer(packer: GreedyPacker) -> None:
         raise ValueError(
             f"overlong={quoted(packer.overlong)} is not supported on Ray; use pack_files, or "
             "'virnucpro pack' without --engine ray"
+        )
+    if packer.empty != "pack":
+        raise ValueError(
+            f"empty={quoted(packer.empty)} is not supported on Ray; use pack_files, or filter the "
+            "rows"
         )
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from virnucpro import kernel
+from virnucpro.data.groups import check_group_offsets
 from virnucpro.data.shape import BatchShape, warn_of_fullest
-from virnucpro.kernel.arguments import check_lengths, check_out, check_threads, check_version
+from virnucpro.data.states import are_equal, read_state
+from virnucpro.kernel.arguments import check_lengths, check_out, check_threads
 from virnucpro.kernel.limits import Limits
-from virnucpro.text import quoted, shown
 
 
 class TokenCounts:
@@ -134,6 +134,10 @@ class Layout:
     therefore serves a data set that is read in parts or distributed over machines.
     Picklable, and comparable with ``==``.
 
+    Attributes:
+        group_offsets: The number of the first batch of each group, in order of groups, and the
+            number of batches, int64 [groups + 1]; None unless it is a plan with groups.
+
     Example:
         >>> from virnucpro.data import GreedyPacker
         >>> packer = GreedyPacker(100)
@@ -145,10 +149,17 @@ class Layout:
         (array([0, 0], dtype=int32), array([1], dtype=int32))
     """
 
-    def __init__(self, core: kernel.Layout, limits: Limits, num_threads: int | None = None) -> None:
+    def __init__(
+        self,
+        core: kernel.Layout,
+        limits: Limits,
+        num_threads: int | None = None,
+        group_offsets: NDArray[np.int64] | None = None,
+    ) -> None:
         self.core = core
         self.limits = limits
         self.num_threads = num_threads
+        self.group_offsets = group_offsets
 
     @property
     def max_tokens_per_batch(self) -> int:
@@ -200,9 +211,9 @@ class Layout:
 
         Batches padded to this shape run in one captured CUDA graph. If there is no limit on
         sequences and the fullest batch has more than twice as many as the mean, as for First-Fit
-        Decreasing on proteins, one WARNING proposes a limit, and says how many batches
-        method="tight" makes at most under this limit. For proteins, the mean, rounded up, is a
-        limit that costs at most a tenth of a percent.
+        Decreasing on proteins, one WARNING proposes a limit, and, unless the plan has groups, says
+        how many batches method="tight" makes at most under this limit. For proteins, the mean,
+        rounded up, is a limit that costs at most a tenth of a percent.
 
         Raises:
             ValueError: There are no batches.
@@ -220,7 +231,8 @@ class Layout:
         max_sequences = self.max_sequences
         if max_sequences == 0:
             raise ValueError(f"a {type(self).__name__} without batches has no shape")
-        warn_of_fullest(self.core, self.limits, max_sequences)
+        has_groups = self.group_offsets is not None
+        warn_of_fullest(self.core, self.limits, max_sequences, has_groups)
         return BatchShape(self.limits.usable_tokens, max_sequences)
 
     @property
@@ -260,7 +272,8 @@ class Layout:
         sequences, ``ceil(num_sequences / max_sequences_per_batch)``. With method="tight", also at
         least the bound proven by column generation (A. A. Farley, A Note on Bounding a Class of
         Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
-        1990).
+        1990). For a plan with groups, the sum of the bounds of its groups, so a bound for packings
+        in which groups share no batch.
         """
         return kernel.lower_bound(self.core)
 
@@ -301,7 +314,8 @@ class Layout:
 
         Raises:
             ValueError: `lengths` and `before` together have more sequences of a size than the
-                layout; or `out` has the wrong shape, is not contiguous, aligned and writeable, is
+                layout; the layout is that of a plan with groups, which lengths do not tell; or
+                `out` has the wrong shape, is not contiguous, aligned and writeable, is
                 too narrow, or overlaps `lengths`.
             TypeError: An argument has the wrong type.
 
@@ -336,6 +350,8 @@ class Layout:
     def _assign(
         self, assign: Any, lengths: ArrayLike, before: TokenCounts | None, out: NDArray[Any] | None
     ) -> NDArray[np.signedinteger[Any]]:
+        if self.group_offsets is not None:
+            raise ValueError("a plan with groups cannot assign rows by their lengths")
         lengths = check_lengths(lengths)
         if before is not None and not isinstance(before, TokenCounts):
             raise TypeError(f"before must be TokenCounts (got {type(before).__name__})")
@@ -345,12 +361,19 @@ class Layout:
         return out
 
     def __eq__(self, other: object) -> bool:
-        return type(other) is type(self) and self.core == other.core
+        return (
+            type(other) is type(self)
+            and self.core == other.core
+            and are_equal(self.group_offsets, other.group_offsets)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the layout as a dict of plain values, int64 arrays and dicts of them."""
+        """Return the layout as a dict of plain values, int64 arrays and dicts of them.
+
+        Without `group_offsets` if there are no groups, so that earlier versions read it.
+        """
         return {
             "version": 1,
             "counts": TokenCounts(self.core.counts, self.limits).to_dict(),
@@ -358,6 +381,7 @@ class Layout:
             "proven_bound": self.core.proven_bound,
             "first_run": self.core.first_run,
             "runs": self.core.runs,
+            **({} if self.group_offsets is None else {"group_offsets": self.group_offsets}),
         }
 
     @classmethod
@@ -368,9 +392,15 @@ class Layout:
             ValueError: The version is not supported, or the values are inconsistent.
             TypeError: A value has the wrong type.
         """
-        counts, fields = read_state(state, cls.__name__, "counts", LAYOUT_FIELDS)
-        counts = TokenCounts.from_dict(counts)
-        return cls(kernel.make_layout(counts=counts.core, **fields), counts.limits, num_threads)
+        types = LAYOUT_FIELDS
+        if isinstance(state, dict) and "group_offsets" in state:
+            types = {**types, "group_offsets": (np.int64,)}
+        counts, fields = read_state(state, cls.__name__, "counts", types)
+        counts, group_offsets = TokenCounts.from_dict(counts), fields.pop("group_offsets", None)
+        core = kernel.make_layout(counts=counts.core, **fields)
+        if group_offsets is not None:
+            check_group_offsets(core, group_offsets)
+        return cls(core, counts.limits, num_threads, group_offsets)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self).from_dict, (self.to_dict(), self.num_threads)
@@ -396,28 +426,3 @@ LAYOUT_FIELDS = {
     "first_run": (np.int64,),
     "runs": (dict,),
 }
-
-
-def read_state(
-    state: dict[str, Any],
-    name: str,
-    part: str,
-    types: Mapping[str, tuple[type, ...]],
-    version: int = 1,
-) -> tuple[Any, dict[str, Any]]:
-    """Split the state of a value into one part and its other fields, of the types given."""
-    check_version(state, name, version)
-    names = {"version", part, *types}
-    if state.keys() != names:
-        wrong = min(state.keys() ^ names, key=str)
-        problem = "an unknown" if wrong in state else "no"
-        raise ValueError(f"the state of a {name} has {problem} field {quoted(wrong)}")
-    for key, kinds in types.items():
-        value = state[key]
-        found: Any = value.dtype.type if isinstance(value, np.ndarray) else type(value)
-        if found not in kinds:
-            wanted = " or ".join(kind.__name__ for kind in kinds)
-            raise TypeError(f"{key} in the state of a {name} must be {wanted} (got {found})")
-        if found is int and not -(2**63) <= value < 2**63:
-            raise ValueError(f"{key} in the state of a {name} exceeds 64 bits (got {shown(value)})")
-    return state[part], {key: state[key] for key in types}

@@ -1,4 +1,4 @@
-"""Sequences that exceed the limit on length: truncated, dropped or split."""
+"""Sequences that exceed the limit on length, truncated, dropped or split; and empty sequences."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ logger = logging.getLogger("virnucpro.data.packing")
 
 # What can be done with sequences above the limit.
 OVERLONG = ("truncate", "error", "drop", "split")
+# What can be done with sequences without residues.
+EMPTY = ("pack", "drop")
 
 
 class Fragments(NamedTuple):
@@ -61,8 +63,9 @@ class Chosen(NamedTuple):
     Attributes:
         lengths: Residues of each, [n].
         ids: Their IDs, in the form that the kernel sorts; None without IDs.
-        rows: The row of each, int32 or int64 [n]; None if no row was dropped.
-        dropped: The other rows, of the same type; None if no row was dropped.
+        rows: The row of each sequence or fragment, int32 or int64 [n]; None if no row was dropped
+            or split.
+        dropped: The rows that were dropped, of the same type; None if none was.
         fragments: The fragments, if any sequence was split.
     """
 
@@ -72,31 +75,68 @@ class Chosen(NamedTuple):
     dropped: NDArray[Any] | None = None
     fragments: Fragments | None = None
 
+    def numbers(self, places: NDArray[Any]) -> NDArray[Any]:
+        """Return the numbers in a plan of the sequences at these places."""
+        if self.rows is None or self.fragments is not None:
+            return places
+        rows: NDArray[Any] = self.rows[places]
+        return rows
+
 
 def choose(
-    lengths: NDArray[Any], ids: OrderedIds | None, limit: int, overlong: str, overlap: int
+    lengths: NDArray[Any],
+    ids: OrderedIds | None,
+    limit: int,
+    overlong: str,
+    overlap: int,
+    empty: str,
 ) -> Chosen:
-    """Return the sequences to pack, after sequences above the limit were dropped or split."""
-    if overlong not in ("drop", "split") or lengths.max(initial=0) <= limit:
+    """Return the sequences to pack, after others were dropped, and those above the limit split."""
+    is_dropped = find_dropped(lengths, limit, overlong, empty)
+    is_split = overlong == "split" and lengths.max(initial=0) > limit
+    if is_dropped is None and not is_split:
         return Chosen(lengths, ids)
     check_not_negative(lengths)
-    if overlong == "drop":
-        warn_of_dropped(lengths, limit)
-        kept = lengths <= limit
-        rows = np.flatnonzero(kept)
-        number = np.int32 if len(lengths) < 2**31 else np.int64
-        return Chosen(
-            lengths[rows],
-            None if ids is None else take_ids(ids, rows),
-            rows.astype(number),
-            np.flatnonzero(~kept).astype(number),
-        )
-    fragments = split(lengths, limit, overlap)
+    rows, dropped, fragments = np.arange(len(lengths)), None, None
+    if is_dropped is not None:
+        warn_of_dropped(lengths, limit, overlong, empty)
+        rows, dropped = np.flatnonzero(~is_dropped), np.flatnonzero(is_dropped)
+    packed = lengths[rows]
+    if is_split:
+        parts = split(packed, limit, overlap)
+        rows = rows[parts.rows]
+        packed, fragments = parts.stops - parts.starts, parts._replace(rows=rows)
+    # Those of fragments may be more than those of rows.
+    number = np.int32 if max(len(lengths), len(packed)) < 2**31 else np.int64
     return Chosen(
-        fragments.stops - fragments.starts,
-        None if ids is None else take_ids(ids, fragments.rows),
-        fragments=fragments,
+        packed,
+        None if ids is None else take_ids(ids, rows),
+        rows.astype(number),
+        None if dropped is None else dropped.astype(number),
+        fragments,
     )
+
+
+def find_dropped(
+    lengths: NDArray[Any], limit: int, overlong: str, empty: str
+) -> NDArray[np.bool_] | None:
+    """Return whether each sequence is dropped; None if none is.
+
+    Raises:
+        ValueError: Some are dropped, and a length is negative.
+    """
+    has_overlong = overlong == "drop" and lengths.max(initial=0) > limit
+    has_empty = empty == "drop" and lengths.min(initial=1) < 1
+    if not has_overlong and not has_empty:
+        return None
+    # Positions in messages must be those among all sequences.
+    check_not_negative(lengths)
+    is_dropped = np.zeros(len(lengths), np.bool_)
+    if has_overlong:
+        is_dropped |= lengths > limit
+    if has_empty:
+        is_dropped |= lengths == 0
+    return is_dropped
 
 
 def check_not_negative(lengths: NDArray[Any]) -> None:
@@ -107,15 +147,22 @@ def check_not_negative(lengths: NDArray[Any]) -> None:
 
 
 def choose_records(
-    records: list[Record], lengths: NDArray[Any], limit: int, overlong: str, overlap: int
+    records: list[Record],
+    lengths: NDArray[Any],
+    limit: int,
+    overlong: str,
+    overlap: int,
+    empty: str,
 ) -> list[Record]:
-    """Return records without those above the limit ("drop"), or with their fragments ("split").
+    """Return records without those that are dropped, or with the fragments of those that are split.
 
     Fragments are copies of the record with a part of the `sequence`, from `start` to `stop`.
     """
-    chosen = choose(lengths, None, limit, overlong, overlap)
+    chosen = choose(lengths, None, limit, overlong, overlap, empty)
+    if chosen.rows is None:
+        return records
     if chosen.fragments is None:
-        return [records[row] for row in np.flatnonzero(lengths <= limit).tolist()]
+        return [records[row] for row in chosen.rows.tolist()]
     is_overlong = lengths > limit
     result = []
     columns = (values.tolist() for values in chosen.fragments)
@@ -150,15 +197,20 @@ def warn_of_truncation(counts: TokenCounts) -> None:
         )
 
 
-def warn_of_dropped(lengths: NDArray[Any], limit: int) -> None:
-    """Log the number of sequences dropped because they exceed the limit, if any."""
-    overlong = lengths > limit
-    number = np.count_nonzero(overlong)
-    if number:
+def warn_of_dropped(lengths: NDArray[Any], limit: int, overlong: str, empty: str) -> None:
+    """Log the numbers of sequences dropped because they exceed the limit or are empty, if any."""
+    is_overlong = lengths > limit
+    number = np.count_nonzero(is_overlong)
+    if overlong == "drop" and number:
         logger.warning(
             "%s of %s sequences exceed max_length (%d), dropping: %s residues",
             f"{number:,}",
             f"{len(lengths):,}",
             limit,
-            f"{int(lengths[overlong].sum(dtype=object)):,}",
+            f"{int(lengths[is_overlong].sum(dtype=object)):,}",
+        )
+    num_empty = np.count_nonzero(lengths == 0)
+    if empty == "drop" and num_empty:
+        logger.warning(
+            "%s of %s sequences are empty, dropping", f"{num_empty:,}", f"{len(lengths):,}"
         )

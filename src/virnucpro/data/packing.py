@@ -12,26 +12,24 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from virnucpro import kernel
+from virnucpro.data.counting import Counter
+from virnucpro.data.groups import number_groups, pack_groups
 from virnucpro.data.layout import Layout, TokenCounts
-from virnucpro.data.methods import lay_out
 from virnucpro.data.overlong import (
-    check_not_negative,
+    Chosen,
     choose,
     choose_records,
     describe_overlong,
-    warn_of_dropped,
     warn_of_truncation,
 )
-from virnucpro.data.parameters import Parameters
+from virnucpro.data.parameters import MAX_SEQUENCE_LENGTH
 from virnucpro.data.plan import PackingPlan
 from virnucpro.data.records import Record, check_sequence, compute_efficiency, read_records
 from virnucpro.kernel.arguments import (
-    OrderedIds,
     check_ids,
     check_integer,
     check_lengths,
     check_list,
-    check_out,
     check_threads,
 )
 from virnucpro.kernel.limits import MAX_TOKENS
@@ -45,7 +43,7 @@ logger = logging.getLogger(__name__)
 MAX_WARNINGS = 100
 
 
-class GreedyPacker(Parameters):
+class GreedyPacker(Counter):
     """Packs sequences into batches within a token budget, by exact First-Fit Decreasing.
 
     Sequences are placed in order of decreasing size, each in the first batch with enough room
@@ -55,7 +53,9 @@ class GreedyPacker(Parameters):
 
     Args:
         max_tokens_per_batch: Token budget per batch, including special tokens; at most 2**62.
-        max_sequence_length: Maximum residues kept per sequence, from the N-terminal end.
+        max_sequence_length: Maximum residues kept per sequence, from the N-terminal end. The
+            default is for proteins: without special tokens it raises ValueError for sequences that
+            exceed it and fit in a batch, so pass the limit, or use `for_documents`.
         special_tokens: Number of special tokens added to each sequence; 2 for BOS and EOS.
         overlong: How to handle sequences above the limit: "truncate"; "error" to raise ValueError;
             "drop" to leave them out; or "split" into fragments of at most the limit.
@@ -63,6 +63,7 @@ class GreedyPacker(Parameters):
         max_sequences_per_batch: Maximum sequences per batch; None for unlimited.
         multiple_of: The tokens of each sequence are rounded up to a multiple of this, such as 8 or
             16 for FP8 or context parallelism. Those added count in batches, but not in efficiency.
+        empty: How to handle sequences without residues: "pack", or "drop" to leave them out.
         num_threads: Maximum number of threads; None for the number of cores available.
         method: "ffd" for First-Fit Decreasing, or "tight" for column generation. The latter often
             makes fewer batches if sequences are large relative to the budget, never more, and
@@ -86,13 +87,14 @@ class GreedyPacker(Parameters):
     def __init__(
         self,
         max_tokens_per_batch: int,
-        max_sequence_length: int = 1022,
+        max_sequence_length: int = MAX_SEQUENCE_LENGTH,
         *,
         special_tokens: int = 2,
         overlong: str = "truncate",
         overlap: int = 0,
         max_sequences_per_batch: int | None = None,
         multiple_of: int = 1,
+        empty: str = "pack",
         num_threads: int | None = None,
         method: str = "ffd",
     ) -> None:
@@ -104,10 +106,47 @@ class GreedyPacker(Parameters):
             multiple_of=multiple_of,
             overlong=overlong,
             overlap=overlap,
+            empty=empty,
             method=method,
             num_threads=num_threads,
         )
         self._num_truncated = 0
+
+    @classmethod
+    def for_documents(
+        cls,
+        max_tokens_per_batch: int,
+        *,
+        overlong: str = "split",
+        overlap: int = 0,
+        max_sequences_per_batch: int | None = None,
+        multiple_of: int = 1,
+        empty: str = "drop",
+        num_threads: int | None = None,
+        method: str = "ffd",
+    ) -> GreedyPacker:
+        """Return a packer for tokenized documents, whose tokens are all in their lengths.
+
+        Documents have no special tokens besides, and no limit but the budget: longer ones are
+        split. Empty ones are dropped. Arguments and errors are those of the class.
+
+        Example:
+            >>> plan = GreedyPacker.for_documents(4096).pack_lengths([5000, 0, 3000])
+            >>> [rows.tolist() for rows in plan], plan.fragments.stops, plan.dropped
+            ([[0], [2, 1]], array([4096, 5000, 3000]), array([1], dtype=int32))
+        """
+        return cls(
+            max_tokens_per_batch,
+            max_tokens_per_batch,
+            special_tokens=0,
+            overlong=overlong,
+            overlap=overlap,
+            max_sequences_per_batch=max_sequences_per_batch,
+            multiple_of=multiple_of,
+            empty=empty,
+            num_threads=num_threads,
+            method=method,
+        )
 
     def pack_sequences(self, sequences: Iterable[Record]) -> list[list[Record]]:
         """Return batches of the sequences.
@@ -125,11 +164,11 @@ class GreedyPacker(Parameters):
 
         Raises:
             ValueError: A dict has no `id` or no `sequence`, or a sequence exceeds the limit and
-                overlong="error".
+                overlong="error", or the default limit without special tokens.
             TypeError: A record is not a dict, a `sequence` is not a str, or IDs have mixed types.
 
         The first 100 sequences that a packer truncates are logged at WARNING, one message each;
-        later ones at DEBUG, with their total at WARNING, as is the number of dropped sequences.
+        later ones at DEBUG, with their total at WARNING, as are the numbers of dropped sequences.
 
         Cost: O(n), plus sorting the IDs of equally long sequences.
 
@@ -140,21 +179,23 @@ class GreedyPacker(Parameters):
         limit = self.limits.max_residues
         records = check_list(sequences, "sequences", "a list of dicts")
         ids, lengths = read_records(records, "sequences")
+        self.check_documents(lengths, lambda row: f"Sequence {shown(records[row].get('id'))}")
         overlong = np.flatnonzero(lengths > limit)
-        if len(overlong) > 0:
-            if self.overlong == "error":
-                name = f"Sequence {shown(records[overlong[0]].get('id'))}"
-                raise ValueError(describe_overlong(name, lengths, limit))
-            if self.overlong == "truncate":
-                self._warn_of_truncation(records, lengths, overlong)
-                for row in overlong.tolist():
-                    # The record may have changed since its length was read.
-                    sequence = check_sequence(records[row], "sequences", row)
-                    records[row] = {**records[row], "sequence": sequence[:limit], "truncated": True}
-            else:
-                records = choose_records(records, lengths, limit, self.overlong, self.overlap)
-                ids, lengths = read_records(records, "sequences")
-        plan = self._plan(self._count(lengths), lengths, ids)
+        if len(overlong) > 0 and self.overlong == "error":
+            name = f"Sequence {shown(records[overlong[0]].get('id'))}"
+            raise ValueError(describe_overlong(name, lengths, limit))
+        if len(overlong) > 0 and self.overlong == "truncate":
+            self._warn_of_truncation(records, lengths, overlong)
+            for row in overlong.tolist():
+                # The record may have changed since its length was read.
+                sequence = check_sequence(records[row], "sequences", row)
+                records[row] = {**records[row], "sequence": sequence[:limit], "truncated": True}
+        how = self.overlong, self.overlap, self.empty
+        chosen = choose_records(records, lengths, limit, *how)
+        if chosen is not records:
+            records = chosen
+            ids, lengths = read_records(records, "sequences")
+        plan = self._plan(self._count(lengths), Chosen(lengths, ids))
         return kernel.gather(records, plan.indices, plan.offsets)
 
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
@@ -175,7 +216,7 @@ class GreedyPacker(Parameters):
         ids, lengths = read_records(records, "sequences")
         # A single batch without limits holds all sequences in this order.
         whole = GreedyPacker(MAX_TOKENS, MAX_TOKENS, special_tokens=0, num_threads=self.num_threads)
-        plan = whole._plan(whole._count(lengths), lengths, ids)
+        plan = whole._plan(whole._count(lengths), Chosen(lengths, ids))
         return kernel.gather(records, plan.indices, np.array([0, len(records)], np.int64))[0]
 
     def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:
@@ -199,7 +240,12 @@ class GreedyPacker(Parameters):
         """
         return compute_efficiency(batches, self.limits)
 
-    def pack_lengths(self, lengths: ArrayLike, ids: Iterable[Any] | None = None) -> PackingPlan:
+    def pack_lengths(
+        self,
+        lengths: ArrayLike,
+        ids: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
+    ) -> PackingPlan:
         """Return a plan for sequences of the given lengths.
 
         Args:
@@ -208,19 +254,26 @@ class GreedyPacker(Parameters):
             ids: ID of each sequence, to break ties between equal sizes: str or int, in a list, an
                 array (fixed width, variable width or object) or an Arrow array. If None, ties are
                 broken by row.
+            groups: Group of each sequence: str or int, in a list or an array. Sequences of
+                different groups share no batch, and each group is packed as if it were alone, in
+                order of groups. For batches in order of rows, pass the number of a window of rows:
+                ``np.arange(n) // window``.
 
         Returns:
             A plan of row numbers, from 0 in the order of `lengths`, or, if any sequence was split,
             of the numbers of `PackingPlan.fragments`. Batches are in order of placement. Within a
-            batch, the largest size comes first; ties are broken by ID, then by row.
+            batch, the largest size comes first; ties are broken by ID, then by row. With groups,
+            `PackingPlan.group_offsets` has the first batch of each.
 
         Raises:
-            ValueError: A length is negative, or exceeds the limit and overlong="error"; `lengths`
-                is not one-dimensional; or `ids` does not have one ID per length.
-            TypeError: Lengths are not integers, or IDs have mixed types.
+            ValueError: A length is negative, or exceeds the limit and overlong="error", or the
+                default limit without special tokens; `lengths` is not one-dimensional; or `ids` or
+                `groups` does not have one value per length.
+            TypeError: Lengths are not integers, or IDs or groups have mixed types.
             OverflowError: The number of tokens or of truncated residues does not fit in 64 bits.
 
-        Cost: O(n), and O(n log n) with IDs, which are compared only between equal sizes.
+        Cost: O(n), and O(n log n) with IDs, which are compared only between equal sizes. With
+        groups also O(n log n), and about 50 us per group.
 
         Example:
             >>> plan = GreedyPacker(100).pack_lengths([30, 60, 60], ids=["x", "z", "y"])
@@ -231,134 +284,34 @@ class GreedyPacker(Parameters):
             [[1], [2], [0, 3]]
             >>> plan.fragments.rows, plan.fragments.starts, plan.fragments.stops
             (array([0, 1, 1, 1]), array([  0,   0,  50, 100]), array([ 30,  50, 100, 115]))
+            >>> plan = GreedyPacker(100).pack_lengths([30, 60, 60, 30], groups=["b", "a", "b", "b"])
+            >>> [rows.tolist() for rows in plan], plan.group_offsets
+            ([[1], [2, 0], [3]], array([0, 1, 3]))
         """
         lengths = check_lengths(lengths)
         order = None if ids is None else check_ids(ids, len(lengths))
-        chosen = choose(lengths, order, self.limits.max_residues, self.overlong, self.overlap)
+        numbers = None if groups is None else number_groups(groups, len(lengths))
+        self.check_documents(lengths)
+        how = self.overlong, self.overlap, self.empty
+        chosen = choose(lengths, order, self.limits.max_residues, *how)
         counts = self._count(chosen.lengths)
         warn_of_truncation(counts)
-        plan = self._plan(counts, chosen.lengths, chosen.ids)
-        indices = plan.indices if chosen.rows is None else chosen.rows[plan.indices]
-        return PackingPlan(plan, indices, plan.offsets, chosen.dropped, chosen.fragments)
-
-    def assign_batches(
-        self, lengths: ArrayLike, out: NDArray[Any] | None = None
-    ) -> NDArray[np.signedinteger[Any]]:
-        """Return the batch number of each row, with ties broken by row.
-
-        Equivalent to `count`, `lay_out` and `Layout.assign`, with their arguments and errors, but
-        -1 for dropped rows.
-
-        Args:
-            lengths: Residues of each row, a 1-D array of any integer type and stride, or a list of
-                int.
-            out: Array for the result, int32 or int64, of the shape of `lengths` and not
-                overlapping it; may be a ``np.memmap``.
-
-        Returns:
-            `out`, or a new array [n] of int32, or of int64 for 2**31 rows or more.
-
-        Cost: O(n).
-
-        Example:
-            >>> GreedyPacker(100).assign_batches([30, 60, 60])
-            array([0, 0, 1], dtype=int32)
-        """
-        lengths = check_lengths(lengths)
-        layout = self.lay_out(self.count(lengths))
-        limit = layout.limits.max_residues
-        if self.overlong != "drop" or lengths.max(initial=0) <= limit:
-            return layout.assign(lengths, out=out)
-        out = check_out(out, lengths, len(lengths))
-        kept = lengths <= limit
-        out[kept] = layout.assign(lengths[kept])
-        out[~kept] = -1
-        return out
-
-    def count(self, lengths: ArrayLike) -> TokenCounts:
-        """Return the number of sequences of each size, without those that are dropped.
-
-        Logs one WARNING with the number of truncated or dropped sequences, if any.
-
-        Args:
-            lengths: Residues of each sequence, a 1-D array of any integer type and stride, or a
-                list of int.
-
-        Raises:
-            ValueError: A length is negative, or exceeds the limit and overlong="error"; `lengths`
-                is not one-dimensional; or overlong="split", which only `pack_sequences`,
-                `pack_lengths` and `pack_files` support.
-            TypeError: Lengths are not integers.
-            OverflowError: The number of truncated residues or of tokens added by rounding up does
-                not fit in 64 bits. `lay_out` checks the number of all tokens.
-
-        Cost: O(n), and memory for a table of all lengths up to the longest or the limit, or for a
-        sorted copy of `lengths` if the table would be larger.
-
-        Example:
-            >>> GreedyPacker(4096).count([30, 30, 500])
-            TokenCounts(3 sequences of 2 sizes)
-        """
-        lengths = check_lengths(lengths)
-        counts = self.count_silently(lengths)
-        warn_of_truncation(counts)
-        if self.overlong == "drop":
-            warn_of_dropped(lengths, counts.limits.max_residues)
-        return counts
-
-    def count_silently(self, lengths: ArrayLike) -> TokenCounts:
-        """Return the result of `count` without logging the WARNING."""
-        limit = self.limits.max_residues
-        lengths = check_lengths(lengths)
-        if self.overlong == "split":
-            raise ValueError("overlong='split' needs pack_lengths, pack_sequences or pack_files")
-        if self.overlong == "drop" and lengths.max(initial=0) > limit:
-            check_not_negative(lengths)
-            lengths = lengths[lengths <= limit]
-        return self._count(lengths)
-
-    def _count(self, lengths: NDArray[Any]) -> TokenCounts:
-        """Return the counts of checked lengths, none of which is dropped or split."""
-        limits = self.limits
-        if self.overlong == "error" and lengths.max(initial=0) > limits.max_residues:
-            name = f"lengths[{np.argmax(lengths > limits.max_residues)}]"
-            raise ValueError(describe_overlong(name, lengths, limits.max_residues))
-        return TokenCounts(kernel.count(lengths, limits, check_threads(self.num_threads)), limits)
-
-    def lay_out(self, counts: TokenCounts) -> Layout:
-        """Return the layout of counted sequences.
-
-        Args:
-            counts: The result of `count`, or a sum of such counts, by packers whose limits have the
-                same `max_residues`, `special_tokens` and `multiple_of`.
-
-        Raises:
-            ValueError: The counts were made with other such limits.
-            TypeError: `counts` is not a `TokenCounts`.
-            ModuleNotFoundError: method="tight" and highspy is not installed.
-            OverflowError: The number of tokens does not fit in 64 bits.
-
-        Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
-        one size; independent of the number of sequences. method="tight" solves hundreds of linear
-        programs and of pricing problems, the latter in O(distinct sizes * budget); none above 4,096
-        sizes or 2**27 steps per pricing problem, with a WARNING if the bound is over 1 % lower.
-
-        Example:
-            >>> packer = GreedyPacker(100)
-            >>> packer.lay_out(packer.count([30, 60, 60])).num_batches
-            2
-        """
-        if not isinstance(counts, TokenCounts):
-            raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
-        core = counts.core.with_limits(self.limits)
-        return Layout(lay_out(core, self.method), self.limits, self.num_threads)
+        return self._plan(counts, chosen, numbers)
 
     def _plan(
-        self, counts: TokenCounts, lengths: NDArray[Any], ids: OrderedIds | None
+        self, counts: TokenCounts, chosen: Chosen, groups: NDArray[np.int64] | None = None
     ) -> PackingPlan:
-        layout = self.lay_out(counts)
-        num_threads = check_threads(self.num_threads)
-        return PackingPlan(layout, *kernel.list_rows(layout.core, lengths, ids, num_threads))
+        """Return the plan of the sequences to pack, given the number of each row's group."""
+        if groups is None:
+            layout, threads = self.lay_out(counts), check_threads(self.num_threads)
+            places, _ = kernel.list_rows(layout.core, chosen.lengths, chosen.ids, threads)
+        else:
+            core, places, group_offsets = pack_groups(
+                counts.core, chosen, groups, self.limits, self.method, self.num_threads
+            )
+            layout = Layout(core, self.limits, self.num_threads, group_offsets)
+        indices = chosen.numbers(places)
+        return PackingPlan(layout, indices, None, chosen.dropped, chosen.fragments)
 
     def _tokenized_length(self, sequence: str) -> int:
         """Return the number of tokens that a sequence takes in a batch."""

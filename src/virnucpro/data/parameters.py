@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from virnucpro.data.overlong import OVERLONG
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.data.overlong import EMPTY, OVERLONG
 from virnucpro.kernel.arguments import check_integer, check_threads, check_version
 from virnucpro.kernel.limits import NEWER_LIMITS, Limits
 from virnucpro.text import quoted
@@ -14,10 +18,21 @@ from virnucpro.text import quoted
 LIMITS = tuple(field.name for field in fields(Limits))
 
 # Returns the parameters of a packer as a tuple, in the order of `check_parameters`.
-read_parameters = operator.attrgetter(*LIMITS, "overlong", "overlap", "method", "num_threads")
+read_parameters = operator.attrgetter(
+    *LIMITS, "overlong", "overlap", "empty", "method", "num_threads"
+)
 
 # Parameters that packers saved by earlier versions do not have, with their defaults.
-NEWER_PARAMETERS = {**NEWER_LIMITS, "overlap": 0}
+NEWER_PARAMETERS = {**NEWER_LIMITS, "overlap": 0, "empty": "pack"}
+
+
+class DefaultLength(int):
+    """The default of `max_sequence_length`, by which a packer knows that none was passed."""
+
+    __slots__ = ()
+
+
+MAX_SEQUENCE_LENGTH = DefaultLength(1022)
 
 
 class Parameters:
@@ -30,6 +45,7 @@ class Parameters:
     multiple_of: int
     overlong: str
     overlap: int
+    empty: str
     method: str
     num_threads: int | None
     _checked: tuple[tuple[Any, ...], Limits | None]
@@ -49,27 +65,58 @@ class Parameters:
             self._checked = parameters, limits
         return limits
 
+    def check_documents(
+        self, lengths: NDArray[Any], describe: Callable[[int], str] = "lengths[{}]".format
+    ) -> None:
+        """Raise ValueError if sequences without special tokens exceed the default limit.
+
+        Those are documents, of which nothing must be lost to a limit that nobody chose. Does
+        nothing if a `max_sequence_length` was passed, or if the budget is the lower limit. Errors
+        refer to the sequence at position i by ``describe(i)``.
+        """
+        limit, budget = self.limits.max_residues, self.limits.usable_tokens
+        is_chosen = not isinstance(self.max_sequence_length, DefaultLength)
+        if is_chosen or self.limits.special_tokens or limit == budget:
+            return
+        if lengths.max(initial=0) > limit:
+            is_longer = lengths > limit
+            at = int(np.argmax(is_longer))
+            raise ValueError(
+                f"{describe(at)} exceeds the default max_sequence_length, which is for proteins "
+                f"({lengths[at]} > {limit}); sequences above the limit: "
+                f"{np.count_nonzero(is_longer):,} of {len(lengths):,}; without special tokens, "
+                "pass max_sequence_length=..., such as the budget, or use "
+                f"GreedyPacker.for_documents({self.limits.max_tokens_per_batch})"
+            )
+
     def __getstate__(self) -> dict[str, Any]:
         attributes = {name: value for name, value in vars(self).items() if name != "_checked"}
-        return {"version": 1, "attributes": attributes}
+        state = {"version": 1, "attributes": attributes}
+        if isinstance(self.max_sequence_length, DefaultLength):
+            # Earlier versions read the attribute as an int.
+            attributes["max_sequence_length"] = int(self.max_sequence_length)
+            state["has_default_length"] = True
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         check_version(state, "GreedyPacker", 1)
         vars(self).update({**NEWER_PARAMETERS, **state["attributes"], "_checked": ((), None)})
+        if state.get("has_default_length"):
+            self.max_sequence_length = MAX_SEQUENCE_LENGTH
 
     def __repr__(self) -> str:
         return (
             f"GreedyPacker({self.max_tokens_per_batch}, {self.max_sequence_length}, "
             f"special_tokens={self.special_tokens}, overlong={self.overlong!r}, "
             f"overlap={self.overlap}, max_sequences_per_batch={self.max_sequences_per_batch}, "
-            f"multiple_of={self.multiple_of}, num_threads={self.num_threads}, "
-            f"method={self.method!r})"
+            f"multiple_of={self.multiple_of}, empty={self.empty!r}, "
+            f"num_threads={self.num_threads}, method={self.method!r})"
         )
 
 
 def check_parameters(*parameters: Any) -> Limits:
     """Return the limits among a packer's parameters. Raise if any parameter is invalid."""
-    *limits, overlong, overlap, method, num_threads = parameters
+    *limits, overlong, overlap, empty, method, num_threads = parameters
     checked = Limits(*limits)
     if overlong not in OVERLONG:
         raise ValueError(
@@ -78,6 +125,8 @@ def check_parameters(*parameters: Any) -> Limits:
     overlap = check_integer(overlap, "overlap", 0, checked.max_residues - 1)
     if overlap and overlong != "split":
         raise ValueError(f"overlap must be 0 unless overlong='split' (got {overlap:,})")
+    if empty not in EMPTY:
+        raise ValueError(f"empty must be 'pack' or 'drop' (got {quoted(empty)})")
     if method not in ("ffd", "tight"):
         raise ValueError(f"method must be 'ffd' or 'tight' (got {quoted(method)})")
     check_threads(num_threads)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro import kernel
-from virnucpro.data.layout import Layout, read_state
+from virnucpro.data.batch_rows import BatchRows
+from virnucpro.data.groups import separate
+from virnucpro.data.joined import join_plans
+from virnucpro.data.layout import Layout
 from virnucpro.data.overlong import Fragments
+from virnucpro.data.states import read_state
 from virnucpro.extras import needing
-from virnucpro.kernel.arguments import check_integer, check_threads, plain
+from virnucpro.kernel.arguments import check_integer, check_list, check_threads, plain
 
 if TYPE_CHECKING:
     from virnucpro.files.plan_reader import PlanRows
@@ -42,6 +46,9 @@ class PackingPlan(Layout):
     Attributes:
         summary: How the plan was made, and from which files: the `Summary` of a plan that was
             loaded; otherwise None.
+        group_offsets: The number of the first batch of each group, in order of groups, and the
+            number of batches, int64 [groups + 1]; None without groups. A group of which all rows
+            were dropped has no batches.
 
     Example:
         >>> from virnucpro.data import GreedyPacker
@@ -62,7 +69,7 @@ class PackingPlan(Layout):
         summary: Summary | None = None,
         file: PlanRows | None = None,
     ) -> None:
-        super().__init__(layout.core, layout.limits, layout.num_threads)
+        super().__init__(layout.core, layout.limits, layout.num_threads, layout.group_offsets)
         self.summary = summary
         self._fragments = fragments
         # The file to read the rows from when they are asked for.
@@ -89,7 +96,7 @@ class PackingPlan(Layout):
 
     @functools.cached_property
     def dropped(self) -> NDArray[Any]:
-        """Rows that were dropped because they exceed the limit, in increasing order.
+        """Rows that were dropped because they exceed the limit or are empty, in increasing order.
 
         Their type is that of `indices`, and errors are the same.
         """
@@ -119,9 +126,9 @@ class PackingPlan(Layout):
     @property
     def num_rows(self) -> int:
         """Number of rows of the data that the plan is for, packed or dropped."""
-        if self.fragments is not None:
-            return int(self.fragments.rows[-1]) + 1
-        return self.num_sequences + len(self.dropped)
+        if self.fragments is None:
+            return self.num_sequences + len(self.dropped)
+        return 1 + int(max(self.fragments.rows[-1], self.dropped.max(initial=-1)))
 
     def __len__(self) -> int:
         return self.num_batches
@@ -182,8 +189,9 @@ class PackingPlan(Layout):
     def shard(self, rank: int, world_size: int) -> BatchRows:
         """Return the batches of one rank: every `world_size`-th, starting with batch `rank`.
 
-        Batches are in order of decreasing sequence length, so shards have similar numbers of
-        tokens and similar sums of squared lengths. Their numbers of batches differ by at most one.
+        Batches are in order of decreasing sequence length, at least within each group, so shards
+        have similar numbers of tokens and similar sums of squared lengths. Their numbers of batches
+        differ by at most one.
 
         Args:
             rank: Rank of this process, from 0.
@@ -272,9 +280,9 @@ class PackingPlan(Layout):
     def reshuffle(self, seed: int) -> PackingPlan:
         """Return a plan with the same layout, and sequences of equal size permuted at random.
 
-        All permutations of sequences with the same number of tokens are equally likely. Batch sizes
-        and efficiency do not change. The same plan and seed give the same rows on any platform and
-        for any number of threads.
+        All permutations of sequences with the same number of tokens, and of the same group if there
+        are groups, are equally likely. Batch sizes and efficiency do not change. The same plan and
+        seed give the same rows on any platform and for any number of threads.
 
         Args:
             seed: An integer from 0 to 2**64 - 1.
@@ -294,9 +302,48 @@ class PackingPlan(Layout):
         """
         seed = check_integer(seed, "seed", 0, 2**64 - 1)
         num_threads = check_threads(self.num_threads)
-        indices = kernel.shuffle_rows(self.core, plain(self.indices), seed, num_threads)
+        groups = self.group_offsets
+        core = self.core if groups is None else separate(self.core, groups)
+        indices = kernel.shuffle_rows(core, plain(self.indices), seed, num_threads)
         fragments = None if self._fragments is None else lambda: self.fragments
         return PackingPlan(self, indices, self.offsets, self.dropped, fragments, self.summary)
+
+    @classmethod
+    def concatenate(cls, plans: Iterable[PackingPlan]) -> PackingPlan:
+        """Return one plan for several data sets, one after the other.
+
+        Its batches are those of the first plan, then those of the second, and so on. The numbers of
+        rows, also of those dropped and of fragments, continue from plan to plan, as in
+        `torch.utils.data.ConcatDataset` and `datasets.concatenate_datasets`. The groups are those
+        of the plans, or a plan's whole if it has none. If any plan has fragments, the sequences of
+        the others become a fragment each. `summary` is None.
+
+        Args:
+            plans: The plans, whose limits must be equal.
+
+        Raises:
+            ValueError: There are no plans; their limits differ; or some have fragments, but the
+                lengths of a plan without fragments are not known, since `multiple_of` is not 1 or
+                it has truncated sequences.
+            TypeError: A value is not a plan.
+            OverflowError: The number of tokens does not fit in 64 bits.
+
+        Cost: O(n), and memory for all `indices`.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> plans = [packer.pack_lengths([60, 90]), packer.pack_lengths([70])]
+            >>> plan = PackingPlan.concatenate(plans)
+            >>> [rows.tolist() for rows in plan], plan.group_offsets
+            ([[1], [0], [2]], array([0, 2, 3]))
+        """
+        plans = check_list(plans, "plans", "a list of plans")
+        for place, plan in enumerate(plans):
+            if not isinstance(plan, PackingPlan):
+                raise TypeError(f"plans[{place}] must be a PackingPlan (got {type(plan).__name__})")
+        layout, indices, dropped, fragments = join_plans(plans)
+        return cls(layout, indices, None, dropped, fragments)
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -375,24 +422,3 @@ def unpickle(
     plan = PackingPlan.from_dict(state, num_threads)
     plan.summary = summary
     return plan
-
-
-class BatchRows:
-    """Some batches of a plan: a sequence of arrays of row numbers, as the plan itself is."""
-
-    def __init__(self, plan: PackingPlan, batches: range) -> None:
-        self._plan = plan
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        """Return the rows of the batch at an index; see `PackingPlan`."""
-        return self._plan[self._batches[operator.index(index)]]
-
-    def __iter__(self) -> Iterator[NDArray[Any]]:
-        return (self._plan[batch] for batch in self._batches)
-
-    def __repr__(self) -> str:
-        return f"BatchRows({len(self):,} of {len(self._plan):,} batches)"

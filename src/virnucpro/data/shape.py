@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,15 +33,27 @@ class BatchShape(NamedTuple):
     sequences: int
 
 
-def warn_of_fullest(layout: kernel.Layout, limits: Limits, max_sequences: int) -> None:
+def warn_of_fullest(
+    layout: kernel.Layout, limits: Limits, max_sequences: int, has_groups: bool
+) -> None:
     """Log one WARNING if the fullest batch has far more sequences than the mean.
 
     It names a limit on sequences, and the number of batches of `reservation.lay_out` under this
     limit, which method="tight" does not exceed. Does nothing if the layout has a limit. At most one
-    call of `reservation.lay_out` per multiple of the mean.
+    call of `reservation.lay_out` per multiple of the mean. With groups, it only names the mean,
+    since each group has batches of its own.
     """
     mean = layout.counts.num_sequences / layout.num_batches
     if limits.max_sequences_per_batch is not None or max_sequences <= FAR_ABOVE * mean:
+        return
+    if has_groups:
+        logger.warning(
+            "The fullest batch has %s sequences, the mean is %.1f, so a shape for all batches has "
+            "many empty sequences: try max_sequences_per_batch=%d or more with method='tight'",
+            f"{max_sequences:,}",
+            mean,
+            math.ceil(mean),
+        )
         return
     num_batches, limit = propose_limit(layout, limits, max_sequences)
     percent = 100 * (num_batches / layout.num_batches - 1)

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
@@ -139,9 +138,7 @@ class PlanFile:
     @property
     def expected_rows(self) -> int:
         """The number of rows that the file should have: sequences in batches, and dropped ones."""
-        # No sequence is dropped if any was split.
-        num_dropped = 0 if "fragment" in self.schema.names else self.summary.totals.dropped
-        return self.layout.num_sequences + num_dropped
+        return self.layout.num_sequences + self.summary.totals.dropped
 
     def check_size(self) -> None:
         """Raise ValueError unless the file has the rows that it should have."""
@@ -274,31 +271,37 @@ def load_plan(path: str | PathLike[str]) -> PackingPlan:
 
 def read_plan(file: PlanFile) -> PackingPlan:
     """Return a plan that is read into memory, with its rows validated."""
-    layout, totals = file.layout, file.summary.totals
+    layout, num_rows = file.layout, file.summary.totals.read
     file.check_size()
     for name in ("batch", "tokens"):
         for error in compare_layout(file.read([name]), layout):
             raise ValueError(f"{shown(file.path)}: damaged: {error}")
-    is_split = "fragment" in file.schema.names
-    table = file.read(["row", *IF_SPLIT])
-    name = "fragment" if is_split else "row"
-    numbers = table[name].to_numpy()
-    check_numbers(file.path, name, numbers)
-    numbers = numbers.astype(np.int32 if len(table) < 2**31 else np.int64, copy=False)
-    fragments = None
-    if is_split:
-        columns = (table[name].to_numpy() for name in ("row", "start", "stop"))
-        fragments = make_fragments(file.path, layout, totals.read, numbers, *columns)
-    end = layout.num_sequences
-    return PackingPlan(layout, numbers[:end], None, numbers[end:], fragments, file.summary)
+    table, end = file.read(["row", *IF_SPLIT]), layout.num_sequences
+    rows = as_numbers(table["row"])
+    numbers, fragments = rows[:end], None
+    if "fragment" in table.schema.names:
+        numbers, *columns = (
+            as_numbers(table[name])[:end] for name in ("fragment", "row", "start", "stop")
+        )
+        fragments = make_fragments(file.path, layout, num_rows, rows[end:], numbers, *columns)
+    else:
+        check_numbers(file.path, "row", rows)
+    integer = np.int32 if len(table) < 2**31 else np.int64
+    numbers, dropped = (values.astype(integer, copy=False) for values in (numbers, rows[end:]))
+    return PackingPlan(layout, numbers, None, dropped, fragments, file.summary)
+
+
+def as_numbers(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return a column of integers, with -1 for nulls."""
+    numbers: NDArray[Any] = (column.fill_null(-1) if column.null_count else column).to_numpy()
+    return numbers
 
 
 def compare_layout(table: pa.Table, layout: Layout) -> Iterator[str]:
     """Yield the differences between the columns `batch` and `tokens` and those of the layout."""
     offsets = kernel.batch_offsets(layout.core)
     for name in [name for name in ("batch", "tokens") if name in table.schema.names]:
-        values = table[name]
-        found = (pc.fill_null(values, -1) if values.null_count else values).to_numpy()
+        found = as_numbers(table[name])
         # In pieces, since the numbers expected take as much memory as those found.
         for first in range(0, layout.num_batches, CHUNK):
             last = min(first + CHUNK, layout.num_batches)
@@ -331,6 +334,7 @@ def make_fragments(
     path: Path,
     layout: Layout,
     num_rows: int,
+    dropped: NDArray[Any],
     numbers: NDArray[Any],
     rows: NDArray[Any],
     starts: NDArray[np.int64],
@@ -339,9 +343,10 @@ def make_fragments(
     """Return the fragments of a plan, given their numbers and their columns by slot.
 
     Raises:
-        ValueError: They are not in order of rows and positions, or do not have the tokens of the
-            layout.
+        ValueError: They are not in order of rows and positions, do not have the tokens of the
+            layout, or do not make up all rows but those that were dropped.
     """
+    check_numbers(path, "fragment", numbers)
     tokens = kernel.tokens_of_batches(layout.core, 0, layout.num_batches)
     sizes, limits = stops - starts, layout.limits
     is_wrong = (sizes < 0) | (sizes > limits.max_residues) | (limits.tokens(sizes) != tokens)
@@ -354,12 +359,13 @@ def make_fragments(
     steps = np.diff(fragments.rows)
     is_first = np.append(True, steps > 0)
     follows = ~is_first[1:]
+    found = np.sort(np.append(fragments.rows[is_first[: len(numbers)]], dropped))
     if (
         len(numbers) == 0
         or is_wrong.any()
+        or len(found) != num_rows
+        or (found != np.arange(num_rows)).any()
         or (steps < 0).any()
-        or (steps > 1).any()
-        or (fragments.rows[0], fragments.rows[-1]) != (0, num_rows - 1)
         or (fragments.starts[is_first] != 0).any()
         or (np.diff(fragments.starts)[follows] <= 0).any()
         or (fragments.starts[1:] > fragments.stops[:-1])[follows].any()
@@ -384,28 +390,30 @@ class PlanRows:
         self.name = "fragment" if "fragment" in file.schema.names else "row"
         self.stored = file.stored
         with explain_errors(file.path):
-            self.stored.choose(file.schema, file.checksums or {})
+            num_dropped = file.summary.totals.dropped
+            self.stored.choose(file.schema, file.checksums or {}, num_dropped)
 
     def read(self, begin: int, end: int | None) -> NDArray[Any]:
         """Return the numbers of the rows, or of the fragments, in a range of places.
+
+        If there is no end, those are places of dropped rows, which have no fragments.
 
         Raises:
             ValueError: A number is out of range.
             OSError: The file has changed since it was opened, or cannot be read.
         """
-        last = self.stored.buffers.num_rows if end is None else end
-        return self.stored.read(self.name, begin, last)
+        if end is None:
+            return self.stored.read("row", begin, self.stored.buffers.num_rows)
+        return self.stored.read(self.name, begin, end)
 
     def fragments(self) -> Fragments | None:
         """Return the fragments of the plan, validated; None if no sequence was split."""
         if self.name == "row":
             return None
-        file, size = self._file, self.stored.buffers.num_rows
-        numbers, *columns = (
-            self.stored.read(name, 0, size) for name in ("fragment", "row", "start", "stop")
-        )
-        check_numbers(file.path, "fragment", numbers)
-        return make_fragments(file.path, file.layout, file.summary.totals.read, numbers, *columns)
+        file, size = self._file, self._file.layout.num_sequences
+        columns = (self.stored.read(name, 0, size) for name in ("fragment", "row", "start", "stop"))
+        num_rows = file.summary.totals.read
+        return make_fragments(file.path, file.layout, num_rows, self.read(size, None), *columns)
 
     def reduce(self, num_threads: int | None) -> tuple[Any, ...]:
         """Return what a pickle of the plan calls, and with which arguments."""

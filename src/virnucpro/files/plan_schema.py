@@ -44,7 +44,7 @@ ON_REQUEST = ("sequence",)
 # Rows of an Arrow file that have a checksum of their own.
 BLOCK = 2**14
 # Columns that are null for dropped sequences.
-NULLABLE = ("batch", "tokens", "sequence")
+NULLABLE = ("batch", *IF_SPLIT, "tokens", "sequence")
 
 
 def make_schema(is_wide: bool, is_split: bool, has_files: bool, has_sequences: bool) -> pa.Schema:
@@ -65,11 +65,14 @@ def integer_of(kind: pa.DataType) -> np.dtype[Any]:
 
 
 def checksums(table: pa.Table) -> dict[str, NDArray[np.int64]]:
-    """Return the CRC-32 of each block of the numbers that tell which sequences are where."""
+    """Return the CRC-32 of each block of the numbers that tell which sequences are where.
+
+    A null counts as 0.
+    """
     found = {}
     for name in ("row", *IF_SPLIT):
         if name in table.schema.names:
-            values = table[name].combine_chunks().to_numpy()
+            values = table[name].combine_chunks().fill_null(0).to_numpy()
             blocks = (values[begin : begin + BLOCK] for begin in range(0, len(values), BLOCK))
             found[name] = np.array([zlib.crc32(block) for block in blocks], np.int64)
     return found

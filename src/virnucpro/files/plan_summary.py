@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro import kernel
+from virnucpro.data.groups import counts_of_groups
 from virnucpro.data.layout import Layout
-from virnucpro.data.overlong import OVERLONG, Fragments
+from virnucpro.data.overlong import EMPTY, OVERLONG, Fragments
 from virnucpro.data.plan import PackingPlan
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.sequences import InputFile, Sequences
@@ -21,8 +22,10 @@ from virnucpro.files.tables import PLAN_KEY
 from virnucpro.kernel.limits import Limits
 from virnucpro.text import quoted, shown
 
-# The version of the summary's format.
+# The version of the summary's format, and that of plans with groups, or with both fragments and
+# dropped rows, which version 5 does not have.
 VERSION = 5
+NEWER_VERSION = 6
 # Maximum bytes of a summary: parsing takes many times its size.
 MAX_BYTES = 2**28
 # Maximum bytes of the name of an input file.
@@ -34,13 +37,14 @@ class Totals:
     """The totals of a plan and its input. Those that are not known are None.
 
     A plan that was saved without its input has no numbers of the changes made when reading, nor of
-    duplicate IDs, nor of the residues of dropped sequences, nor of empty sequences if their size is
-    that of others too.
+    duplicate IDs, nor of the residues of dropped sequences, nor of empty sequences if they may have
+    been dropped, or if their size is that of others too.
 
     Attributes:
         read: Sequences read, packed or dropped.
         packed: Sequences in batches, whole, truncated or split.
-        dropped: Sequences without a batch, because they were too long.
+        dropped: Sequences without a batch, because they were too long or, if those are dropped,
+            empty.
         truncated: Sequences packed with only their first residues.
         split: Sequences packed as several fragments.
         fragments: Fragments of these sequences.
@@ -57,7 +61,8 @@ class Totals:
         residues_dropped: Residues of dropped sequences.
         tokens: Tokens in batches, including special tokens, not padding.
         batches: Number of batches.
-        first_fit_batches: Number of batches by First-Fit Decreasing for the same sequences.
+        first_fit_batches: Number of batches by First-Fit Decreasing for the same sequences, in the
+            same groups.
         efficiency: `tokens` divided by the sum of the budgets of all batches.
         lower_bound: Lower bound on the number of batches of any packing.
     """
@@ -102,6 +107,8 @@ class Summary:
         options: How the input was read; None if it is not known.
         totals: The totals of the plan and its input.
         inputs: The input files, in order.
+        empty: How sequences without residues were handled: "pack" or "drop"; None if it is not
+            known.
     """
 
     limits: Limits
@@ -111,6 +118,7 @@ class Summary:
     options: ReadOptions | None
     totals: Totals
     inputs: list[InputFile]
+    empty: str | None = "pack"
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -120,12 +128,16 @@ class Summary:
             "method": self.method,
             "overlong": self.overlong,
             "overlap": self.overlap,
+            **({"empty": self.empty} if self.empty == "drop" else {}),
             **(asdict(self.options) if self.options else {}),
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the summary as plain values, with a version."""
-        return {"version": VERSION, **asdict(self), "limits": self.limits.to_dict()}
+        """Return the summary as plain values, with a version; `empty` only if it is "drop"."""
+        state = {"version": VERSION, **asdict(self), "limits": self.limits.to_dict()}
+        if self.empty != "drop":
+            del state["empty"]
+        return state
 
     @classmethod
     def from_dict(cls, state: dict[str, Any]) -> Summary:
@@ -145,6 +157,8 @@ class Summary:
             options=None if options is None else ReadOptions(**options),
             totals=Totals(**{field.name: state["totals"][field.name] for field in fields(Totals)}),
             inputs=[InputFile(**file) for file in state["inputs"]],
+            # A plan that was saved without its input has no parameters.
+            empty=state.get("empty", None if state["overlong"] is None else "pack"),
         )
         check_values(summary)
         return summary
@@ -165,6 +179,7 @@ def summarize(plan: PackingPlan) -> Summary:
         options=None,
         totals=totals_of(plan, len(plan.dropped), plan.fragments),
         inputs=[],
+        empty=None,
     )
 
 
@@ -174,7 +189,7 @@ def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None 
     num_split = num_fragments = repeated = 0
     if fragments is not None:
         times = np.bincount(fragments.rows)
-        num_rows = len(times)
+        num_rows = int(np.count_nonzero(times))
         num_split, num_fragments = int((times > 1).sum()), int(times[times > 1].sum())
         # Each fragment but the first of a sequence repeats what the one before it has too.
         follows = fragments.rows[1:] == fragments.rows[:-1]
@@ -182,6 +197,7 @@ def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None 
     # Rounded up, short sequences may have as many tokens as empty ones.
     size_of_empty, next_size = layout.limits.tokens(0), layout.limits.tokens(1)
     num_empty = int(counts.sequences[counts.tokens == size_of_empty].sum())
+    is_known = size_of_empty < next_size and not (num_dropped and num_empty == 0)
     kept = layout.total_tokens - layout.special_tokens * layout.num_sequences - repeated
     return Totals(
         read=num_rows + num_dropped,
@@ -190,7 +206,7 @@ def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None 
         truncated=layout.num_truncated,
         split=num_split,
         fragments=num_fragments,
-        empty=num_empty if size_of_empty < next_size else None,
+        empty=num_empty if is_known else None,
         stops=None,
         lower_case=None,
         gaps=None,
@@ -203,7 +219,10 @@ def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None 
         residues_dropped=None if num_dropped else 0,
         tokens=layout.total_tokens,
         batches=layout.num_batches,
-        first_fit_batches=kernel.first_fit_decreasing(counts).num_batches,
+        first_fit_batches=sum(
+            kernel.first_fit_decreasing(of_group).num_batches
+            for of_group in counts_of_groups(layout.core, layout.limits, layout.group_offsets)
+        ),
         efficiency=layout.efficiency,
         lower_bound=layout.lower_bound,
     )
@@ -227,6 +246,8 @@ def encode_summary(
 ) -> dict[bytes, str]:
     """Return the metadata of a plan file, with the checksums of its rows if they are known."""
     state = {**summary.to_dict(), "layout": encode_arrays(Layout.to_dict(layout))}
+    if layout.group_offsets is not None or (summary.totals.split and summary.totals.dropped):
+        state["version"] = NEWER_VERSION
     if checksums is not None:
         state["checksums"] = encode_arrays(checksums)
     text = json.dumps(state)
@@ -252,10 +273,10 @@ def decode_summary(path: str | PathLike[str], metadata: Any) -> tuple[Summary, d
         version = state["version"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise not_a_plan(path, "no summary in its metadata") from error
-    if version not in (4, VERSION):
+    if version not in (4, VERSION, NEWER_VERSION):
         raise ValueError(
             f"{shown(path)}: plan file of version {quoted(version)} "
-            f"(this release reads versions 4 and {VERSION})"
+            f"(this release reads versions 4 to {NEWER_VERSION})"
         )
     if version == 4:
         state = upgrade(state)
@@ -348,6 +369,8 @@ def check_values(summary: Summary) -> None:
         raise ValueError(f"invalid method {quoted(summary.method)}")
     if summary.overlong not in (None, *OVERLONG):
         raise ValueError(f"invalid overlong {quoted(summary.overlong)}")
+    if summary.empty not in (None, *EMPTY):
+        raise ValueError(f"invalid empty {quoted(summary.empty)}")
     if type(summary.overlap) is not int or not 0 <= summary.overlap < summary.limits.max_residues:
         raise ValueError(f"invalid overlap {quoted(summary.overlap)}")
 

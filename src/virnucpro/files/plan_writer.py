@@ -72,7 +72,7 @@ def write_plan(
       last);
     - `row` (of the same type): the position among all sequences read;
     - `fragment` (of the same type), `start` and `stop` (int64), if some sequence was split: the
-      number of the fragment and its positions in the sequence;
+      number of the fragment and its positions in the sequence (null for dropped sequences);
     - `id` (large_string), `length` (int64, residues in the input), `truncated` (bool) and `file`
       (a dictionary of strings), unless `sequences` is None;
     - `tokens` (int64; null for dropped sequences): what the sequence or fragment takes in its
@@ -80,9 +80,9 @@ def write_plan(
     - `sequence` (large_string), with `read_residues`: the residues that are packed.
 
     Arrow files have a single record batch, so that `row` or `fragment` is one array. The row groups
-    of Parquet files hold whole batches, and their pages have checksums. The summary and the layout
-    are stored as JSON in the schema's metadata, under ``virnucpro``. The same arguments give the
-    same bytes.
+    of Parquet files hold whole batches, and their pages have checksums. The summary, the layout and
+    the groups are stored as JSON in the schema's metadata, under ``virnucpro``. The same arguments
+    give the same bytes.
 
     Args:
         file: The file to write to.

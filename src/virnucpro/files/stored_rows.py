@@ -61,11 +61,14 @@ class StoredRows:
         self.buffers = self._find_buffers()
         self._columns: dict[str, tuple[int, Any, NDArray[np.int64]]] = {}
 
-    def choose(self, schema: pa.Schema, checksums: Mapping[str, NDArray[np.int64]]) -> None:
+    def choose(
+        self, schema: pa.Schema, checksums: Mapping[str, NDArray[np.int64]], num_dropped: int
+    ) -> None:
         """Choose the columns to read, those with checksums.
 
         Raises:
-            ValueError: The file does not have these columns as plain integers.
+            ValueError: The file does not have these columns as plain integers, or they have other
+                nulls than those of dropped rows.
         """
         num_rows, num_nulls, places, _ = self.buffers
         if checksums.keys() != {"row", *IF_SPLIT} & set(schema.names):
@@ -73,7 +76,8 @@ class StoredRows:
         first = 0
         for number, field in enumerate(schema):
             if field.name in checksums:
-                if num_rows and (len(num_nulls) != len(schema) or num_nulls[number]):
+                nulls = num_dropped if field.name in IF_SPLIT else 0
+                if num_rows and (len(num_nulls) != len(schema) or num_nulls[number] != nulls):
                     raise pa.ArrowInvalid(f"column {field.name!r} contains nulls")
                 kind, crc32s = integer_of(field.type), checksums[field.name]
                 # Before the values is the bitmap of nulls.

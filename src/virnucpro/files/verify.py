@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.first_fit import check_first_fit
 from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
-from virnucpro.files.plan_schema import checksums
+from virnucpro.files.plan_schema import IF_SPLIT, checksums
 from virnucpro.files.plan_summary import Summary
 from virnucpro.files.sequences import InputFile, Sequences
 from virnucpro.files.statistics import check_metadata
@@ -29,12 +29,12 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[
     The hashes of the input files must match those in the plan. The plan must contain each sequence
     exactly once, as in the input, and truncated, dropped or split if it is too long. Batches must
     be numbered without gaps, be within the limits and those of the layout, and have their longest
-    sequence first; sequences with the same number of tokens must be in order of their IDs; and the
-    totals of the summary must be correct. Residues in the plan must be those of the input. In a
-    Parquet file, the statistics of each row group must be those of its rows. A plan of method "ffd"
-    must be First-Fit Decreasing: each sequence is in the first batch that had room for it when it
-    was placed. A plan of method "tight" must not have more batches than First-Fit Decreasing; its
-    lower bound is not proven again.
+    sequence first; sequences with the same number of tokens must be in order of their IDs, in each
+    group if there are groups; and the totals of the summary must be correct. Residues in the plan
+    must be those of the input. In a Parquet file, the statistics of each row group must be those of
+    its rows. A plan of method "ffd" must be First-Fit Decreasing: each sequence is in the first
+    batch that had room for it when it was placed. A plan of method "tight" must not have more
+    batches than First-Fit Decreasing; its lower bound is not proven again.
 
     Args:
         path: The plan file, or a folder of them.
@@ -58,7 +58,7 @@ def verify_plan(path: str | PathLike[str], sequences: Sequences | None) -> list[
         *compare_layout(table, file.layout),
         *compare_checksums(table, file.checksums),
         *check_metadata(file),
-        *check_batches(table, summary),
+        *check_batches(table, summary, file.layout.group_offsets),
         *compare_totals(table, file, sequences),
     ]
     if sequences is not None:
@@ -142,6 +142,12 @@ def compare_checksums(table: Any, recorded: dict[str, NDArray[np.int64]] | None)
 
 def check_fragments(table: Any, summary: Summary, sequences: Sequences | None) -> Iterator[str]:
     """Yield an error if the fragments of a sequence do not make it up, in order of its residues."""
+    is_packed = column(table, "batch") >= 0
+    for name in IF_SPLIT:
+        if (bools(pc.is_null(table[name])) == is_packed).any():
+            yield f"column {quoted(name)} is null in a batch, or not for dropped sequences"
+            return
+    table = table.filter(as_arrow(is_packed))
     row, start, stop, number = (
         column(table, name) for name in ("row", "start", "stop", "fragment")
     )
@@ -181,8 +187,9 @@ def compare_rows(table: Any, summary: Summary, sequences: Sequences) -> Iterator
     lengths = sequences.lengths[rows]
     is_overlong = lengths > summary.limits.max_residues
     is_dropped = is_overlong & (summary.overlong == "drop")
+    is_dropped |= (lengths == 0) & (summary.empty == "drop")
     if summary.overlong is None:
-        is_dropped = is_overlong & (column(table, "batch") < 0)
+        is_dropped = (is_overlong | (lengths == 0)) & (column(table, "batch") < 0)
     packed = summary.limits.tokens(lengths)
     if is_split(table):
         packed = summary.limits.tokens(column(table, "stop") - column(table, "start"))
@@ -253,7 +260,9 @@ def compare_residues(file: PlanFile, sequences: Sequences) -> Iterator[str]:
         yield f"{first} (affected rows: {num_wrong:,})"
 
 
-def check_batches(table: Any, summary: Summary) -> Iterator[str]:
+def check_batches(
+    table: Any, summary: Summary, group_offsets: NDArray[np.int64] | None
+) -> Iterator[str]:
     """Yield the errors in the batches of a plan, regardless of the input."""
     budget = summary.limits.max_tokens_per_batch
     max_sequences = summary.limits.max_sequences_per_batch or len(table)
@@ -294,21 +303,40 @@ def check_batches(table: Any, summary: Summary) -> Iterator[str]:
         yield f"the sequences of batch {at:,} are not in order of decreasing length"
         order = np.lexsort((-tokens, batch))
         table, batch, tokens = table.take(as_arrow(order)), batch[order], tokens[order]
-    opened = tokens[np.append(True, np.diff(batch) != 0)]
-    if (np.diff(opened) > 0).any():
-        at = np.unique(batch)[1:][np.diff(opened) > 0][0]
+    groups = groups_of(batch, group_offsets)
+    is_first = np.append(True, np.diff(batch) != 0)
+    follows = np.diff(groups[is_first]) == 0
+    is_longer = follows & (np.diff(tokens[is_first]) > 0)
+    if is_longer.any():
+        at = np.unique(batch)[1:][is_longer][0]
         yield f"batch {at:,} begins with a longer sequence than the previous batch"
     if summary.method == "ffd":
-        yield from check_first_fit(batch, tokens, budget, max_sequences)
-    yield from check_ties(table, tokens)
+        for group in split_groups(groups):
+            yield from check_first_fit(batch[group], tokens[group], budget, max_sequences)
+    yield from check_ties(table, tokens, groups)
 
 
-def check_ties(table: Any, tokens: NDArray[Any]) -> Iterator[str]:
+def groups_of(
+    batch: NDArray[Any], group_offsets: NDArray[np.int64] | None
+) -> NDArray[np.signedinteger[Any]]:
+    """Return the group of each batch; 0 without groups."""
+    if group_offsets is None:
+        return np.zeros(len(batch), np.int64)
+    return np.searchsorted(group_offsets, batch, side="right") - 1
+
+
+def split_groups(groups: NDArray[Any]) -> Iterator[slice]:
+    """Yield the places of each group, given those of batches in order."""
+    ends = [*(np.flatnonzero(np.diff(groups)) + 1).tolist(), len(groups)]
+    yield from map(slice, [0, *ends[:-1]], ends)
+
+
+def check_ties(table: Any, tokens: NDArray[Any], groups: NDArray[Any]) -> Iterator[str]:
     """Yield an error if sequences with the same number of tokens are not in order of ID and row."""
     if "id" not in table.schema.names:
         return
-    order = np.argsort(-tokens, kind="stable")
-    is_equal = np.diff(tokens[order]) == 0
+    order = np.lexsort((-tokens, groups))
+    is_equal = (np.diff(tokens[order]) == 0) & (np.diff(groups[order]) == 0)
     ids = table["id"].combine_chunks().cast(pa.large_string()).take(as_arrow(order))
     rows = column(table, "fragment" if is_split(table) else "row")[order]
     before, after = ids.slice(0, max(0, len(ids) - 1)), ids.slice(1)
@@ -387,19 +415,26 @@ def compare_totals(table: Any, file: PlanFile, sequences: Sequences | None) -> I
             )
     packer = GreedyPacker(**{**limits.to_dict(), "max_sequence_length": limits.max_residues})
     residues = np.clip(tokens[is_packed] - limits.special_tokens, 0, limits.max_residues)
-    first_fit = packer.lay_out(packer.count_silently(residues))
-    expected["first_fit_batches"] = first_fit.num_batches
+    order = np.argsort(batch[is_packed], kind="stable")
+    groups = groups_of(batch[is_packed][order], file.layout.group_offsets)
+    layouts = [
+        packer.lay_out(packer.count_silently(residues[order][group]))
+        for group in split_groups(groups)
+    ]
+    first_fit_batches = sum(layout.num_batches for layout in layouts)
+    lower_bound = sum(layout.lower_bound for layout in layouts)
+    expected["first_fit_batches"] = first_fit_batches
     if summary.method == "ffd":
-        expected["lower_bound"] = first_fit.lower_bound
-    elif not first_fit.lower_bound <= summary.totals.lower_bound <= num_batches:
+        expected["lower_bound"] = lower_bound
+    elif not lower_bound <= summary.totals.lower_bound <= num_batches:
         yield (
             f"lower_bound is {summary.totals.lower_bound:,} in the summary, expected at least "
-            f"{first_fit.lower_bound:,} and at most {num_batches:,}"
+            f"{lower_bound:,} and at most {num_batches:,}"
         )
-    elif summary.method == "tight" and num_batches > first_fit.num_batches:
+    elif summary.method == "tight" and num_batches > first_fit_batches:
         yield (
             f"the plan has {num_batches:,} batches, more than First-Fit Decreasing makes "
-            f"({first_fit.num_batches:,})"
+            f"({first_fit_batches:,})"
         )
     for name, value in expected.items():
         recorded = getattr(summary.totals, name)

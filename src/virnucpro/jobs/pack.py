@@ -45,8 +45,8 @@ def pack_files(
         output: The file to write, `.parquet` or `.arrow` (which loads faster, but takes more space
             and memory when it is written). An existing file is replaced only when the new one is
             complete.
-        packer: The packer. Its `overlong` tells how to handle sequences above its limit. Dropped
-            ones are in the plan without a batch.
+        packer: The packer. Its `overlong` tells how to handle sequences above its limit, and its
+            `empty` those without residues. Dropped ones are in the plan without a batch.
         options: How to read the files; None for the defaults of `ReadOptions`. They are stored in
             the plan.
         duplicates: How to handle IDs that occur more than once: "report" (one WARNING) or "error".
@@ -114,6 +114,7 @@ def pack_files(
             method=packer.method,
             overlong=packer.overlong,
             overlap=int(packer.overlap),
+            empty=packer.empty,
             options=options,
             totals=compute_totals(plan, found, num_duplicates),
             inputs=found.inputs,

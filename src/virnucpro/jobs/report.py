@@ -15,11 +15,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro import kernel
-from virnucpro.data.layout import Layout
+from virnucpro.data.groups import counts_of_groups
 from virnucpro.extras import needing
 from virnucpro.files.fasta import is_regular
 from virnucpro.files.output import write_file
-from virnucpro.files.plan_reader import compare_layout, open_plan
+from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
 from virnucpro.files.plan_summary import Summary
 from virnucpro.jobs.labels import label_totals
 from virnucpro.kernel.limits import Limits
@@ -68,15 +68,18 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
         table = file.read()
         for error in compare_layout(table, file.layout):
             raise ValueError(f"{shown(file.path)}: damaged: {error}")
-        content = make_page(file.path.name, file.summary, file.layout, table)
+        content = make_page(file, table)
         page.write(content.encode())
 
 
-def make_page(name: str, summary: Summary, layout: Layout, table: Any) -> str:
+def make_page(file: PlanFile, table: Any) -> str:
     """Return the HTML of a report."""
+    summary, layout = file.summary, file.layout
     limits, totals = summary.limits, summary.totals
-    counts = layout.core.counts
-    next_fit = count_next_fit_decreasing(counts.tokens[::-1], counts.sequences[::-1], limits)
+    next_fit = sum(
+        count_next_fit_decreasing(counts.tokens[::-1], counts.sequences[::-1], limits)
+        for counts in counts_of_groups(layout.core, limits, file.layout.group_offsets)
+    )
     cells = {**label_totals(totals), "Batches by NFD": f"{next_fit:,}"}
     if layout.padding_tokens:
         cells["Padding tokens"] = f"{layout.padding_tokens:,}"
@@ -84,7 +87,7 @@ def make_page(name: str, summary: Summary, layout: Layout, table: Any) -> str:
     share = f" ({saved / next_fit:.1%})" if next_fit else ""
     fill = layout.batch_tokens / limits.max_tokens_per_batch
     sizes = np.diff(kernel.batch_offsets(layout.core))
-    title = escape(name)
+    title = escape(file.path.name)
     sections = [
         f"<h1>{title}</h1>",
         "<dl>",

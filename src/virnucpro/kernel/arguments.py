@@ -139,10 +139,10 @@ def check_arrow_ids(ids: Any) -> OrderedIds:
     return text_buffers(ids) if is_text(ids.type) else check_ids(ids.to_numpy(), len(ids))
 
 
-def take_ids(ids: OrderedIds, rows: NDArray[np.int64]) -> OrderedIds:
+def take_ids(ids: OrderedIds, rows: NDArray[Any]) -> OrderedIds:
     """Return the IDs of rows, which may repeat."""
     if isinstance(ids, np.ndarray):
-        return ids[rows]
+        return ids.take(rows)
     if not ids or isinstance(ids[0], str):
         return tuple(ids[row] for row in rows.tolist())
     offsets, texts = ids

@@ -89,6 +89,10 @@ class PlannedRecords(Dataset[Record]):
             )
         return records
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for a pickle, without what can be computed again."""
+        return {name: value for name, value in vars(self).items() if name != "planned_tokens"}
+
     @functools.cached_property
     def planned_tokens(self) -> NDArray[np.int64]:
         """The tokens that the plan counted for each number; -1 for rows that were dropped."""
@@ -136,6 +140,11 @@ class PlannedRecords(Dataset[Record]):
                     )
                 added = {"truncated": True}
             tokens = limits.tokens(stop - start)
+            if tokens == 0 and "sequence" not in item:
+                # Collators that join `input_ids` shift the labels of an empty record.
+                raise ValueError(
+                    f"{describe(item, row)} has no tokens: pack with empty='drop', or remove it"
+                )
             if tokens != expected:
                 raise ValueError(
                     f"the plan is for other sequences: {describe(item, row)} has {tokens:,} "
@@ -178,13 +187,13 @@ class PackedDataset(Dataset[list[Record]]):
 
     Raises:
         ValueError: The plan is for another number of records. When a batch is read: a record is not
-            as long as the plan says, has no `sequence` and no `input_ids`, or has a key that is
-            added.
+            as long as the plan says, has no `sequence` and no `input_ids`, has a key that is added,
+            or has no tokens in its `input_ids` (pack with empty="drop").
         TypeError: `plan` is not a plan or a path. When a batch is read: a record is not a dict.
         OSError: The file of the plan cannot be read.
 
     Cost: O(distinct sizes) per batch, beside reading its records. `records` takes 8 bytes of memory
-    per sequence.
+    per sequence. A plan of an `.arrow` file is pickled as its path, as for spawned workers.
 
     Example:
         >>> from virnucpro.data import GreedyPacker, PackedDataset
@@ -214,7 +223,8 @@ class PackedDataset(Dataset[list[Record]]):
         """Raise TypeError. A DataLoader calls this to make a batch of several items."""
         raise TypeError(
             f"{type(self).__name__} returns whole batches: use a DataLoader with batch_size=None, "
-            "or its attribute `records` with a batch_sampler"
+            "or its attribute `records` with a batch_sampler; with the Trainer of transformers, "
+            "return such a DataLoader from get_train_dataloader (see docs/how-to/train.md)"
         )
 
 
@@ -301,27 +311,30 @@ class FastaRecords:
     def check_plan(self, plan: PackingPlan) -> None:
         """Raise ValueError if a plan is not for these sequences."""
         numbers, fragments, limits = plan.indices, plan.fragments, plan.limits
-        every = numbers if len(plan.dropped) == 0 else np.append(numbers, plan.dropped)
-        is_known = (every >= 0) & (every < len(every))
-        if not is_known.all() or (np.bincount(every) != 1).any():
-            raise ValueError("the plan is damaged: it does not contain each row exactly once")
+        rows = numbers
+        if fragments is not None:
+            check_once(numbers)
+            is_last = np.append(np.diff(fragments.rows) != 0, True)
+            rows = fragments.rows[is_last]
+        check_once(np.append(rows, plan.dropped))
         lengths = np.concatenate([file.lengths for file in self.files])
-        is_overlong = lengths > limits.max_residues
-        num_truncated = 0 if fragments is not None else np.count_nonzero(is_overlong[numbers])
-        if num_truncated != plan.num_truncated or not is_overlong[plan.dropped].all():
+        is_overlong, is_empty = lengths > limits.max_residues, lengths == 0
+        num_truncated = 0 if fragments is not None else np.count_nonzero(is_overlong[rows])
+        may_be_dropped = is_overlong | is_empty
+        if num_truncated != plan.num_truncated or not may_be_dropped[plan.dropped].all():
             raise ValueError(
                 f"the plan is for other sequences: it has {plan.num_truncated:,} truncated and "
                 f"{len(plan.dropped):,} dropped sequences, the files have "
-                f"{np.count_nonzero(is_overlong):,} that are too long"
+                f"{np.count_nonzero(is_overlong):,} that are too long and "
+                f"{np.count_nonzero(is_empty):,} that are empty"
             )
         if fragments is None:
-            rows, tokens = numbers, limits.tokens(lengths[numbers])
+            tokens = limits.tokens(lengths[rows])
             planned = kernel.tokens_of_batches(plan.core, 0, plan.num_batches)
             words = "which is {:,} tokens; the plan has {:,}"
         else:
             # The last fragment of a sequence ends where the sequence ends.
-            rows, tokens = np.arange(len(lengths)), lengths
-            planned = fragments.stops[np.append(np.diff(fragments.rows) != 0, True)]
+            tokens, planned = lengths[rows], fragments.stops[is_last]
             words = "of {:,} residues; the fragments of the plan end at {:,}"
         wrong = np.flatnonzero(tokens != planned)
         if len(wrong):
@@ -334,6 +347,13 @@ class FastaRecords:
                 f"{lengths[rows[at]]:,} residues, {words.format(tokens[at], planned[at])} "
                 f"({len(wrong):,} such records)"
             )
+
+
+def check_once(numbers: NDArray[Any]) -> None:
+    """Raise ValueError unless numbers are those from 0 to their number, each once."""
+    is_known = (numbers >= 0) & (numbers < len(numbers))
+    if not is_known.all() or (np.bincount(numbers) != 1).any():
+        raise ValueError("the plan is damaged: it does not contain each row exactly once")
 
 
 def get_items(dataset: MapDataset, rows: list[int]) -> list[Any]:

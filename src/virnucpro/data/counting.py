@@ -1,0 +1,142 @@
+"""Counting of lengths, and layouts: packing without rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from virnucpro import kernel
+from virnucpro.data.layout import Layout, TokenCounts
+from virnucpro.data.methods import lay_out
+from virnucpro.data.overlong import (
+    describe_overlong,
+    find_dropped,
+    warn_of_dropped,
+    warn_of_truncation,
+)
+from virnucpro.data.parameters import Parameters
+from virnucpro.kernel.arguments import check_lengths, check_out, check_threads
+
+
+class Counter(Parameters):
+    """The methods of a packer that need lengths alone, and make no plan."""
+
+    def assign_batches(
+        self, lengths: ArrayLike, out: NDArray[Any] | None = None
+    ) -> NDArray[np.signedinteger[Any]]:
+        """Return the batch number of each row, with ties broken by row.
+
+        Equivalent to `count`, `lay_out` and `Layout.assign`, with their arguments and errors, but
+        -1 for dropped rows.
+
+        Args:
+            lengths: Residues of each row, a 1-D array of any integer type and stride, or a list of
+                int.
+            out: Array for the result, int32 or int64, of the shape of `lengths` and not
+                overlapping it; may be a ``np.memmap``.
+
+        Returns:
+            `out`, or a new array [n] of int32, or of int64 for 2**31 rows or more.
+
+        Cost: O(n).
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> GreedyPacker(100).assign_batches([30, 60, 60])
+            array([0, 0, 1], dtype=int32)
+        """
+        lengths = check_lengths(lengths)
+        layout = self.lay_out(self.count(lengths))
+        is_dropped = self._find_dropped(lengths)
+        if is_dropped is None:
+            return layout.assign(lengths, out=out)
+        out = check_out(out, lengths, len(lengths))
+        out[~is_dropped] = layout.assign(lengths[~is_dropped])
+        out[is_dropped] = -1
+        return out
+
+    def count(self, lengths: ArrayLike) -> TokenCounts:
+        """Return the number of sequences of each size, without those that are dropped.
+
+        Logs one WARNING with the number of sequences that are truncated, dropped because they are
+        too long, or dropped because they are empty, if any.
+
+        Args:
+            lengths: Residues of each sequence, a 1-D array of any integer type and stride, or a
+                list of int.
+
+        Raises:
+            ValueError: A length is negative, or exceeds the limit and overlong="error", or the
+                default limit without special tokens; `lengths` is not one-dimensional; or
+                overlong="split", which only `pack_sequences`, `pack_lengths` and `pack_files`
+                support.
+            TypeError: Lengths are not integers.
+            OverflowError: The number of truncated residues or of tokens added by rounding up does
+                not fit in 64 bits. `lay_out` checks the number of all tokens.
+
+        Cost: O(n), and memory for a table of all lengths up to the longest or the limit, or for a
+        sorted copy of `lengths` if the table would be larger.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> GreedyPacker(4096).count([30, 30, 500])
+            TokenCounts(3 sequences of 2 sizes)
+        """
+        lengths = check_lengths(lengths)
+        counts = self.count_silently(lengths)
+        warn_of_truncation(counts)
+        if "drop" in (self.overlong, self.empty):
+            warn_of_dropped(lengths, counts.limits.max_residues, self.overlong, self.empty)
+        return counts
+
+    def count_silently(self, lengths: ArrayLike) -> TokenCounts:
+        """Return the result of `count` without logging the WARNING."""
+        lengths = check_lengths(lengths)
+        if self.overlong == "split":
+            raise ValueError("overlong='split' needs pack_lengths, pack_sequences or pack_files")
+        self.check_documents(lengths)
+        is_dropped = self._find_dropped(lengths)
+        return self._count(lengths if is_dropped is None else lengths[~is_dropped])
+
+    def _find_dropped(self, lengths: NDArray[Any]) -> NDArray[np.bool_] | None:
+        """Return whether each sequence is dropped; None if none is."""
+        return find_dropped(lengths, self.limits.max_residues, self.overlong, self.empty)
+
+    def _count(self, lengths: NDArray[Any]) -> TokenCounts:
+        """Return the counts of checked lengths, none of which is dropped or split."""
+        limits = self.limits
+        if self.overlong == "error" and lengths.max(initial=0) > limits.max_residues:
+            name = f"lengths[{np.argmax(lengths > limits.max_residues)}]"
+            raise ValueError(describe_overlong(name, lengths, limits.max_residues))
+        return TokenCounts(kernel.count(lengths, limits, check_threads(self.num_threads)), limits)
+
+    def lay_out(self, counts: TokenCounts) -> Layout:
+        """Return the layout of counted sequences.
+
+        Args:
+            counts: The result of `count`, or a sum of such counts, by packers whose limits have the
+                same `max_residues`, `special_tokens` and `multiple_of`.
+
+        Raises:
+            ValueError: The counts were made with other such limits.
+            TypeError: `counts` is not a `TokenCounts`.
+            ModuleNotFoundError: method="tight" and highspy is not installed.
+            OverflowError: The number of tokens does not fit in 64 bits.
+
+        Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
+        one size; independent of the number of sequences. method="tight" solves hundreds of linear
+        programs and of pricing problems, the latter in O(distinct sizes * budget); none above 4,096
+        sizes or 2**27 steps per pricing problem, with a WARNING if the bound is over 1 % lower.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).num_batches
+            2
+        """
+        if not isinstance(counts, TokenCounts):
+            raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
+        core = counts.core.with_limits(self.limits)
+        return Layout(lay_out(core, self.method), self.limits, self.num_threads)

@@ -26,7 +26,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-plans bench-gpu signal-test limit-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test limit-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -120,6 +120,10 @@ bench-cluster: .venv/dev
 ## bench-tight: compare method="tight" with First-Fit Decreasing (one minute)
 bench-tight: .venv/dev
 	python benchmarks/tight.py
+
+## bench-samplers: measure idle ranks and repeated batches of samplers (three minutes)
+bench-samplers: .venv/dev
+	python benchmarks/samplers.py
 
 ## bench-gpu: measure ESM-2 on a GPU with GPU_PYTHON, which needs torch with CUDA (six minutes)
 bench-gpu:

@@ -95,7 +95,7 @@ def test_data_sets_of_hugging_face() -> None:
         "labels": [list(range(length)) for length in lengths],
     }
     dataset = datasets.Dataset.from_dict(columns)
-    plan = GreedyPacker(32, 32, special_tokens=0, overlong="split").pack_lengths(lengths)
+    plan = GreedyPacker.for_documents(32).pack_lengths(lengths)
     packed = PackedDataset(dataset, plan)
     found = [record for batch in range(len(packed)) for record in packed[batch]]
     for record in found:

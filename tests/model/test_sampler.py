@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 from itertools import chain
@@ -32,18 +33,22 @@ def proteins(number: int = 3000) -> PackingPlan:
 @given(
     cases(),
     st.integers(1, 7),
-    st.booleans(),
-    st.booleans(),
+    st.sampled_from([{}, {"even": False}, {"drop_last": True}]),
+    st.sampled_from([{}, {"shuffle": True}, {"shuffle": True, "repack": 7}]),
     st.integers(0, 3),
 )
 def test_ranks_share_all_rows(
-    case: Case, world_size: int, shuffle: bool, even: bool, epoch: int
+    case: Case, world_size: int, sharing: dict[str, Any], order: dict[str, Any], epoch: int
 ) -> None:
     plan = plan_of(case)
+    even = not sharing
     needed = -(-len(plan) // world_size) * world_size if even else 0
     assume(needed <= plan.num_sequences)
+    if "repack" in order:
+        # Epochs that are packed anew may have more batches.
+        assume(2 * needed + world_size <= plan.num_sequences)
     samplers = [
-        PackedBatchSampler(plan, rank, world_size, shuffle, seed=3, even=even)
+        PackedBatchSampler(plan, rank, world_size, seed=3, **sharing, **order)
         for rank in range(world_size)
     ]
     for sampler in samplers:
@@ -51,14 +56,20 @@ def test_ranks_share_all_rows(
     shares = [list(sampler) for sampler in samplers]
     assert [len(share) for share in shares] == [len(sampler) for sampler in samplers]
     sizes = {len(share) for share in shares}
-    assert max(sizes) - min(sizes) <= (0 if even else 1)
+    assert max(sizes) - min(sizes) <= (1 if "even" in sharing else 0)
     batches = list(chain(*shares))
     assert all(batches)
-    assert sorted(chain(*batches)) == list(range(plan.num_sequences))
+    rows_seen = sorted(chain(*batches))
+    if "drop_last" in sharing:
+        assert len(set(rows_seen)) == len(rows_seen)
+        if "repack" not in order:
+            assert len(batches) == len(plan) - len(plan) % world_size
+    else:
+        assert rows_seen == list(range(plan.num_sequences))
     for rows in batches:
         lengths = np.minimum([case.lengths[row] for row in rows], plan.max_sequence_length)
         assert sum(lengths.tolist()) + plan.special_tokens * len(rows) <= plan.max_tokens_per_batch
-    if even:
+    if even and "repack" not in order:
         assert len(batches) == needed
 
 
@@ -68,10 +79,9 @@ def test_batches_of_the_plan_in_its_order() -> None:
     assert list(PackedBatchSampler(plan)) == rows
     assert list(PackedBatchSampler(plan, 1, 3, even=False)) == rows[1::3]
     shuffled = PackedBatchSampler(plan, shuffle=True)
-    first = list(shuffled)
-    assert first == list(shuffled)
-    shuffled.set_epoch(1)
-    second = list(shuffled)
+    first, second = list(shuffled), list(shuffled)
+    shuffled.set_epoch(0)
+    assert list(shuffled) == first
     assert list(PackedBatchSampler(plan, shuffle=True, seed=1)) not in (first, second)
     groups = [{frozenset(batch) for batch in batches} for batches in (rows, first, second)]
     assert len(groups[0] & groups[1]) < 10
@@ -140,18 +150,23 @@ def test_resumed_from_twenty_places(shuffle: bool) -> None:
         sampler.set_epoch(2)
         whole = list(sampler)
         stop = draw.randrange(len(sampler) + 1)
+        sampler.set_epoch(2)
         batches = iter(sampler)
         before = [next(batches) for _ in range(stop)]
         state = sampler.state_dict()
-        assert (state["epoch"], state["step"]) == (2, stop)
+        assert (state["epoch"], state["done"]) == (2, [[3, 3 * stop]])
         resumed = make()
-        resumed.load_state_dict(state)
+        resumed.load_state_dict(json.loads(json.dumps(state)))
         assert resumed.state_dict() == state
         resumed.set_epoch(2)
+        assert resumed.first_step == stop
         assert before + list(resumed) == whole
+        following = list(resumed)
+        assert resumed.epoch == 3
+        assert (following == whole) == (not shuffle)
+        resumed.set_epoch(2)
+        assert resumed.first_step == 0
         assert list(resumed) == whole
-        resumed.set_epoch(3)
-        assert len(list(resumed)) == len(whole)
 
 
 def test_state_of_batches_that_training_had() -> None:
@@ -168,35 +183,35 @@ def test_state_of_batches_that_training_had() -> None:
     [
         {"seed": 1},
         {"shuffle": True},
-        {"rank": 1},
-        {"world_size": 3},
         {"even": False},
+        {"drop_last": True},
+        {"shuffle": True, "repack": 100},
         {"plan": proteins(2999)},
         {"plan": proteins().reshuffle(1)},
     ],
 )
 def test_states_of_other_samplers_are_refused(other: dict[str, Any]) -> None:
-    given_: dict[str, Any] = {"plan": proteins(), "world_size": 2}
+    given_: dict[str, Any] = {"plan": proteins(), "rank": 0, "world_size": 2}
     state = PackedBatchSampler(**given_).state_dict()
     with pytest.raises(ValueError, match="the state is for a sampler with"):
         PackedBatchSampler(**{**given_, **other}).load_state_dict(state)
 
 
-@pytest.mark.parametrize("state", [None, {}, {"epoch": 0}])
+@pytest.mark.parametrize("state", [None, {}, {"version": 2}])
 def test_values_that_are_not_states_are_refused(state: Any) -> None:
     with pytest.raises(TypeError, match="state must be a dict returned by state_dict"):
         PackedBatchSampler(proteins(10)).load_state_dict(state)
 
 
-@pytest.mark.parametrize("version", [None, 0, 2, "1"])
+@pytest.mark.parametrize("version", [None, 0, 3, "2"])
 def test_states_of_other_versions_are_refused(version: Any) -> None:
     sampler = PackedBatchSampler(proteins(10))
     state = sampler.state_dict()
-    assert state["version"] == 1
-    with pytest.raises(ValueError, match=rf"must have version 1 \(got {version!r}\)"):
+    assert state["version"] == 2
+    with pytest.raises(ValueError, match=rf"must have version 2 \(got {version!r}\)"):
         sampler.load_state_dict({**state, "version": version})
     del state["version"]
-    with pytest.raises(ValueError, match=r"must have version 1 \(got None\)"):
+    with pytest.raises(ValueError, match=r"must have version 2 \(got None\)"):
         sampler.load_state_dict(state)
 
 
@@ -217,18 +232,31 @@ def test_seeds_and_sizes_do_not_share_draws() -> None:
     assert len(set(samplers)) == 4
 
 
-def test_a_new_iterator_begins_anew() -> None:
-    sampler = PackedBatchSampler(proteins())
-    whole = list(sampler)
+def test_iterations_begin_with_their_first_batch() -> None:
+    sampler = PackedBatchSampler(proteins(), shuffle=True)
+    epochs = [list(sampler) for _ in range(3)]
+    sampler.set_epoch(1)
     sampler.load_state_dict(sampler.state_dict(step=4))
-    resumed = iter(sampler)
-    assert list(sampler) == whole
-    assert list(resumed) == whole[4:]
+    early, resumed = iter(sampler), iter(sampler)
+    assert list(resumed) == epochs[1][4:]
+    assert list(early) == epochs[2]
+    # The epoch may be set after the iterator was made.
     batches = iter(sampler)
-    next(batches)
-    assert sampler.state_dict()["step"] == 1
-    sampler.set_epoch(0)
-    assert sampler.state_dict()["step"] == 0
+    sampler.set_epoch(1)
+    assert next(batches) == epochs[1][0]
+    # Setting it again within it has no effect.
+    sampler.set_epoch(1)
+    assert sampler.state_dict()["done"] == [[1, 1]]
+    assert next(batches) == epochs[1][1]
+    assert sampler.state_dict()["done"] == [[1, 2]]
+    # An iteration goes on beside another one, whose position is known.
+    others = iter(sampler)
+    assert next(others) == epochs[1][0]
+    assert list(batches) == epochs[1][2:]
+    assert sampler.state_dict()["done"] == [[1, 1]]
+    sampler.set_epoch(2)
+    assert list(others) == epochs[1][1:]
+    assert sampler.state_dict()["done"] == []
 
 
 @pytest.mark.parametrize(
@@ -237,7 +265,12 @@ def test_a_new_iterator_begins_anew() -> None:
         ({"plan": [[0]]}, TypeError, r"plan must be a PackingPlan or a path \(got list\)"),
         ({"plan": "none.arrow"}, FileNotFoundError, "^none.arrow: no such file"),
         ({"rank": 2, "world_size": 2}, ValueError, "rank must be at most 1"),
-        ({"world_size": 0}, ValueError, "world_size must be at least 1"),
+        ({"rank": 0, "world_size": 0}, ValueError, "world_size must be at least 1"),
+        ({"world_size": 2}, ValueError, "rank and world_size must be given together"),
+        ({"rank": 0}, ValueError, "rank and world_size must be given together"),
+        ({"even": False, "drop_last": True}, ValueError, "drop_last=True needs even=True"),
+        ({"repack": 100}, ValueError, "repack needs shuffle=True"),
+        ({"repack": 0, "shuffle": True}, ValueError, "repack must be at least 1"),
         ({"seed": -1}, ValueError, "seed must be at least 0"),
     ],
 )
@@ -263,21 +296,36 @@ def test_in_data_loaders() -> None:
     sampler = PackedBatchSampler(plan, shuffle=True)
     loader = DataLoader(Rows(), batch_sampler=sampler, collate_fn=rows_of)
     assert len(loader) == len(sampler)
-    assert [batch.tolist() for batch in loader] == list(sampler)
+    assert [batch.tolist() for batch in loader] == list(PackedBatchSampler(plan, shuffle=True))
 
 
 @pytest.mark.filterwarnings("ignore:'set_vital' is deprecated")
-def test_stateful_data_loader_resumes() -> None:
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.process)])
+@pytest.mark.parametrize("stop", [0, 17, None])
+def test_stateful_data_loader_resumes(num_workers: int, stop: int | None) -> None:
     plan = proteins()
 
     def make() -> Any:
         sampler = PackedBatchSampler(plan, shuffle=True)
-        return StatefulDataLoader(Rows(), batch_sampler=sampler, collate_fn=rows_of)
+        return StatefulDataLoader(
+            Rows(), batch_sampler=sampler, collate_fn=rows_of, num_workers=num_workers
+        )
 
-    whole = [batch.tolist() for batch in make()]
     loader = make()
+    epochs = [[batch.tolist() for batch in loader] for _ in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    loader = make()
+    assert [batch.tolist() for batch in loader] == epochs[0]
     batches = iter(loader)
-    before = [next(batches).tolist() for _ in range(17)]
+    before = [
+        batch.tolist()
+        for _, batch in zip(range(10**6 if stop is None else stop), batches, strict=False)
+    ]
+    state = loader.state_dict()
     resumed = make()
-    resumed.load_state_dict(loader.state_dict())
-    assert before + [batch.tolist() for batch in resumed] == whole
+    resumed.load_state_dict(state)
+    if stop is None:
+        # The epoch was over, so this is the next one.
+        assert [batch.tolist() for batch in resumed] == epochs[2]
+        return
+    assert before + [batch.tolist() for batch in resumed] == epochs[1]

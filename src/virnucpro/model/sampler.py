@@ -1,13 +1,12 @@
-"""`PackedBatchSampler`: the batches of a plan, split among ranks."""
+"""`PackedBatchSampler`: the batches of a plan, shared out among ranks."""
 
 from __future__ import annotations
 
 import functools
-import heapq
 import zlib
 from collections.abc import Iterator
 from os import PathLike
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,44 +14,75 @@ from torch.utils.data import Sampler
 
 from virnucpro.data.plan import PackingPlan, as_plan
 from virnucpro.kernel.arguments import check_integer, plain
+from virnucpro.model.epochs import Batches, Epoch, batch_costs, deal, pack_windows
+from virnucpro.model.ranks import find_rank
+from virnucpro.model.sharing import Reader, describe_second_sharing, find_reader
 from virnucpro.text import quoted
 
 # The version of states. Increase it if the same state would yield other batches.
-STATE_VERSION = 1
+STATE_VERSION = 2
 # Rows that are hashed at a time.
 CHUNK = 2**20
+# How often an epoch is packed anew until it has at most as many batches as the others.
+MAX_DRAWS = 8
+# Draws that determine the number of batches of an epoch.
+FIRST_DRAWS = 3
 
 
 class PackedBatchSampler(Sampler[list[int]]):
     """The batches of a plan as lists of rows, for a data set indexed by row.
 
-    For a plan with fragments, the numbers are those of fragments: use `PackedDataset.records` as
-    the data set.
+    For ``DataLoader(dataset, batch_sampler=...)``, with `PackedDataset.records` as the data set,
+    which returns records as long as the plan counted them. For a plan with fragments, the numbers
+    are those of fragments, as there.
 
-    For ``DataLoader(dataset, batch_sampler=...)``. Rank r of n gets every n-th batch. All ranks
-    together get every row that has a batch exactly once per epoch. `len` is the number of batches
-    per epoch on this rank.
+    All ranks together get every row that has a batch exactly once per epoch, and equally many
+    batches each. The batches that ranks get at the same time are a step. `len` is the number of
+    batches of a whole epoch on this rank, the same in every epoch.
 
-    `state_dict` and `load_state_dict` resume training within an epoch, without reading earlier
-    batches again.
+    An epoch that was read to its end is followed by the next one; an iteration that was left is
+    started again. `set_epoch` chooses another epoch. Frameworks find it here and as
+    ``sampler.set_epoch``.
+
+    By default, the rank is found when the sampler is used: that of `torch.distributed`, if it is
+    initialized; otherwise that of the variables RANK and WORLD_SIZE of the environment, if both are
+    set. If ``accelerator.prepare`` of accelerate (which the Trainer of transformers calls as well)
+    shares out batches itself, the sampler yields the batches of all ranks, step by step. With
+    Lightning, use ``Trainer(use_distributed_sampler=False)``.
+
+    `state_dict` and `load_state_dict` resume training within an epoch, on any number of ranks.
 
     Args:
         plan: The plan, or the path of its file.
-        rank: The rank of this process.
+        rank: The rank of this process; given together with `world_size`.
         world_size: The number of ranks.
-        shuffle: Whether to shuffle the batches in each epoch, and to exchange sequences with
-            equally many tokens between them (`PackingPlan.reshuffle`).
-        seed: From 0 to 2**64 - 1. Seed, epoch and plan determine the order.
+        shuffle: Whether each epoch has another order of steps, whose batches are alike in cost (the
+            sum of squared tokens of their sequences), and exchanges sequences with equally many
+            tokens between batches (`PackingPlan.reshuffle`). If False, step s has the batches of
+            the plan from ``s * world_size``, in every epoch.
+        seed: From 0 to 2**64 - 1. Seed, epoch, plan and number of ranks determine the order.
         even: Whether all ranks get equally many batches, as training with collectives requires. If
             the number of batches is not divisible by the number of ranks, the batches with the most
             sequences are halved until it is. If False, some ranks may get one batch more.
+        drop_last: Whether to leave out the batches of an incomplete step instead of halving others:
+            the last ones, or, with `shuffle`, random ones in each epoch.
+        repack: With `shuffle`, pack each epoch anew, by First-Fit Decreasing in windows of this
+            many sequences, drawn at random; so nearly no batch occurs in two epochs. All epochs
+            have equally many batches. Groups of the plan stay apart. A window of 10,000 sequences
+            is nearly as efficient as packing all together.
+
+    Attributes:
+        plan: The plan.
+        epoch: The number of the epoch of the last or next iteration, from 0.
 
     Raises:
-        ValueError: A parameter is out of range, or there are too few sequences for equally many
-            batches per rank (with `even`).
+        ValueError: A parameter is out of range. When it is used: there are too few sequences for
+            equally many batches per rank, or accelerate shares out batches although `rank` was
+            given.
         TypeError: A parameter has the wrong type.
 
-    Cost: with `shuffle`, one `PackingPlan.reshuffle` per epoch, O(n).
+    Cost: with `shuffle`, one `PackingPlan.reshuffle` per epoch, O(n). With `repack`, one packing
+    per epoch, and three more before the first; memory for 32 bytes per sequence.
 
     Example:
         >>> from virnucpro.data import GreedyPacker, PackedBatchSampler
@@ -66,85 +96,179 @@ class PackedBatchSampler(Sampler[list[int]]):
     def __init__(
         self,
         plan: PackingPlan | str | PathLike[str],
-        rank: int = 0,
-        world_size: int = 1,
+        rank: int | None = None,
+        world_size: int | None = None,
         shuffle: bool = False,
         seed: int = 0,
         even: bool = True,
+        *,
+        drop_last: bool = False,
+        repack: int | None = None,
     ) -> None:
-        plan = as_plan(plan)
-        self.plan = plan
-        self.world_size = check_integer(world_size, "world_size", 1)
-        self.rank = check_integer(rank, "rank", 0, self.world_size - 1)
+        self.plan = as_plan(plan)
+        self._given_rank: tuple[int, int] | None = None
+        if (rank is None) != (world_size is None):
+            raise ValueError("rank and world_size must be given together")
+        if rank is not None:
+            world_size = check_integer(world_size, "world_size", 1)
+            self._given_rank = check_integer(rank, "rank", 0, world_size - 1), world_size
         self.shuffle = shuffle
         self.seed = check_integer(seed, "seed", 0, 2**64 - 1)
+        if drop_last and not even:
+            raise ValueError("drop_last=True needs even=True: all ranks get equally many batches")
         self.even = even
+        self.drop_last = drop_last
+        if repack is not None:
+            repack = check_integer(repack, "repack", 1)
+            if not shuffle:
+                raise ValueError("repack needs shuffle=True")
+        self.repack = repack
         self.epoch = 0
-        self._offsets = plan.offsets
-        if even:
-            self._offsets = split_batches(plan.offsets, -len(plan) % self.world_size)
-        self._step = 0
-        self._first_step = 0
+        # Numbers of ranks, and of batches that they have done together, in this epoch.
+        self._done: list[tuple[int, int]] = []
+        # Whether the next iteration continues after these batches.
+        self._resumes = False
+        # Whether the last iteration was read to its end.
+        self._is_over = False
+        # What to add to the epochs of `set_epoch`.
+        self._epoch_offset = 0
+        # Who takes batches before training asks for them.
+        self._ahead: str | None = None
+        self._read: tuple[int, Epoch] | None = None
+        if self._given_rank is not None:
+            self._count([(self._given_rank[1], 0)])
+
+    @property
+    def sampler(self) -> PackedBatchSampler:
+        """The sampler itself, where accelerate and Lightning look for `set_epoch`."""
+        return self
+
+    @property
+    def batch_sampler(self) -> PackedBatchSampler:
+        """The sampler itself, where the Trainer of transformers looks for `set_epoch`."""
+        return self
+
+    @property
+    def batch_size(self) -> NoReturn:
+        """Not an attribute, since batches differ in size.
+
+        Frameworks look for it when they share out the batches of a sampler, or replace it.
+
+        Raises:
+            ValueError: `rank` was given, so the batches would be shared out a second time.
+        """
+        if self._given_rank is not None and self._given_rank[1] > 1:
+            raise ValueError(describe_second_sharing(*self._given_rank))
+        raise AttributeError(f"{type(self).__name__} has no attribute 'batch_size'")
+
+    @property
+    def first_step(self) -> int:
+        """Number of steps that the next iteration leaves out, since a loaded state has done them.
+
+        For ``enumerate(loader, start=sampler.first_step)``. 0 if the state is that of another
+        number of ranks, for which the rest of the epoch has new steps.
+        """
+        world_size = self._find_share(find_reader(self))[2]
+        if self._resumes and self._done and self._done[-1][0] == world_size:
+            return -(-self._done[-1][1] // world_size)
+        return 0
 
     def __len__(self) -> int:
-        return len(range(self.rank, len(self._offsets) - 1, self.world_size))
+        first, stride, world_size = self._find_share(find_reader(self))
+        return len(range(first, self._count([(world_size, 0)]), stride))
 
     def __iter__(self) -> Iterator[list[int]]:
-        self._step, self._first_step = self._first_step, 0
-        return self._batches(self._step)
+        # All of this happens when the first batch is asked for: Lightning calls set_epoch between.
+        reader = find_reader(self)
+        first, stride, world_size = self._find_share(reader)
+        if reader.epoch is not None:
+            self.set_epoch(reader.epoch)
+        if not self._resumes:
+            if self._is_finished(first):
+                self.epoch += 1
+            self._done = []
+        if not self._done or self._done[-1][0] != world_size:
+            self._done.append((world_size, 0))
+        self._resumes, self._is_over, self._ahead = False, False, reader.ahead
+        done = self._done
+        epoch = self._read_epoch(self.epoch)
+        batches = self._deal(epoch.batches, self.epoch, done)
+        for number in range(done[-1][1] + first, len(batches.begins), stride):
+            # Not if another iteration has begun, or another epoch was set.
+            if self._done is done:
+                # All ranks together have done the batches before, and take those of this step.
+                taken = min(number - first + stride, len(batches.begins))
+                done[-1] = world_size, taken
+            yield epoch.rows(int(batches.begins[number]), int(batches.ends[number])).tolist()
+        self._is_over = self._done is done
 
-    def _batches(self, first: int) -> Iterator[list[int]]:
-        plan = self.plan
-        order: NDArray[np.int64] | range = range(len(self._offsets) - 1)
-        if self.shuffle:
-            random = np.random.default_rng(
-                np.random.SeedSequence(self.seed, spawn_key=(self.epoch,))
-            )
-            plan = plan.reshuffle(int(random.integers(2**64, dtype=np.uint64)))
-            order = random.permutation(len(order))
-        share = order[self.rank :: self.world_size]
-        for step in range(first, len(share)):
-            batch = share[step]
-            self._step = step + 1
-            yield plan.slice_indices(*self._offsets[batch : batch + 2]).tolist()
+    def _is_finished(self, first: int) -> bool:
+        """Return whether a rank has taken all batches of this epoch; `first` is that of a step."""
+        return bool(self._done) and self._done[-1][1] + first >= self._count(self._done)
 
     def set_epoch(self, epoch: int) -> None:
-        """Start an epoch, from 0. Without it, each epoch is in the same order.
+        """Start an epoch, from 0.
 
-        Setting the epoch of a loaded state keeps its position.
+        After `load_state_dict`, setting the epoch of the state keeps its position. A lower number
+        means the epoch of the state, too, since some frameworks count epochs from 0 when they
+        resume; later numbers are then counted from there.
 
         Raises:
             ValueError: The number is negative.
             TypeError: It is not an integer.
         """
         epoch = check_integer(epoch, "epoch", 0)
-        if epoch != self.epoch:
-            self._first_step = 0
+        if self._resumes:
+            self._epoch_offset = max(0, self.epoch - epoch)
+        epoch += self._epoch_offset
+        first = self._find_share(find_reader(self))[0]
+        if epoch != self.epoch or (not self._resumes and self._is_finished(first)):
+            self._done, self._resumes, self._is_over = [], False, False
         self.epoch = epoch
-        self._step = self._first_step
 
     def state_dict(self, step: int | None = None) -> dict[str, Any]:
-        """Return the position in this epoch, for `load_state_dict`.
+        """Return the position in this epoch, for `load_state_dict` on any rank.
+
+        The state is the same on all ranks, if they have done equally many steps.
 
         Args:
-            step: Number of batches of the epoch that this rank has processed. If None, the number
-                taken from this sampler. A DataLoader with workers takes some ahead, so pass the
-                number that training has processed.
+            step: Number of steps of the epoch that training has done, since it began or since the
+                number of ranks last changed within it: batches of this rank. If None, the number
+                taken from this sampler; after an epoch that was read to its end, the state is the
+                start of the next one.
 
         Raises:
-            ValueError: The epoch has fewer batches.
+            ValueError: The epoch has fewer steps; or `step` is None, and a DataLoader with workers
+                or accelerate takes batches before training asks for them. (A StatefulDataLoader of
+                torchdata knows which, and keeps the state itself.)
         """
-        if step is None:
-            step = self._step
+        epoch, done = self.epoch, list(self._done)
+        if step is None and self._ahead and done:
+            raise ValueError(
+                f"{self._ahead} takes batches before training asks for them, so the sampler does "
+                "not know how many training has done: pass state_dict(step=...)"
+            )
+        if step is None and self._is_over:
+            epoch, done = epoch + 1, []
+        if step is not None:
+            ranks = self._find_share(find_reader(self))[2]
+            if not done or (self._resumes and done[-1][0] != ranks):
+                done.append((ranks, 0))
+            ranks, number = done[-1][0], self._count(done)
+            step = check_integer(step, "step", 0, -(-number // ranks))
+            done[-1] = ranks, min(step * ranks, number)
         return {
             "version": STATE_VERSION,
             **self._parameters(),
-            "epoch": self.epoch,
-            "step": check_integer(step, "step", 0, len(self)),
+            "epoch": epoch,
+            "done": [list(pair) for pair in done],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Resume from a state: the next iteration yields the rest of its epoch.
+
+        On another number of ranks, these share out the batches that are left, in new steps: every
+        row that is left exactly once.
 
         Raises:
             ValueError: The state has another version, or is for another plan or other parameters.
@@ -156,15 +280,17 @@ class PackedBatchSampler(Sampler[list[int]]):
             >>> sampler = PackedBatchSampler(plan)
             >>> next(iter(sampler))
             [0, 2]
-            >>> resumed = PackedBatchSampler(plan)
+            >>> resumed = PackedBatchSampler(plan, rank=1, world_size=2)
             >>> resumed.load_state_dict(sampler.state_dict())
             >>> list(resumed)
-            [[1, 3], [4]]
+            [[4]]
         """
-        if not isinstance(state, dict) or not {"epoch", "step"} <= state.keys():
+        if not isinstance(state, dict) or "epoch" not in state:
             raise TypeError(f"state must be a dict returned by state_dict (got {quoted(state)})")
         version = state.get("version")
-        if version != STATE_VERSION:
+        if version == 1:
+            state = upgrade(state)
+        elif version != STATE_VERSION:
             raise ValueError(
                 f"the state must have version {STATE_VERSION} (got {quoted(version)}): it was "
                 "saved by another version of virnucpro"
@@ -175,8 +301,101 @@ class PackedBatchSampler(Sampler[list[int]]):
                     f"the state is for a sampler with {name}={quoted(state.get(name))}, but this "
                     f"sampler has {name}={quoted(value)}"
                 )
-        self.epoch = check_integer(state["epoch"], "epoch", 0)
-        self._step = self._first_step = check_integer(state["step"], "step", 0, len(self))
+        epoch = check_integer(state["epoch"], "epoch", 0)
+        self._done = self._check_done(state.get("done"))
+        self.epoch, self._resumes, self._epoch_offset = epoch, True, 0
+        self._is_over, self._ahead = False, None
+
+    def _check_done(self, pairs: Any) -> list[tuple[int, int]]:
+        """Return the numbers of ranks and of batches done in a state."""
+        done: list[tuple[int, int]] = []
+        if not isinstance(pairs, (list, tuple)):
+            raise TypeError(f"'done' in the state must be a list (got {quoted(pairs)})")
+        for pair in pairs:
+            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+                raise TypeError(f"'done' in the state must have pairs (got {quoted(pair)})")
+            world_size = check_integer(pair[0], "the number of ranks in the state", 1)
+            number = self._count([*done, (world_size, 0)])
+            name = "the number of batches done in the state"
+            done.append((world_size, check_integer(pair[1], name, 0, number)))
+        # Ranks that have done nothing leave no trace.
+        return done[:-1] if done and done[-1][1] == 0 else done
+
+    @functools.cached_property
+    def _num_batches(self) -> int:
+        """Number of batches of each epoch, before they are split among ranks."""
+        if self.repack is None:
+            return len(self.plan)
+        draws = (self._draw(0, number) for number in range(FIRST_DRAWS))
+        return max(len(self.plan), *(len(draw.batches.begins) for draw in draws))
+
+    def _count(self, done: list[tuple[int, int]]) -> int:
+        """Return the number of batches, done or not, that the last number of ranks shares out."""
+        number = left = self._num_batches
+        for world_size, num_done in done:
+            number = left
+            if self.drop_last:
+                number -= left % world_size
+            elif self.even:
+                number += -left % world_size
+            left = number - num_done
+        if len(done) == 1 and number > self.plan.num_sequences:
+            raise ValueError(
+                f"{self.plan.num_sequences:,} sequences in {self._num_batches:,} batches cannot "
+                f"be split into {number:,}, equally many per rank; use even=False to keep them, or "
+                "drop_last=True"
+            )
+        return number
+
+    def _deal(self, batches: Batches, epoch: int, done: list[tuple[int, int]]) -> Batches:
+        """Return the batches that the last number of ranks shares out, in order."""
+        for part, (world_size, _) in enumerate(done):
+            random = self._random(epoch, 1, part) if self.shuffle else None
+            number = self._count(done[: part + 1])
+            if part:
+                batches = batches.take(slice(done[part - 1][1], None))
+                batches = batches.take(np.argsort(batches.begins))
+                num_left = int((batches.ends - batches.begins).sum())
+                if number > num_left:
+                    raise ValueError(
+                        f"epoch {epoch} has {num_left:,} sequences left, too few for {world_size} "
+                        f"ranks; resume on fewer ranks, or call set_epoch({epoch + 1}) to leave "
+                        "them out"
+                    )
+            batches = deal(batches, world_size, number, random)
+        return batches
+
+    def _random(self, *key: int) -> np.random.Generator:
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=key))
+
+    def _read_epoch(self, epoch: int) -> Epoch:
+        """Return the batches of an epoch before they are split among ranks."""
+        if self._read is None or (self.shuffle and self._read[0] != epoch):
+            # The memory of the last epoch is not needed any more.
+            self._read = None
+            self._read = epoch, self._make_epoch(epoch)
+        return self._read[1]
+
+    def _make_epoch(self, epoch: int) -> Epoch:
+        plan = self.plan
+        for number in range(MAX_DRAWS if self.repack else 0):
+            drawn = self._draw(epoch, number)
+            if len(drawn.batches.begins) <= self._num_batches:
+                return drawn
+        indices, costs = None, np.zeros(len(plan))
+        if self.shuffle:
+            seed = int(self._random(epoch, 0).integers(2**64, dtype=np.uint64))
+            indices, costs = plan.reshuffle(seed).indices, self._costs
+        return Epoch(plan, indices, Batches(plan.offsets[:-1], plan.offsets[1:], costs))
+
+    def _draw(self, epoch: int, number: int) -> Epoch:
+        """Pack an epoch anew."""
+        assert self.repack is not None
+        return pack_windows(self.plan, self.repack, self._random(epoch, 0, number))
+
+    @functools.cached_property
+    def _costs(self) -> NDArray[np.float64]:
+        return batch_costs(self.plan)
 
     @functools.cached_property
     def _rows_crc32(self) -> int:
@@ -185,45 +404,41 @@ class PackedBatchSampler(Sampler[list[int]]):
         for begin in range(0, self.plan.num_sequences, CHUNK):
             # In pieces, since a plan that is in a file need not be read into memory.
             crc32 = zlib.crc32(plain(self.plan.slice_indices(begin, begin + CHUNK)).data, crc32)
-        for values in (self.plan.offsets, *(self.plan.fragments or ())):
+        groups = () if self.plan.group_offsets is None else (self.plan.group_offsets,)
+        for values in (self.plan.offsets, *(self.plan.fragments or ()), *groups):
             crc32 = zlib.crc32(plain(values).data, crc32)
         return crc32
 
     def _parameters(self) -> dict[str, Any]:
-        """Return the values that determine the batches of each epoch and their order."""
+        """Return the values that determine the batches of each epoch."""
         return {
             "num_sequences": self.plan.num_sequences,
             "num_batches": self.plan.num_batches,
             "rows_crc32": self._rows_crc32,
-            "rank": self.rank,
-            "world_size": self.world_size,
             "shuffle": self.shuffle,
             "seed": self.seed,
             "even": self.even,
+            "drop_last": self.drop_last,
+            "repack": self.repack,
         }
 
+    def _find_share(self, reader: Reader) -> tuple[int, int, int]:
+        """Return the first batch of this sampler, the distance to the next, and the ranks."""
+        if reader.num_processes > 1:
+            if self._given_rank is not None and self._given_rank[1] > 1:
+                raise ValueError(describe_second_sharing(*self._given_rank))
+            return 0, 1, reader.num_processes
+        rank, world_size = self._given_rank or find_rank()
+        return rank, world_size, world_size
 
-def split_batches(offsets: NDArray[np.int64], num_splits: int) -> NDArray[np.int64]:
-    """Return the offsets after halving, `num_splits` times, the batch with the most sequences."""
-    num_batches = len(offsets) - 1
-    num_sequences = int(offsets[-1])
-    if num_batches + num_splits > num_sequences:
+
+def upgrade(state: dict[str, Any]) -> dict[str, Any]:
+    """Return a state of version 1, which has the steps of one rank, as one of this version."""
+    if state.get("shuffle"):
         raise ValueError(
-            f"{num_sequences:,} sequences in {num_batches:,} batches cannot be split into "
-            f"{num_batches + num_splits:,}, equally many per rank; use even=False to keep them"
+            "the state has version 1, which shuffled batches one by one: this version has other "
+            f"batches in its epoch; use set_epoch({state['epoch']}) to start this epoch anew"
         )
-    if num_splits == 0:
-        return offsets
-    # Only these batches and their halves can be split.
-    sizes = np.diff(offsets)
-    largest = np.argsort(-sizes, kind="stable")[:num_splits]
-    heap = [(-int(sizes[batch]), int(offsets[batch])) for batch in largest]
-    heapq.heapify(heap)
-    splits = []
-    for _ in range(num_splits):
-        size, start = heap[0][0], heap[0][1]
-        half = (1 - size) // 2
-        splits.append(start + half)
-        heapq.heapreplace(heap, (-half, start))
-        heapq.heappush(heap, (size + half, start + half))
-    return np.sort(np.append(offsets, splits))
+    world_size = check_integer(state.get("world_size"), "the number of ranks in the state", 1)
+    step = check_integer(state.get("step"), "step", 0)
+    return {**state, "drop_last": False, "repack": None, "done": [(world_size, step * world_size)]}

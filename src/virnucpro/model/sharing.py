@@ -1,0 +1,83 @@
+"""What loaders and frameworks that iterate a sampler do with its batches.
+
+They do not tell a sampler, so its callers are searched for one that holds it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, NamedTuple
+
+# Calls between the loader of a framework and its batch sampler, at most.
+MAX_CALLS = 32
+
+
+class Reader(NamedTuple):
+    """Who iterates a sampler, or asks for its length.
+
+    Attributes:
+        num_processes: Among how many processes accelerate shares out the batches; 1 if it does not.
+        epoch: The epoch that accelerate or Lightning counts; None if none does.
+        ahead: Who takes batches before training asks for them; None if nobody does.
+    """
+
+    num_processes: int = 1
+    epoch: int | None = None
+    ahead: str | None = None
+
+
+def find_reader(sampler: Any) -> Reader:
+    """Return who iterates a sampler.
+
+    ``accelerator.prepare`` wraps a batch sampler into a `BatchSamplerShard`, which iterates it in
+    each process and keeps every n-th batch, and a DataLoader into a `DataLoaderShard`, which counts
+    epochs. After ``skip_first_batches``, this count does not reach the sampler. The `_FitLoop` of
+    Lightning sets the epoch after the workers have asked for batches.
+
+    Raises:
+        ValueError: One process dispatches the batches to all others.
+    """
+    reader = Reader()
+    frame = inspect.currentframe()
+    for _ in range(MAX_CALLS):
+        if frame is None:
+            break
+        caller: Any = frame.f_locals.get("self")
+        frame = frame.f_back
+        name = type(caller).__name__
+        if name == "BatchSamplerShard" and caller.batch_sampler is sampler:
+            reader = reader._replace(num_processes=int(caller.num_processes))
+        elif name in ("_MultiProcessingDataLoaderIter", "WatchedIterator"):
+            reader = reader._replace(ahead="a DataLoader with workers")
+        elif name in ("DataLoaderShard", "DataLoaderDispatcher") and holds(caller, sampler):
+            if name == "DataLoaderDispatcher" and caller.state.num_processes > 1:
+                raise ValueError(
+                    "packed batches cannot be dispatched from one process to the others: use "
+                    "Accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=False))"
+                )
+            if not caller.use_stateful_dataloader:
+                reader = reader._replace(ahead="accelerate")
+            return reader._replace(epoch=getattr(caller, "iteration", None))
+        elif name == "_FitLoop":
+            return reader._replace(epoch=int(caller.epoch_progress.current.processed))
+    return reader
+
+
+def holds(loader: Any, sampler: Any) -> bool:
+    """Return whether the batch sampler of a loader is a sampler, or wraps it."""
+    found = loader.batch_sampler
+    while found is not sampler and not isinstance(found, type(sampler)):
+        found = getattr(found, "batch_sampler", None)
+        if found is None:
+            return False
+    return found is sampler
+
+
+def describe_second_sharing(rank: int, world_size: int) -> str:
+    """Return the error message for a rank's batches that a framework would share out again."""
+    return (
+        f"the batches of this sampler are already those of rank {rank} of {world_size}, and would "
+        "be shared out a second time: for accelerate and the Trainer of transformers, leave out "
+        "rank and world_size (or do not pass the loader to accelerator.prepare); for Lightning, "
+        "use Trainer(use_distributed_sampler=False)"
+    )

@@ -117,7 +117,9 @@ def test_epochs_packed_anew_keep_the_limits(limit: int | None) -> None:
         assert sorted(chain(*batches)) == list(range(3000))
 
 
-def test_an_epoch_with_too_many_batches_is_drawn_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_with_too_many_batches_is_drawn_again(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from virnucpro.model import sampler as module
 
     plan = plan_of(documents())
@@ -135,6 +137,7 @@ def test_an_epoch_with_too_many_batches_is_drawn_again(monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "pack_windows", pack)
     batches = list(sampler)
     assert len(drawn) == module.MAX_DRAWS
+    assert "epoch 0 is not packed anew" in caplog.text
     assert len(batches) == number
     assert sorted(chain(*batches)) == list(range(plan.num_sequences))
 
@@ -270,3 +273,8 @@ def test_the_rank_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert list(sampler) == list(PackedBatchSampler(plan, 1, 2))
     assert len(sampler) == -(-len(whole) // 2)
+    for rank, world_size in (("2", "2"), ("x", "2"), ("0", "-1")):
+        monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", world_size)
+        with pytest.raises(ValueError, match=rf"got RANK='{rank}', WORLD_SIZE='{world_size}'"):
+            len(sampler)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from itertools import chain
 from typing import Any
 
@@ -169,3 +171,23 @@ def test_batches_are_not_dispatched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader.state, "num_processes", 2)
     with pytest.raises(ValueError, match="packed batches cannot be dispatched"):
         next(iter(loader))
+
+
+def test_callers_are_not_kept() -> None:
+    class Caller:
+        def __init__(self) -> None:
+            self.sampler = PackedBatchSampler(plan_of(300))
+
+        def read(self) -> int:
+            return len(self.sampler) + len(next(iter(self.sampler)))
+
+    gc.collect()
+    gc.disable()
+    try:
+        caller = Caller()
+        reference = weakref.ref(caller)
+        assert caller.read() > 0
+        del caller
+        assert reference() is None
+    finally:
+        gc.enable()

@@ -7,7 +7,7 @@ import json
 import pytest
 from store import STORED, make_plan, make_sampler
 
-from virnucpro.data import PackedBatchSampler
+from virnucpro.data import GreedyPacker, PackedBatchSampler
 
 PATHS = sorted(STORED.glob("sampler-*.json"))
 
@@ -37,3 +37,13 @@ def test_states_of_version_1_are_resumed_unless_shuffled() -> None:
     assert resumed.epoch == 3
     batches = list(PackedBatchSampler(make_plan(), 1, 2))
     assert list(resumed) == batches[state["step"] :]
+
+
+def test_states_of_version_1_at_the_end_of_an_uneven_epoch() -> None:
+    plan = GreedyPacker(10, 10, special_tokens=0).pack_lengths([10] * 9)
+    sampler = PackedBatchSampler(plan, 0, 4, even=False)
+    state = sampler.state_dict()
+    del state["done"], state["drop_last"], state["repack"]
+    sampler.load_state_dict({**state, "version": 1, "rank": 0, "world_size": 4, "step": 3})
+    assert list(sampler) == []
+    assert len(list(sampler)) == 3

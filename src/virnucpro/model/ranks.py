@@ -6,15 +6,27 @@ import os
 
 import torch.distributed
 
+from virnucpro.text import quoted
+
 
 def find_rank() -> tuple[int, int]:
     """Return the rank of this process, and the number of ranks.
 
     Those of `torch.distributed`, if it is initialized; otherwise those of the variables RANK and
     WORLD_SIZE of the environment, if both are set, as torchrun does; otherwise 0 and 1.
+
+    Raises:
+        ValueError: The variables are not a rank and a number of ranks.
     """
     distributed = torch.distributed
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     rank, world_size = os.environ.get("RANK"), os.environ.get("WORLD_SIZE")
-    return (int(rank), int(world_size)) if rank and world_size else (0, 1)
+    if not rank or not world_size:
+        return 0, 1
+    if not rank.isdecimal() or not world_size.isdecimal() or int(rank) >= int(world_size):
+        raise ValueError(
+            "the environment variables RANK and WORLD_SIZE must be a rank and the number of ranks "
+            f"(got RANK={quoted(rank)}, WORLD_SIZE={quoted(world_size)})"
+        )
+    return int(rank), int(world_size)

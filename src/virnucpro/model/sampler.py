@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import zlib
 from collections.abc import Iterator
 from os import PathLike
@@ -16,11 +17,11 @@ from virnucpro.data.plan import PackingPlan, as_plan
 from virnucpro.kernel.arguments import check_integer, plain
 from virnucpro.model.epochs import Batches, Epoch, batch_costs, deal, pack_windows
 from virnucpro.model.ranks import find_rank
+from virnucpro.model.sampler_state import STATE_VERSION, check_state
 from virnucpro.model.sharing import Reader, describe_second_sharing, find_reader
-from virnucpro.text import quoted
 
-# The version of states. Increase it if the same state would yield other batches.
-STATE_VERSION = 2
+logger = logging.getLogger(__name__)
+
 # Rows that are hashed at a time.
 CHUNK = 2**20
 # How often an epoch is packed anew until it has at most as many batches as the others.
@@ -60,7 +61,8 @@ class PackedBatchSampler(Sampler[list[int]]):
             sum of squared tokens of their sequences), and exchanges sequences with equally many
             tokens between batches (`PackingPlan.reshuffle`). If False, step s has the batches of
             the plan from ``s * world_size``, in every epoch.
-        seed: From 0 to 2**64 - 1. Seed, epoch, plan and number of ranks determine the order.
+        seed: From 0 to 2**64 - 1. Seed, epoch, plan and number of ranks determine the order, for
+            a release of NumPy.
         even: Whether all ranks get equally many batches, as training with collectives requires. If
             the number of batches is not divisible by the number of ranks, the batches with the most
             sequences are halved until it is. If False, some ranks may get one batch more.
@@ -68,8 +70,9 @@ class PackedBatchSampler(Sampler[list[int]]):
             the last ones, or, with `shuffle`, random ones in each epoch.
         repack: With `shuffle`, pack each epoch anew, by First-Fit Decreasing in windows of this
             many sequences, drawn at random; so nearly no batch occurs in two epochs. All epochs
-            have equally many batches. Groups of the plan stay apart. A window of 10,000 sequences
-            is nearly as efficient as packing all together.
+            have equally many batches; one that would have more, even when drawn again, is not
+            packed anew, with a WARNING. Groups of the plan stay apart. A window of 10,000
+            sequences is nearly as efficient as packing all together.
 
     Attributes:
         plan: The plan.
@@ -181,7 +184,8 @@ class PackedBatchSampler(Sampler[list[int]]):
         # All of this happens when the first batch is asked for: Lightning calls set_epoch between.
         reader = find_reader(self)
         first, stride, world_size = self._find_share(reader)
-        if reader.epoch is not None:
+        # Before version 1.15, accelerate counts from 0 again after skip_first_batches.
+        if reader.epoch or (reader.epoch == 0 and self._resumes):
             self.set_epoch(reader.epoch)
         if not self._resumes:
             if self._is_finished(first):
@@ -285,41 +289,19 @@ class PackedBatchSampler(Sampler[list[int]]):
             >>> list(resumed)
             [[4]]
         """
-        if not isinstance(state, dict) or "epoch" not in state:
-            raise TypeError(f"state must be a dict returned by state_dict (got {quoted(state)})")
-        version = state.get("version")
-        if version == 1:
-            state = upgrade(state)
-        elif version != STATE_VERSION:
-            raise ValueError(
-                f"the state must have version {STATE_VERSION} (got {quoted(version)}): it was "
-                "saved by another version of virnucpro"
-            )
-        for name, value in self._parameters().items():
-            if state.get(name) != value:
-                raise ValueError(
-                    f"the state is for a sampler with {name}={quoted(state.get(name))}, but this "
-                    f"sampler has {name}={quoted(value)}"
-                )
+        state = check_state(state, self._parameters())
         epoch = check_integer(state["epoch"], "epoch", 0)
-        self._done = self._check_done(state.get("done"))
+        self._done = self._check_done(state["done"])
         self.epoch, self._resumes, self._epoch_offset = epoch, True, 0
         self._is_over, self._ahead = False, None
 
-    def _check_done(self, pairs: Any) -> list[tuple[int, int]]:
+    def _check_done(self, pairs: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """Return the numbers of ranks and of batches done in a state."""
-        done: list[tuple[int, int]] = []
-        if not isinstance(pairs, (list, tuple)):
-            raise TypeError(f"'done' in the state must be a list (got {quoted(pairs)})")
-        for pair in pairs:
-            if not isinstance(pair, (list, tuple)) or len(pair) != 2:
-                raise TypeError(f"'done' in the state must have pairs (got {quoted(pair)})")
-            world_size = check_integer(pair[0], "the number of ranks in the state", 1)
-            number = self._count([*done, (world_size, 0)])
-            name = "the number of batches done in the state"
-            done.append((world_size, check_integer(pair[1], name, 0, number)))
+        for part, (ranks, number) in enumerate(pairs):
+            most = self._count([*pairs[:part], (ranks, 0)])
+            check_integer(number, "the number of batches done in the state", 0, most)
         # Ranks that have done nothing leave no trace.
-        return done[:-1] if done and done[-1][1] == 0 else done
+        return pairs[:-1] if pairs and pairs[-1][1] == 0 else pairs
 
     @functools.cached_property
     def _num_batches(self) -> int:
@@ -382,6 +364,12 @@ class PackedBatchSampler(Sampler[list[int]]):
             drawn = self._draw(epoch, number)
             if len(drawn.batches.begins) <= self._num_batches:
                 return drawn
+        if self.repack:
+            logger.warning(
+                "epoch %d is not packed anew: it would have more than %s batches",
+                epoch,
+                f"{self._num_batches:,}",
+            )
         indices, costs = None, np.zeros(len(plan))
         if self.shuffle:
             seed = int(self._random(epoch, 0).integers(2**64, dtype=np.uint64))
@@ -430,15 +418,3 @@ class PackedBatchSampler(Sampler[list[int]]):
             return 0, 1, reader.num_processes
         rank, world_size = self._given_rank or find_rank()
         return rank, world_size, world_size
-
-
-def upgrade(state: dict[str, Any]) -> dict[str, Any]:
-    """Return a state of version 1, which has the steps of one rank, as one of this version."""
-    if state.get("shuffle"):
-        raise ValueError(
-            "the state has version 1, which shuffled batches one by one: this version has other "
-            f"batches in its epoch; use set_epoch({state['epoch']}) to start this epoch anew"
-        )
-    world_size = check_integer(state.get("world_size"), "the number of ranks in the state", 1)
-    step = check_integer(state.get("step"), "step", 0)
-    return {**state, "drop_last": False, "repack": None, "done": [(world_size, step * world_size)]}

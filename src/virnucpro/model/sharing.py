@@ -10,6 +10,10 @@ from typing import Any, NamedTuple
 
 # Calls between the loader of a framework and its batch sampler, at most.
 MAX_CALLS = 32
+# Where loaders and frameworks are defined.
+MODULES = ("accelerate.", "lightning.", "pytorch_lightning.", "torch.utils.data.")
+# Batch samplers of frameworks around a batch sampler, and its loader, at most.
+MAX_WRAPPERS = 4
 
 
 class Reader(NamedTuple):
@@ -40,14 +44,17 @@ def find_reader(sampler: Any) -> Reader:
     reader = Reader()
     frame = inspect.currentframe()
     for _ in range(MAX_CALLS):
+        frame = frame.f_back if frame else None
         if frame is None:
             break
+        # Reading the locals of other calls would keep what they refer to.
+        if not frame.f_globals.get("__name__", "").startswith(MODULES):
+            continue
         caller: Any = frame.f_locals.get("self")
-        frame = frame.f_back
         name = type(caller).__name__
         if name == "BatchSamplerShard" and caller.batch_sampler is sampler:
             reader = reader._replace(num_processes=int(caller.num_processes))
-        elif name in ("_MultiProcessingDataLoaderIter", "WatchedIterator"):
+        elif name == "_MultiProcessingDataLoaderIter":
             reader = reader._replace(ahead="a DataLoader with workers")
         elif name in ("DataLoaderShard", "DataLoaderDispatcher") and holds(caller, sampler):
             if name == "DataLoaderDispatcher" and caller.state.num_processes > 1:
@@ -55,22 +62,27 @@ def find_reader(sampler: Any) -> Reader:
                     "packed batches cannot be dispatched from one process to the others: use "
                     "Accelerator(dataloader_config=DataLoaderConfiguration(dispatch_batches=False))"
                 )
-            if not caller.use_stateful_dataloader:
+            if not getattr(caller, "use_stateful_dataloader", False):
                 reader = reader._replace(ahead="accelerate")
             return reader._replace(epoch=getattr(caller, "iteration", None))
-        elif name == "_FitLoop":
-            return reader._replace(epoch=int(caller.epoch_progress.current.processed))
+        elif name == "_FitLoop" and any(
+            holds(loader, sampler) for loader in vars(caller)["_combined_loader"].flattened
+        ):
+            # Lightning counts an epoch whose last batch was done before a restart later.
+            is_over = caller.restarting and caller.epoch_loop.batch_progress.is_last_batch
+            epoch = caller.epoch_progress.current.processed + bool(is_over)
+            return reader._replace(epoch=int(epoch))
     return reader
 
 
 def holds(loader: Any, sampler: Any) -> bool:
     """Return whether the batch sampler of a loader is a sampler, or wraps it."""
-    found = loader.batch_sampler
-    while found is not sampler and not isinstance(found, type(sampler)):
+    found = loader
+    for _ in range(MAX_WRAPPERS):
         found = getattr(found, "batch_sampler", None)
-        if found is None:
-            return False
-    return found is sampler
+        if found is sampler:
+            return True
+    return False
 
 
 def describe_second_sharing(rank: int, world_size: int) -> str:

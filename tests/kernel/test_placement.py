@@ -19,8 +19,8 @@ Open = list[tuple[int, int]]
 
 
 def place(open_batches: Open, sizes: list[int], limits: Limits) -> NDArray[np.int64]:
-    columns = [np.array([batch[i] for batch in open_batches], np.int64) for i in (0, 1)]
-    return kernel.place(*columns, np.array(sizes, np.int64), limits)
+    tokens, sequences = (np.array([batch[i] for batch in open_batches], np.int64) for i in (0, 1))
+    return kernel.place(tokens, sequences, np.array(sizes, np.int64), limits)
 
 
 def place_naively(open_batches: Open, sizes: list[int], limits: Limits) -> list[int]:

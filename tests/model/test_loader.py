@@ -22,9 +22,16 @@ from models import (
     unigrams,
     word_pieces,
 )
+from streams import pack
 from torch.utils.data import DataLoader
 
-from virnucpro.data import GreedyPacker, SequenceDataset, VarlenCollator, create_async_dataloader
+from virnucpro.data import (
+    GreedyPacker,
+    Limits,
+    SequenceDataset,
+    VarlenCollator,
+    create_async_dataloader,
+)
 
 Record = dict[str, Any]
 REAL = Path(os.environ.get("VIRNUCPRO_REAL_DATA", ""), "uniprot_viruses.faa.gz")
@@ -62,14 +69,13 @@ def equal(made: dict[str, Any], sent: dict[str, Any]) -> bool:
 
 def test_every_record_in_full_batches() -> None:
     records = proteins()
-    # Buffers of 40, 40 and 17 records, each packed by itself.
-    packed = [
-        batch
-        for start in (0, 40, 80)
-        for batch in GreedyPacker(2048).pack_sequences(records[start : start + 40])
-    ]
+    limits = Limits(2048)
+    sizes = [limits.tokens(len(record["sequence"])) for record in records]
+    # Buffers of 40, 40 and 17 records.
+    closed, last = pack(sizes, [record["id"] for record in records], limits, 40, 2)
+    packed = [[records[row] for row in batch] for batch in closed + last]
     collate = VarlenCollator(fair_esm_converter(), max_tokens_per_batch=2048)
-    batches = list(loader(records, buffer_size=40))
+    batches = list(loader(records, buffer_size=40, max_open=2))
     assert len(batches) == len(packed) > 20
     assert all(map(equal, map(collate, packed), batches))
     assert sum(batch["num_sequences"] for batch in batches) == NUM_RECORDS

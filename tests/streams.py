@@ -74,10 +74,11 @@ def pack(
         return len(batch) != most and tokens(batch) + size <= budget
 
     def close(max_open: int) -> None:
-        full = [batch for batch in opened if not has_room(batch, limits.tokens(1))]
-        opened[:] = [batch for batch in opened if batch not in full]
-        while len(opened) > max_open:
-            full.append(opened.pop(max(range(len(opened)), key=lambda i: (tokens(opened[i]), -i))))
+        rest = [batch for batch in opened if has_room(batch, limits.tokens(1))]
+        while len(rest) > max_open:
+            rest.remove(max(rest, key=tokens))
+        full = [batch for batch in opened if batch not in rest]
+        opened[:] = rest
         closed.extend(sorted(batch, key=lambda row: -sizes[row]) for batch in full)
 
     for begin in range(0, len(sizes), buffer_size):
@@ -89,20 +90,37 @@ def pack(
                     break
             else:
                 opened.append([row])
-        close(max_open)
+        if len(rows) == buffer_size:
+            close(max_open)
     number = len(closed)
     close(0)
     return closed[:number], closed[number:]
 
 
+def split(batches: list[Rows], world_size: int) -> list[Rows]:
+    """Return batches of which those with most sequences were halved, equally many per rank."""
+    batches = list(batches)
+    while len(batches) % world_size:
+        largest = max(map(len, batches))
+        at = next(i for i, batch in enumerate(batches) if len(batch) == largest)
+        half = -(-largest // 2)
+        batches[at : at + 1] = [batches[at][:half], batches[at][half:]]
+    return batches
+
+
 def share_out(closed: list[Rows], last: list[Rows], world_size: int) -> list[list[Rows]]:
     """Return the batches of each rank."""
     begin = len(closed) // world_size * world_size
-    rest = closed[begin:] + last
-    while len(rest) % world_size:
-        largest = max(map(len, rest))
-        at = next(i for i, batch in enumerate(rest) if len(batch) == largest)
-        half = -(-largest // 2)
-        rest[at : at + 1] = [rest[at][:half], rest[at][half:]]
-    batches = closed[:begin] + rest
+    batches = closed[:begin] + split(closed[begin:] + last, world_size)
     return [batches[rank::world_size] for rank in range(world_size)]
+
+
+def after(
+    closed: list[Rows], last: list[Rows], world_size: int, num_steps: int
+) -> tuple[list[Rows], list[Rows]]:
+    """Return the batches that are left after some steps, as `pack` returns all."""
+    done = num_steps * world_size
+    begin = len(closed) // world_size * world_size
+    if done <= begin:
+        return closed[done:], last
+    return [], split(closed[begin:] + last, world_size)[done - begin :]

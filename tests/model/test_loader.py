@@ -167,7 +167,10 @@ def test_truncated_and_unknown_residues_are_reported(caplog: pytest.LogCaptureFi
     assert collate.num_residues == sum(len(batch["input_ids"]) for batch in batches) - 2 * 98
     unknown, truncated = caplog.messages
     assert unknown.endswith("J (511); later ones are counted in each batch (num_unknown)")
-    assert truncated == f"{num_truncated} of 98 sequences exceed max_length (1022), truncating"
+    assert truncated == (
+        f"{num_truncated} of 98 sequences exceed max_length (1022), truncating: "
+        f"{sum(max(0, len(record['sequence']) - 1022) for record in records):,} residues removed"
+    )
     list(loader(records, collate))
     assert len(caplog.messages) == 3
 

@@ -44,22 +44,15 @@ class OpenBatches:
 
     Args:
         limits: The limits on batches.
-        max_open: The number of batches that stay open until more sequences come.
         batches: The batches that are open.
     """
 
-    def __init__(self, limits: Limits, max_open: int, batches: list[Batch]) -> None:
+    def __init__(self, limits: Limits, batches: list[Batch]) -> None:
         self.limits = limits
-        self.max_open = max_open
         self.batches = batches
 
-    def add(self, parts: list[Part]) -> list[Batch]:
-        """Place sequences in the given order, each in the first batch with room, and close batches.
-
-        Returns:
-            The batches that have no room left, in order of opening; then the fullest ones, until at
-            most `max_open` are open. In each, the longest sequence comes first.
-        """
+    def add(self, parts: list[Part]) -> None:
+        """Place sequences in the given order, each in the first batch with room or a new one."""
         tokens = np.array(list(map(count_tokens, self.batches)), np.int64)
         sequences = np.array(list(map(len, self.batches)), np.int64)
         sizes = np.array([part.tokens for part in parts], np.int64)
@@ -68,25 +61,26 @@ class OpenBatches:
             if batch == len(self.batches):
                 self.batches.append([])
             self.batches[batch].append(part)
-        return self.close(self.max_open)
 
-    def close(self, max_open: int = 0) -> list[Batch]:
-        """Close batches until at most `max_open` are open, as described for `add`."""
-        least_full = self.limits.usable_tokens - self.limits.tokens(1)
-        full: list[Batch] = []
-        rest: list[Batch] = []
-        for batch in self.batches:
-            has_room = (
-                count_tokens(batch) <= least_full
-                and len(batch) != self.limits.max_sequences_per_batch
-            )
-            (rest if has_room else full).append(batch)
-        # The fullest first, the oldest of equally full ones.
-        order = sorted(range(len(rest)), key=lambda number: -count_tokens(rest[number]))
-        closed = order[: max(0, len(rest) - max_open)]
-        self.batches = [batch for number, batch in enumerate(rest) if number not in set(closed)]
-        full += [rest[number] for number in closed]
-        return [sorted(batch, key=lambda part: -part.tokens) for batch in full]
+    def close(self, max_open: int) -> list[Batch]:
+        """Close batches without room, and the fullest ones until at most `max_open` are open.
+
+        Returns:
+            The batches that are closed, in order of opening, each with the largest size first.
+        """
+        tokens = list(map(count_tokens, self.batches))
+        most = self.limits.usable_tokens - self.limits.tokens(1)
+        with_room = [
+            number
+            for number, batch in enumerate(self.batches)
+            if tokens[number] <= most and len(batch) != self.limits.max_sequences_per_batch
+        ]
+        # The oldest of equally full ones are closed first.
+        emptiest = sorted(with_room, key=lambda number: (tokens[number], -number))[:max_open]
+        batches = self.batches
+        self.batches = [batches[number] for number in sorted(emptiest)]
+        closed = [batches[number] for number in sorted({*range(len(batches))} - {*emptiest})]
+        return [sorted(batch, key=lambda part: -part.tokens) for batch in closed]
 
 
 def count_tokens(batch: Batch) -> int:

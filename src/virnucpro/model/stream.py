@@ -49,7 +49,8 @@ class PackedStream(SharedDataset):
     time. Their sequences are placed in order of decreasing size, each in the first open batch with
     room, or in a new one. After each buffer, batches without room are closed, and of the others the
     fullest ones, until at most `max_open` stay open for the next buffer. So small buffers give full
-    batches too, and no batch exceeds the budget.
+    batches too, and no batch exceeds the budget. A stream of fewer records than a buffer is packed
+    as by `GreedyPacker`.
 
     Records are dicts with a `sequence` or `input_ids`. They are cut as `PackedDataset` cuts them:
     those above the limit are truncated, with ``truncated=True``, split into fragments, dropped, or

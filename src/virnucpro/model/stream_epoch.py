@@ -110,9 +110,7 @@ class Epoch:
             worker = get_worker_info()
             if worker is not None:
                 self.place, self.num_places = worker.id, worker.num_workers
-        self._open = OpenBatches(
-            stream.packer.limits, stream.max_open, list(map(list, buffered.opened))
-        )
+        self._open = OpenBatches(stream.packer.limits, list(map(list, buffered.opened)))
         self._kept = list(buffered.kept)
         self._first_kept = buffered.first_kept
         self._num_rows = buffered.num_rows
@@ -149,7 +147,7 @@ class Epoch:
 
     def _last_steps(self) -> Iterator[Any]:
         num_closed = self.num_closed
-        self._kept += self._open.close()
+        self._kept += self._open.close(max_open=0)
         for segment, following in itertools.pairwise([*self.segments, None]):
             assert segment is not None
             begin = segment.find_tail(num_closed)
@@ -175,7 +173,7 @@ class Epoch:
             yield self.stream.make(self._kept[begin + self.rank - self._first_kept])
 
     def _read(self) -> Iterator[list[Batch]]:
-        """Yield the batches that are closed after each buffer."""
+        """Yield the batches that are closed after each buffer but the last."""
         stream = self.stream
         dataset: Any = stream.dataset
         is_stateful = hasattr(dataset, "state_dict") and hasattr(dataset, "load_state_dict")
@@ -195,9 +193,10 @@ class Epoch:
                 )
             with hidden_worker() if is_hidden else nullcontext():
                 buffer = list(itertools.islice(records, stream.buffer_size))
-            if not buffer:
+            self._open.add(self._choose(buffer))
+            if len(buffer) < stream.buffer_size:
                 return
-            yield self._open.add(self._choose(buffer))
+            yield self._open.close(stream.max_open)
 
     def _choose(self, records: list[Any]) -> list[Part]:
         """Return the sequences of a buffer that are packed, in the order in which they are."""

@@ -108,6 +108,12 @@ def split(batches: list[Rows], world_size: int) -> list[Rows]:
     return batches
 
 
+def is_enough(closed: list[Rows], last: list[Rows], world_size: int) -> bool:
+    """Whether the batches that are left at the end can be split."""
+    rest = closed[len(closed) // world_size * world_size :] + last
+    return sum(map(len, rest)) >= -(-len(rest) // world_size) * world_size
+
+
 def share_out(closed: list[Rows], last: list[Rows], world_size: int) -> list[list[Rows]]:
     """Return the batches of each rank."""
     begin = len(closed) // world_size * world_size

@@ -244,8 +244,13 @@ class VarlenCollator:
     def tokenize(self, records: list[Record], limits: Limits) -> TokenizedRecords:
         """Return the records with their truncated tokens, from which batches are made."""
         check_records(records)
+        return self.tokenize_checked(records, check_keys(records), limits)
+
+    def tokenize_checked(
+        self, records: list[Record], keys: list[str], limits: Limits
+    ) -> TokenizedRecords:
+        """Return the result of `tokenize` for records that were checked, and all their keys."""
         tokens = self.vocabulary.tokenize([record["sequence"] for record in records], limits)
-        keys = check_keys(records)
         if "tokens" in keys:
             num_tokens = np.diff(tokens.offsets)
             check_counts(records, limits.tokens(num_tokens - self.special_tokens), limits)

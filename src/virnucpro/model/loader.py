@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -81,10 +82,10 @@ class PackedBatches(PackedStream):
     def make(self, batch: Batch) -> dict[str, Any]:
         """Return the tensors of a batch."""
         extras = [part.extra for part in batch]
-        # A state has the records alone.
         if None in extras:
             records = [part.record for part in batch]
-            tokenized = self.collator.tokenize(records, self.limits)
+            keys = list(dict.fromkeys(itertools.chain.from_iterable(records)))
+            tokenized = self.collator.tokenize_checked(records, keys, self.limits)
         else:
             tokenized = TokenizedRecords.concatenate(extras)
         return self.collator.to_batch(tokenized, self.limits)

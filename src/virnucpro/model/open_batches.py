@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,6 +39,8 @@ class Part(NamedTuple):
 
 Batch = list[Part]
 
+tokens_of = operator.attrgetter("tokens")
+
 
 class OpenBatches:
     """The batches of a stream that have room, in order of opening.
@@ -55,7 +58,7 @@ class OpenBatches:
         """Place sequences in the given order, each in the first batch with room or a new one."""
         tokens = np.array(list(map(count_tokens, self.batches)), np.int64)
         sequences = np.array(list(map(len, self.batches)), np.int64)
-        sizes = np.array([part.tokens for part in parts], np.int64)
+        sizes = np.fromiter(map(tokens_of, parts), np.int64, len(parts))
         placed = kernel.place(tokens, sequences, sizes, self.limits).tolist()
         for part, batch in zip(parts, placed, strict=True):
             if batch == len(self.batches):
@@ -80,12 +83,12 @@ class OpenBatches:
         batches = self.batches
         self.batches = [batches[number] for number in sorted(emptiest)]
         closed = [batches[number] for number in sorted({*range(len(batches))} - {*emptiest})]
-        return [sorted(batch, key=lambda part: -part.tokens) for batch in closed]
+        return [sorted(batch, key=tokens_of, reverse=True) for batch in closed]
 
 
 def count_tokens(batch: Batch) -> int:
     """Return the tokens of a batch."""
-    return sum(part.tokens for part in batch)
+    return sum(map(tokens_of, batch))
 
 
 def largest_first(

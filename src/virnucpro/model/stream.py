@@ -255,16 +255,12 @@ class PackedStream(SharedDataset):
             epoch = self._start(self._loaded if has_resumed else None)
             epoch.num_given = epoch.segments[-1].first + step * epoch.segments[-1].world_size
             epoch.buffered = NOTHING
-        segments = epoch.segments
-        if epoch.num_closed >= segments[-1].first:
-            # Batches of the others that were split at the end of the stream would come earlier.
-            segments = segments[-1:]
         return {
             "version": STATE_VERSION,
             **self._parameters(),
             "rank": None if self.even else list(self.find_rank()),
             "worker": find_worker(),
-            "segments": [list(segment) for segment in segments],
+            "segments": [list(segment) for segment in epoch.segments],
             "num_given": epoch.num_given,
             "buffered": None if epoch.buffered is NOTHING else epoch.buffered.to_dict(),
         }
@@ -314,7 +310,8 @@ class PackedStream(SharedDataset):
         place, num_places = (0, 1) if worker is None else (worker.id, worker.num_workers)
         is_first = self._begun[place] == 0 and self._begun[-1] in (0, num_places)
         self._begun[place] += 1
-        self._begun[-1] = num_places
+        if self._begun[-1] == 0:
+            self._begun[-1] = num_places
         return self._loaded if is_first else None
 
     def _start(self, state: dict[str, Any] | None) -> Epoch:

@@ -135,6 +135,9 @@ class Epoch:
         for closed in self._read():
             for batch in closed:
                 self._kept.append(batch)
+                if self.num_closed >= segment.first:
+                    # No earlier step was split, since the stream goes on.
+                    self.segments = [segment]
                 end = segment.find_tail(self.num_closed)
                 if end == self.num_closed > segment.first:
                     yield from self._give(end - segment.world_size)
@@ -220,21 +223,20 @@ class Epoch:
         order = largest_first(
             tokens, None if ids is None else take_ids(ids, rows), packer.num_threads
         )
-        columns = (values[order].tolist() for values in (rows, starts, stops, tokens))
-        parts = [
-            Part(
-                records[row],
-                self._num_rows + row,
-                start,
-                stop,
-                int(lengths[row]),
-                size,
-                None if extras is None else extras[row],
-            )
-            for row, start, stop, size in zip(*columns, strict=True)
-        ]
+        rows, starts, stops, tokens = (values[order] for values in (rows, starts, stops, tokens))
+        chosen = rows.tolist()
+        parts = map(
+            Part,
+            [records[row] for row in chosen],
+            (self._num_rows + rows).tolist(),
+            starts.tolist(),
+            stops.tolist(),
+            lengths[rows].tolist(),
+            tokens.tolist(),
+            itertools.repeat(None) if extras is None else [extras[row] for row in chosen],
+        )
         self._num_rows += len(records)
-        return parts
+        return list(parts)
 
 
 @contextmanager

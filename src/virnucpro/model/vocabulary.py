@@ -110,11 +110,12 @@ class Vocabulary:
         has_words = letters is not sequences
         full_lengths = lengths_of(letters)
         num_before, num_after = len(self.before), len(self.after)
-        kept = np.minimum(full_lengths, limits.max_residues)
+        limit = limits.max_residues
+        kept = np.minimum(full_lengths, limit)
         offsets = offsets_of(kept + num_before + num_after)
         # One placeholder letter per special token.
         between = "\0" * (num_after + num_before)
-        text = between.join([sequence[: limits.max_residues] for sequence in letters])
+        text = between.join([sequence[:limit] for sequence in letters])
         text = "\0" * num_before + text + "\0" * num_after
         ids = self._look_up(text)
         for index, token in enumerate(self.before):

@@ -118,6 +118,11 @@ def test_what_is_truncated_or_dropped_is_logged(caplog: pytest.LogCaptureFixture
     dropped = "2 of 5 sequences exceed max_length (60), dropping: 211 residues"
     assert caplog.messages == [truncated, truncated, dropped, dropped]
     caplog.clear()
+    packer = GreedyPacker.for_documents(100)
+    packed = PackedStream(Documents([150, 0, 30, 0]), packer)
+    assert rows_of(packed) == [[0], [0, 2]]
+    assert caplog.messages == ["2 of 4 sequences are empty, dropping"]
+    caplog.clear()
     packer = GreedyPacker(100, 60, special_tokens=0)
     for rank in range(3):
         list(PackedStream(Documents(lengths), packer, even=True, rank=rank, world_size=3))
@@ -126,6 +131,9 @@ def test_what_is_truncated_or_dropped_is_logged(caplog: pytest.LogCaptureFixture
     message = r"record 'd7' \(row 1\) exceeds max_length \(61 > 60\); .*: 2 of 4$"
     with pytest.raises(ValueError, match=message):
         list(PackedStream(Documents([60, 61, 3, 99]), packer))
+    message = r"record 'd7' \(row 1\) exceeds the default max_sequence_length, .* proteins"
+    with pytest.raises(ValueError, match=message):
+        list(PackedStream(Documents([5, 1023]), GreedyPacker(4096, special_tokens=0)))
 
 
 def test_odd_streams() -> None:
@@ -134,7 +142,8 @@ def test_odd_streams() -> None:
     assert rows_of(stream([9])) == [[0]]
     assert rows_of(stream([61, 62], buffer_size=1)) == [[0], [1]]
     assert rows_of(stream([50, 40, 10, 60], buffer_size=1, max_open=1)) == [[0, 1, 2], [3]]
-    assert rows_of(stream([0, 0, 60, 40, 0], buffer_size=3, max_open=1)) == [[2, 3, 0, 1, 4]]
+    empty = Records([{"sequence": "M" * length} for length in (0, 0, 60, 40, 0)])
+    assert rows_of(PackedStream(empty, PACKER, buffer_size=3, max_open=1)) == [[2, 3, 0, 1, 4]]
     limited = GreedyPacker(100, 60, special_tokens=0, max_sequences_per_batch=2)
     assert rows_of(PackedStream(Documents([9] * 5), limited, buffer_size=2)) == [
         [0, 1],
@@ -301,6 +310,7 @@ def test_bad_parameters(arguments: Any, error: type[Exception], message: str) ->
     ("records", "error", "message"),
     [
         ([{"input_ids": [1]}, [2]], TypeError, r"record of row 1 must be a dict \(got list\)"),
+        ([{"input_ids": []}], ValueError, "record of row 0 has no tokens: pack with empty='drop'"),
         ([{"text": "MK"}], ValueError, "row 0 has no 'sequence' and no 'input_ids'"),
         ([{"input_ids": [1], "tokens": 3}], ValueError, "row 0 has a key 'tokens', which is added"),
         ([{"id": 1, "input_ids": [1]}, {"id": "a", "input_ids": [1]}], TypeError, "ID of row 1"),

@@ -88,8 +88,9 @@ class PackedStream(SharedDataset):
 
     Raises:
         ValueError: A parameter is out of range. During iteration: a record has no `sequence` and no
-            `input_ids`, has a key that is added, or exceeds the limit with overlong="error"; or the
-            last batches have too few sequences for all ranks (with `even`).
+            `input_ids`, has a key that is added, has no tokens in its `input_ids` (pack with
+            empty="drop"), or exceeds the limit with overlong="error", or the default limit without
+            special tokens; or the last batches have too few sequences for all ranks (with `even`).
         TypeError: A parameter has the wrong type. During iteration: a record is not a dict, or IDs
             have mixed types.
 
@@ -106,9 +107,9 @@ class PackedStream(SharedDataset):
         ...     def __iter__(self):
         ...         for length in (3, 6, 4, 5, 2):
         ...             yield {"input_ids": list(range(length))}
-        >>> stream = PackedStream(Documents(), GreedyPacker(10, 10, special_tokens=0))
-        >>> [[record["input_ids"] for record in batch] for batch in stream]
-        [[[0, 1, 2, 3, 4, 5], [0, 1, 2, 3]], [[0, 1, 2, 3, 4], [0, 1, 2], [0, 1]]]
+        >>> stream = PackedStream(Documents(), GreedyPacker.for_documents(10))
+        >>> [[len(record["input_ids"]) for record in batch] for batch in stream]
+        [[6, 4], [5, 3, 2]]
     """
 
     def __init__(
@@ -156,11 +157,6 @@ class PackedStream(SharedDataset):
         self._begun: torch.Tensor | None = None
         self._has_sought = False
 
-    @property
-    def empty(self) -> str:
-        """How sequences without residues are handled."""
-        return getattr(self.packer, "empty", "pack")
-
     def find_rank(self) -> tuple[int, int]:
         """Return the rank of this process, and the number of ranks."""
         return self._given or super().find_rank()
@@ -176,16 +172,13 @@ class PackedStream(SharedDataset):
 
     def measure(self, records: list[Any], first_row: int) -> Measured:
         """Return the lengths and IDs of records, of which the first has this row."""
-        is_split = self.packer.overlong == "split"
+        packer = self.packer
         lengths = np.empty(len(records), np.int64)
-        for number, record in enumerate(records):
-            lengths[number] = check_record(record, first_row + number, is_split)
-            if self.packer.special_tokens and "sequence" not in record:
-                raise ValueError(
-                    f"{describe(record, first_row + number)} has input_ids, to which nothing is "
-                    "added: the packer must have special_tokens=0 (got "
-                    f"{self.packer.special_tokens})"
-                )
+        for row, record in enumerate(records, start=first_row):
+            length = check_record(record, row, is_split=packer.overlong == "split")
+            if "sequence" not in record:
+                check_token_ids(record, row, length, packer)
+            lengths[row - first_row] = length
         if not all("id" in record for record in records):
             return Measured(lengths, None)
         ids = [record["id"] for record in records]
@@ -341,7 +334,7 @@ class PackedStream(SharedDataset):
             "limits": self.packer.limits.to_dict(),
             "overlong": self.packer.overlong,
             "overlap": self.packer.overlap,
-            "empty": self.empty,
+            "empty": self.packer.empty,
             "buffer_size": self.buffer_size,
             "max_open": self.max_open,
             "even": self.even,
@@ -349,6 +342,20 @@ class PackedStream(SharedDataset):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_epoch": None}
+
+
+def check_token_ids(record: Record, row: int, length: int, packer: GreedyPacker) -> None:
+    """Raise ValueError if a record of `input_ids` cannot be packed as it is."""
+    if packer.special_tokens:
+        raise ValueError(
+            f"{describe(record, row)} has input_ids, to which nothing is added: the packer must "
+            f"have special_tokens=0 (got {packer.special_tokens})"
+        )
+    if length == 0 and packer.empty == "pack":
+        # Collators that join `input_ids` shift the labels of an empty record.
+        raise ValueError(
+            f"{describe(record, row)} has no tokens: pack with empty='drop', or remove it"
+        )
 
 
 def find_worker() -> list[int] | None:

@@ -12,7 +12,7 @@ import numpy as np
 from torch.utils.data import get_worker_info
 from torch.utils.data._utils import worker as torch_worker
 
-from virnucpro.data.overlong import describe_overlong, split
+from virnucpro.data.overlong import describe_overlong, find_dropped, split
 from virnucpro.kernel.arguments import take_ids
 from virnucpro.model.datasets import SharedDataset
 from virnucpro.model.open_batches import Batch, OpenBatches, Part, largest_first, split_evenly
@@ -204,16 +204,19 @@ class Epoch:
     def _choose(self, records: list[Any]) -> list[Part]:
         """Return the sequences of a buffer that are packed, in the order in which they are."""
         packer = self.stream.packer
-        limits, overlong, empty = packer.limits, packer.overlong, self.stream.empty
+        limits, overlong, empty = packer.limits, packer.overlong, packer.empty
         limit = limits.max_residues
         lengths, ids, extras = self.stream.measure(records, self._num_rows)
-        is_long = lengths > limit
-        if overlong == "error" and is_long.any():
-            row = int(np.argmax(is_long))
-            name = describe(records[row], self._num_rows + row)
-            raise ValueError(describe_overlong(name, lengths, limit))
-        is_dropped = (is_long & (overlong == "drop")) | ((lengths == 0) & (empty == "drop"))
-        rows = np.flatnonzero(~is_dropped)
+
+        def name(row: int) -> str:
+            return describe(records[row], self._num_rows + row)
+
+        packer.check_documents(lengths, name)
+        if overlong == "error" and lengths.max() > limit:
+            row = int(np.argmax(lengths > limit))
+            raise ValueError(describe_overlong(name(row), lengths, limit))
+        is_dropped = find_dropped(lengths, limit, overlong, empty)
+        rows = np.arange(len(records)) if is_dropped is None else np.flatnonzero(~is_dropped)
         starts, stops = np.zeros(len(rows), np.int64), np.minimum(lengths[rows], limit)
         if overlong == "split":
             places, starts, stops = split(lengths[rows], limit, packer.overlap)

@@ -179,6 +179,16 @@ MUTATIONS = [
     ("ids.cpp", "(key & last_point) != 0", "false"),
     ("ids.cpp", "rest_a.size() < rest_b.size()", "rest_a.size() > rest_b.size()"),
     ("ids.cpp", "a.row < b.row", "a.row > b.row"),
+    # Placement in open batches.
+    ("placement.cpp", "number < 0 || ", ""),
+    ("placement.cpp", "number > limit", "number >= limit"),
+    ("placement.cpp", "|| exceeds(batch.sequences, max_sequences)", ""),
+    ("placement.cpp", "exceeds(size, budget)", "false"),
+    ("placement.cpp", "largest_[node] < size", "largest_[node] <= size"),
+    ("placement.cpp", "is_full ? Rooms::none", "is_full ? 0"),
+    ("placement.cpp", "++batches[batch].sequences;", ""),
+    ("placement.cpp", "batches[batch].tokens += size;", ""),
+    ("placement.cpp", "limits.validate();", ""),
     # Pricing.
     ("pricing.cpp", "if (max_sequences < sequences)", "if (max_sequences <= sequences)"),
     ("pricing.cpp", "std::min(2 * taken, max", "std::min(3 * taken, max"),

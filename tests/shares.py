@@ -1,5 +1,7 @@
 """One rank of several: prints the IDs that each of its loaders yields, as JSON.
 
+Those of create_async_dataloader are lists, one per batch.
+
 Usage: shares.py RANK WORLD_SIZE STORE NUM_WORKERS... -- FASTA...
 NUM_WORKERS followed by "s" is that of create_async_dataloader, else of a forking DataLoader.
 """
@@ -34,7 +36,7 @@ def main() -> None:
             packed = create_async_dataloader(
                 dataset, VarlenCollator(fair_esm_converter()), num_workers=int(number[:-1])
             )
-            found[number] = [name for batch in packed for name in batch["sequence_ids"]]
+            found[number] = [batch["sequence_ids"] for batch in packed]
             continue
         loader: DataLoader[Any] = DataLoader(
             dataset,

@@ -8,6 +8,7 @@
 void add_counts(pybind11::module_& module);
 void add_layouts(pybind11::module_& module);
 void add_patterns(pybind11::module_& module);
+void add_placement(pybind11::module_& module);
 void add_records(pybind11::module_& module);
 void add_rows(pybind11::module_& module);
 void add_scanner(pybind11::module_& module);

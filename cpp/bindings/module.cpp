@@ -21,6 +21,7 @@ PYBIND11_MODULE(core, module) {
     add_counts(module);
     add_layouts(module);
     add_patterns(module);
+    add_placement(module);
     add_rows(module);
     add_records(module);
     add_scanner(module);

@@ -22,6 +22,7 @@
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
 #include "packing/layout.hpp"
+#include "packing/placement.hpp"
 #include "packing/pricing.hpp"
 #include "tests/cases.hpp"
 
@@ -182,6 +183,8 @@ void check_stages(int num_threads) {
         const Rows values(counts.tokens.rbegin(), counts.tokens.rend());
         fail_each("price_patterns", none,
                   [&] { return price_patterns(counts, values, 0, 3).patterns; });
+        const std::vector<Fill> fills(3, Fill{at.limits.max_tokens_per_batch / 2, 1});
+        fail_each("place", none, [&] { return place(fills, counts.tokens, at.limits); });
         const TokenCounts open = with_limits(counts, {60, 40, 2});
         fail_each("price_patterns, any number", none,
                   [&] { return price_patterns(open, values, 0, 3).patterns; });

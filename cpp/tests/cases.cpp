@@ -314,6 +314,7 @@ void check(const Case& at, std::mt19937_64& random) {
     check_shuffled(at, layout, random);
     check_ids(at, layout, random);
     check_patterns(at, layout, random);
+    check_placement(at, random);
 }
 
 Case random_case(std::mt19937_64& random, std::uint64_t in_parts) {

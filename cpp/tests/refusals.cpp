@@ -11,6 +11,7 @@
 #include "packing/counts.hpp"
 #include "packing/ids.hpp"
 #include "packing/layout.hpp"
+#include "packing/placement.hpp"
 #include "packing/pricing.hpp"
 
 namespace packing {
@@ -330,6 +331,31 @@ void check_bad_patterns() {
         first_fit_decreasing(count(std::span<const std::int32_t>(loose), Limits{12, 12}, 1));
     if (lower_bound(three) != 2 || lower_bound(with_bound(three, 3)) != 3) {
         fail({}, "a layout does not have the bound that it was given");
+    }
+}
+
+void check_bad_placement() {
+    const Limits limits{10, 10, 0, 2};
+    const auto expect = [&](const char* reason, const std::vector<Fill>& open, const Rows& sizes) {
+        expect_error<std::invalid_argument>(reason, [&] { place(open, sizes, limits); });
+    };
+    for (const std::int64_t wrong : {std::int64_t{-1}, std::int64_t{11}, max_tokens + 1}) {
+        expect("a size is out of range", {}, {1, wrong});
+        expect("an open batch is out of range", {{1, 1}, {wrong, 1}}, {});
+    }
+    for (const std::int64_t wrong : {std::int64_t{-1}, std::int64_t{3}, unlimited}) {
+        expect("an open batch is out of range", {{1, wrong}}, {});
+    }
+    expect_error<std::invalid_argument>("no room for one residue",
+                                        [] { place({}, {}, Limits{10, 10, 10}); });
+    if (place(std::vector<Fill>{{10, 1}, {0, 2}, {10, 2}}, Rows{0, 0, 10}, limits) !=
+        Rows{0, 3, 3}) {
+        fail({}, "full batches are used wrongly");
+    }
+    const Limits large{max_tokens, max_tokens};
+    if (place(std::vector<Fill>{{max_tokens - 1, unlimited - 1}}, Rows{1, max_tokens, 0, 1},
+              large) != Rows{0, 1, 1, 2}) {
+        fail({}, "the largest sizes are placed wrongly");
     }
 }
 

@@ -32,4 +32,6 @@ void check_forgeries();
 
 void check_bad_patterns();
 
+void check_bad_placement();
+
 }  // namespace packing

@@ -151,7 +151,11 @@ def test_workers_and_ranks_share_records(
         files = REAL
     expected = sorted(record["id"] for record in SequenceDataset(files))
     numbers = ["0", "1", "2", "3", "5", "2s"]
-    for found in share_out(tmp_path, world_size, numbers, files).values():
+    shared = share_out(tmp_path, world_size, numbers, files)
+    packed = shared.pop("2s")
+    assert sorted(name for rank in packed for batch in rank for name in batch) == expected
+    assert len(set(map(len, packed))) == 1
+    for found in shared.values():
         assert sorted(name for rank in found for name in rank) == expected
         shares = [len(rank) for rank in found]
         # One record more or less for each worker.

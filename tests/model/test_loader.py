@@ -22,9 +22,16 @@ from models import (
     unigrams,
     word_pieces,
 )
+from streams import pack
 from torch.utils.data import DataLoader
 
-from virnucpro.data import GreedyPacker, SequenceDataset, VarlenCollator, create_async_dataloader
+from virnucpro.data import (
+    GreedyPacker,
+    Limits,
+    SequenceDataset,
+    VarlenCollator,
+    create_async_dataloader,
+)
 
 Record = dict[str, Any]
 REAL = Path(os.environ.get("VIRNUCPRO_REAL_DATA", ""), "uniprot_viruses.faa.gz")
@@ -62,14 +69,13 @@ def equal(made: dict[str, Any], sent: dict[str, Any]) -> bool:
 
 def test_every_record_in_full_batches() -> None:
     records = proteins()
-    # Buffers of 40, 40 and 17 records, each packed by itself.
-    packed = [
-        batch
-        for start in (0, 40, 80)
-        for batch in GreedyPacker(2048).pack_sequences(records[start : start + 40])
-    ]
+    limits = Limits(2048)
+    sizes = [limits.tokens(len(record["sequence"])) for record in records]
+    # Buffers of 40, 40 and 17 records.
+    closed, last = pack(sizes, [record["id"] for record in records], limits, 40, 2)
+    packed = [[records[row] for row in batch] for batch in closed + last]
     collate = VarlenCollator(fair_esm_converter(), max_tokens_per_batch=2048)
-    batches = list(loader(records, buffer_size=40))
+    batches = list(loader(records, buffer_size=40, max_open=2))
     assert len(batches) == len(packed) > 20
     assert all(map(equal, map(collate, packed), batches))
     assert sum(batch["num_sequences"] for batch in batches) == NUM_RECORDS
@@ -161,7 +167,10 @@ def test_truncated_and_unknown_residues_are_reported(caplog: pytest.LogCaptureFi
     assert collate.num_residues == sum(len(batch["input_ids"]) for batch in batches) - 2 * 98
     unknown, truncated = caplog.messages
     assert unknown.endswith("J (511); later ones are counted in each batch (num_unknown)")
-    assert truncated == f"{num_truncated} of 98 sequences exceed max_length (1022), truncating"
+    assert truncated == (
+        f"{num_truncated} of 98 sequences exceed max_length (1022), truncating: "
+        f"{sum(max(0, len(record['sequence']) - 1022) for record in records):,} residues removed"
+    )
     list(loader(records, collate))
     assert len(caplog.messages) == 3
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from virnucpro.model.packed_datasets import PackedDataset, PackedFastaDataset
     from virnucpro.model.plan_dataset import PackedPlanDataset
     from virnucpro.model.sampler import PackedBatchSampler
+    from virnucpro.model.stream import PackedStream
 
 __all__ = [
     "CapturedModel",
@@ -41,6 +42,7 @@ __all__ = [
     "PackedDataset",
     "PackedFastaDataset",
     "PackedPlanDataset",
+    "PackedStream",
     "PackingPlan",
     "ReadOptions",
     "SequenceDataset",
@@ -69,6 +71,7 @@ LAZY = {
     "PackedDataset": ("model.packed_datasets", "torch"),
     "PackedFastaDataset": ("model.packed_datasets", "torch"),
     "PackedPlanDataset": ("model.plan_dataset", "torch,cli"),
+    "PackedStream": ("model.stream", "torch"),
     "ReadOptions": ("files.fasta", "fasta"),
     "SequenceDataset": ("model.datasets", "torch"),
     "Summary": ("files.plan_summary", "cli"),

@@ -78,6 +78,14 @@ def pricing_steps(counts: TokenCounts) -> int: ...
 def price_patterns(
     counts: TokenCounts, duals: NDArray[np.int64], first_size: int, max_patterns: int
 ) -> tuple[int, Patterns]: ...
+
+# The batch of each sequence; the open ones, with their tokens and sequences, come first.
+def place(
+    tokens: NDArray[np.int64],
+    sequences: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    limits: Limits,
+) -> NDArray[np.int64]: ...
 def make_layout(
     *,
     counts: TokenCounts,

@@ -10,11 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from virnucpro.data.records import Record, read_records
+from virnucpro.data.records import Record
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
 from virnucpro.model.batches import MAX_TOKENS, PaddedShape, make_batch, num_parts, pad_batch
-from virnucpro.model.tokenized_records import TokenizedRecords, check_counts, check_keys
+from virnucpro.model.tokenized_records import (
+    TokenizedRecords,
+    check_counts,
+    check_keys,
+    check_records,
+)
 from virnucpro.model.vocabulary import Tokens, padding_token, read_vocabulary
 from virnucpro.model.workers import in_worker
 from virnucpro.text import quoted, shown
@@ -186,6 +191,14 @@ class VarlenCollator:
                 "DataLoader with batch_size=None"
             )
         tokenized = self.tokenize(records, limits)
+        num_truncated = np.count_nonzero(tokenized.full_lengths > limits.max_residues)
+        if num_truncated:
+            logger.warning(
+                "%s of %s sequences exceed max_length (%d), truncating",
+                f"{num_truncated:,}",
+                f"{len(records):,}",
+                limits.max_residues,
+            )
         total = int(limits.tokens(tokenized.lengths).sum())
         name = f"a batch of {len(records):,} records, the first {quoted(records[0]['id'])}, has"
         check_size(name, total, len(records), limits)
@@ -230,21 +243,18 @@ class VarlenCollator:
 
     def tokenize(self, records: list[Record], limits: Limits) -> TokenizedRecords:
         """Return the records with their truncated tokens, from which batches are made."""
-        read_records(records, "records")
+        check_records(records)
+        return self.tokenize_checked(records, check_keys(records), limits)
+
+    def tokenize_checked(
+        self, records: list[Record], keys: list[str], limits: Limits
+    ) -> TokenizedRecords:
+        """Return the result of `tokenize` for records that were checked, and all their keys."""
         tokens = self.vocabulary.tokenize([record["sequence"] for record in records], limits)
-        keys = check_keys(records)
         if "tokens" in keys:
             num_tokens = np.diff(tokens.offsets)
             check_counts(records, limits.tokens(num_tokens - self.special_tokens), limits)
         self._count_unknown(records, tokens)
-        num_truncated = np.count_nonzero(tokens.full_lengths > limits.max_residues)
-        if num_truncated:
-            logger.warning(
-                "%s of %s sequences exceed max_length (%d), truncating",
-                f"{num_truncated:,}",
-                f"{len(records):,}",
-                limits.max_residues,
-            )
         return TokenizedRecords.from_tokens(records, keys, tokens, self.vocabulary)
 
     def to_batch(self, tokenized: TokenizedRecords, limits: Limits) -> dict[str, Any]:

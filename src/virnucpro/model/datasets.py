@@ -22,6 +22,7 @@ from virnucpro.files.fasta import (
     scan_fasta,
 )
 from virnucpro.kernel.arguments import check_integer
+from virnucpro.model.ranks import find_rank
 from virnucpro.text import quoted
 
 logger = logging.getLogger(__name__)
@@ -30,12 +31,20 @@ Paths = str | PathLike[str] | Iterable[str | PathLike[str]]
 
 
 class SharedDataset(IterableDataset[Any]):
-    """A stream that ranks and the workers of their DataLoaders share out among themselves."""
+    """A stream that ranks and the workers of their DataLoaders share out among themselves.
 
+    If `is_shared` is set to False, each of them yields all items.
+    """
+
+    is_shared = True
     _rank: tuple[int, int] | None = None
 
     def find_share(self) -> tuple[int, int]:
-        """Return i and n if this worker of this rank gets every n-th item, starting with item i.
+        """Return i and n if this worker of this rank gets every n-th item, starting with item i."""
+        return self.find_place() if self.is_shared else (0, 1)
+
+    def find_place(self) -> tuple[int, int]:
+        """Return the number of this worker among those of all ranks, and their number.
 
         The items of a rank are in the same order with any number of workers, since a DataLoader
         takes an item from each worker in turn.
@@ -49,9 +58,10 @@ class SharedDataset(IterableDataset[Any]):
     def find_rank(self) -> tuple[int, int]:
         """Return the rank of this process, and the number of ranks."""
         distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            return distributed.get_rank(), distributed.get_world_size()
-        return self._rank or (0, 1)
+        is_member = distributed.is_available() and distributed.is_initialized()
+        if is_member or self._rank is None or self._rank == (0, 1):
+            return find_rank()
+        return self._rank
 
     def __getstate__(self) -> dict[str, Any]:
         # A spawned worker is not in the process group, so its copy carries the rank of the process
@@ -62,8 +72,8 @@ class SharedDataset(IterableDataset[Any]):
 class SequenceDataset(SharedDataset):
     r"""The records of FASTA files, as dicts with `id`, `sequence` and `file`.
 
-    The records are split among the workers of a DataLoader and, if `torch.distributed` is
-    initialized, among its ranks: of n workers on all ranks together, each yields every n-th record,
+    The records are split among ranks, those of `torch.distributed` or torchrun, and among the
+    workers of their DataLoaders: of n workers on all ranks together, each yields every n-th record,
     so even a single large file keeps all of them busy. Each record is yielded exactly once.
 
     Args:
@@ -110,7 +120,8 @@ class SequenceDataset(SharedDataset):
     def __iter__(self) -> Iterator[Record]:
         share, num_shares = self.find_share()
         num_truncated = truncated_residues = 0
-        records = self._records(warns=share == 0)
+        is_first = self.find_place()[0] == 0
+        records = self._records(warns=is_first)
         for file, identifier, sequence in itertools.islice(records, share, None, num_shares):
             record: Record = {"id": identifier, "sequence": sequence, "file": file}
             if self.max_length is not None and len(sequence) > self.max_length:
@@ -118,7 +129,7 @@ class SequenceDataset(SharedDataset):
                 truncated_residues += len(sequence) - self.max_length
                 record.update(sequence=sequence[: self.max_length], truncated=True)
             yield record
-        if num_truncated:
+        if num_truncated and (self.is_shared or is_first):
             logger.warning(
                 "%s sequences exceed max_length (%d), truncating: %s residues removed",
                 f"{num_truncated:,}",

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from virnucpro.data.records import Record
+from virnucpro.data.records import Record, read_records
+from virnucpro.kernel.arguments import OrderedIds
 from virnucpro.kernel.limits import Limits
 from virnucpro.model.vocabulary import Tokens, Vocabulary, offsets_of
 from virnucpro.text import quoted
@@ -98,6 +99,25 @@ class TokenizedRecords(NamedTuple):
             num_unknown=None if self.num_unknown is None else self.num_unknown[rows],
         )
 
+    @classmethod
+    def concatenate(cls, parts: list[TokenizedRecords]) -> TokenizedRecords:
+        """Return the records of all parts, in order."""
+        records = list(chain.from_iterable(part.records for part in parts))
+        unknown = [
+            np.zeros(len(part.records), np.int64) if part.num_unknown is None else part.num_unknown
+            for part in parts
+        ]
+        has_unknown = any(part.num_unknown is not None for part in parts)
+        return parts[0]._replace(
+            records=records,
+            keys=list(dict.fromkeys(chain.from_iterable(records))),
+            input_ids=np.concatenate([part.input_ids for part in parts]),
+            offsets=offsets_of(np.concatenate([np.diff(part.offsets) for part in parts])),
+            full_lengths=np.concatenate([part.full_lengths for part in parts]),
+            truncated=np.concatenate([part.truncated for part in parts]),
+            num_unknown=np.concatenate(unknown) if has_unknown else None,
+        )
+
     def extra_values(self) -> dict[str, list[Any]]:
         """Return the values passed through to the batch, by key; None if a record lacks the key."""
         keys = [key for key in self.keys if key not in RECORD_KEYS]
@@ -116,6 +136,25 @@ class TokenizedRecords(NamedTuple):
             labels = check_labels(record, full_length)[:length]
             all_labels[begin : begin + len(labels)] = labels
         return all_labels
+
+
+def check_records(records: list[Any]) -> OrderedIds:
+    """Return the IDs of records with a `sequence`, in the form that the kernel sorts.
+
+    Raises:
+        ValueError: A record has no `id` or no `sequence`.
+        TypeError: A record is not a dict, a `sequence` is not a str, or IDs have mixed types.
+    """
+    try:
+        return read_records(records, "records")[0]
+    except ValueError as error:
+        if any("input_ids" in record for record in records if isinstance(record, dict)):
+            raise ValueError(
+                f"{error}: VarlenCollator tokenizes sequences; for input_ids, use PackedStream or "
+                "PackedDataset with a collate function such as transformers' "
+                "DataCollatorWithFlattening"
+            ) from None
+        raise
 
 
 def check_keys(records: list[Record]) -> list[str]:

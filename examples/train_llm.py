@@ -2,9 +2,9 @@
 
     python examples/train_llm.py
 
-Documents of very different lengths are packed into batches of at most 512 tokens. The model is a
-tiny Llama with random weights, and each document counts up in constant steps, so its next token can
-be learned. Requires transformers besides virnucpro[torch].
+Documents of very different lengths are packed into batches of at most 512 tokens, and longer ones
+are split. The model is a tiny Llama with random weights, and each document counts up in constant
+steps, so its next token can be learned. Requires transformers besides virnucpro[torch].
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from transformers import DataCollatorWithFlattening, LlamaConfig, LlamaForCausal
 from virnucpro.data import (
     GreedyPacker,
     PackedBatchSampler,
+    PackedDataset,
     check_packed,
     packed_sdpa,  # noqa: F401  (registers "packed_sdpa")
 )
@@ -32,7 +33,7 @@ def make_documents(number: int) -> list[dict[str, list[int]]]:
     random = np.random.default_rng(0)
     documents = []
     for _ in range(number):
-        length = int(np.clip(random.lognormal(4, 1), 2, MAX_TOKENS))
+        length = int(np.clip(random.lognormal(4, 1), 2, 4 * MAX_TOKENS))
         first, step = random.integers(VOCABULARY_SIZE), random.integers(1, 4)
         tokens = (first + step * np.arange(length)) % VOCABULARY_SIZE
         documents.append({"input_ids": tokens.tolist()})
@@ -42,13 +43,14 @@ def make_documents(number: int) -> list[dict[str, list[int]]]:
 def main() -> None:
     """Pack the documents, train the model and print the loss."""
     documents = make_documents(1000)
-    packer = GreedyPacker(MAX_TOKENS, MAX_TOKENS, special_tokens=0)
+    packer = GreedyPacker.for_documents(MAX_TOKENS)
     plan = packer.pack_lengths([len(document["input_ids"]) for document in documents])
     print(plan)
 
     sampler = PackedBatchSampler(plan, shuffle=True)
     loader: DataLoader[Any] = DataLoader(
-        documents,  # type: ignore[arg-type]
+        # Documents above the limit are split as planned, which raw documents would not be.
+        PackedDataset(documents, plan).records,
         batch_sampler=sampler,
         collate_fn=DataCollatorWithFlattening(return_flash_attn_kwargs=True),
     )

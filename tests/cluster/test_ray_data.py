@@ -261,11 +261,12 @@ def test_block_that_changed() -> None:
         assign_block(pa.table({"length": [5, 7]}), 3, packing, None, counts)
 
 
-@pytest.mark.parametrize("overlong", ["drop", "split"])
-def test_unsupported_overlong(tmp_path: Path, overlong: str) -> None:
-    """It is an error before anything is read, whatever the lengths are."""
-    packer = GreedyPacker(100, overlong=overlong)
-    message = f"overlong='{overlong}' is not supported on Ray; use pack_files"
+@pytest.mark.parametrize("option", [{"overlong": "drop"}, {"overlong": "split"}, {"empty": "drop"}])
+def test_unsupported_options(tmp_path: Path, option: dict[str, Any]) -> None:
+    """They are errors before anything is read, whatever the lengths are."""
+    packer = GreedyPacker(100, **option)
+    ((name, value),) = option.items()
+    message = f"{name}='{value}' is not supported on Ray; use pack_files"
 
     def fail(_: Any) -> Any:
         raise AssertionError("executed")

@@ -82,3 +82,11 @@ def test_the_page_on_plans_runs(
     for batch in found["loader"]:
         assert batch["input_ids"].shape == batch["labels"].shape
         assert batch["cu_seq_lens_q"][-1] == batch["input_ids"].numel() <= 1024
+    assert found["with_empty"].dropped.tolist() == [1]
+    assert found["plan_of_sources"].group_offsets.tolist() == [0, 1, 2]
+    assert [rows.tolist() for rows in found["plan_of_sources"]] == [[3, 1], [0, 2]]
+    assert [rows.tolist() for rows in found["in_order"]] == [[0, 1], [2], [3]]
+    both = found["both"]
+    rows = [record["row"] for batch in range(len(both)) for record in both[batch]]
+    assert set(rows) == set(range(5))
+    assert [record["row"] for record in both[len(plan)]] == [3, 4]

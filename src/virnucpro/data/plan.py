@@ -314,7 +314,7 @@ class PackingPlan(Layout):
 
         Its batches are those of the first plan, then those of the second, and so on. The numbers of
         rows, also of those dropped and of fragments, continue from plan to plan, as in
-        `torch.utils.data.ConcatDataset` and `datasets.concatenate_datasets`. The groups are those
+        `torch.utils.data.ConcatDataset` and ``datasets.concatenate_datasets``. The groups are those
         of the plans, or a plan's whole if it has none. If any plan has fragments, the sequences of
         the others become a fragment each. `summary` is None.
 

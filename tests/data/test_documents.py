@@ -208,3 +208,13 @@ def test_unsigned_lengths() -> None:
 def test_bad_values(empty: Any) -> None:
     with pytest.raises(ValueError, match=r"empty must be 'pack' or 'drop' .got "):
         GreedyPacker(100, empty=empty)
+
+
+def test_errors_name_the_position_before_empty_sequences_were_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    packer = GreedyPacker(100, 50, overlong="error", empty="drop")
+    for call in (packer.pack_lengths, packer.count, packer.assign_batches):
+        with pytest.raises(ValueError, match=r"^lengths\[2\] exceeds .*: 1 of 3$"):
+            call([0, 5, 2000])
+    assert not caplog.records

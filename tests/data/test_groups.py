@@ -206,6 +206,7 @@ def test_rows_cannot_be_assigned_by_their_lengths() -> None:
         (np.array([0, 1, 2]), ValueError, "the groups of a plan do not match its layout"),
         (np.array([1, 3]), ValueError, "do not match its layout"),
         (np.array([0, 2, 1, 3]), ValueError, "do not match its layout"),
+        (np.array([0, 2**63 - 1, -(2**63), 3]), ValueError, "do not match its layout"),
         (np.array([0, -1, 3]), ValueError, "do not match its layout"),
         (np.array([[0, 3]]), ValueError, "do not match its layout"),
         (np.array([], np.int64), ValueError, "do not match its layout"),

@@ -213,7 +213,9 @@ def test_epochs_advance_by_themselves() -> None:
     assert list(sampler) == epochs[1]
 
 
-def test_frameworks_that_count_epochs_from_zero_when_they_resume() -> None:
+def test_frameworks_that_count_epochs_from_zero_when_they_resume(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     plan = plan_of(documents())
     sampler = PackedBatchSampler(plan, shuffle=True)
     epochs = [list(sampler) for _ in range(6)]
@@ -229,9 +231,11 @@ def test_frameworks_that_count_epochs_from_zero_when_they_resume() -> None:
         resumed.set_epoch(count)
         resumed.set_epoch(count)
         assert list(resumed) == epochs[2 + count][10 if count == 0 else 0 :]
+    assert not caplog.records
     # A later epoch is meant as it is.
     resumed.load_state_dict(state)
     resumed.set_epoch(5)
+    assert "the rest of epoch 2, of the state that was loaded, is left out" in caplog.text
     assert list(resumed) == epochs[5]
 
 

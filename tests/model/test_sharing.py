@@ -191,3 +191,32 @@ def test_callers_are_not_kept() -> None:
         assert reference() is None
     finally:
         gc.enable()
+
+
+def test_wrapped_samplers_are_not_shared_out_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = plan_of(300)
+    rows: Any = torch.arange(300)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    device = torch.device("cpu")
+    shares = []
+    for rank in range(2):
+        monkeypatch.setenv("RANK", str(rank))
+        sampler = PackedBatchSampler(plan)
+        loader = DataLoader(rows, batch_sampler=sampler, collate_fn=torch.stack)
+        skipping = skip_first_batches(loader, 0)
+        once = prepare_data_loader(skipping, device, 2, process_index=rank)
+        shares.append([batch.tolist() for batch in once])
+        twice = prepare_data_loader(once, device, 2, process_index=rank)
+        with pytest.raises(ValueError, match=r"accelerate shares out the batches .* twice"):
+            next(iter(twice))
+    assert shares == [list(PackedBatchSampler(plan, rank, 2)) for rank in range(2)]
+
+
+def test_batches_are_not_repeated() -> None:
+    plan = plan_of(300)
+    sampler = PackedBatchSampler(plan, even=False)
+    with pytest.raises(ValueError, match="accelerate would repeat batches of this sampler"):
+        list(BatchSamplerShard(sampler, 4, 0))
+    shards = [BatchSamplerShard(sampler, 4, rank, even_batches=False) for rank in range(4)]
+    found = [list(shard) for shard in shards]
+    assert found == [list(PackedBatchSampler(plan, rank, 4, even=False)) for rank in range(4)]

@@ -336,3 +336,11 @@ def test_the_packer_is_copied() -> None:
     packed = PackedStream(Documents([50, 50]), packer)
     packer.max_tokens_per_batch = 60
     assert len(list(packed)) == 1
+
+
+@pytest.mark.parametrize("overlong", ["truncate", "error", "drop", "split"])
+@pytest.mark.parametrize("number", [0, 5, 10, 11])
+def test_streams_of_whole_buffers(overlong: str, number: int) -> None:
+    packer = GreedyPacker(50, 20, special_tokens=0, overlong=overlong)
+    batches = list(PackedStream(Documents([7] * number), packer, buffer_size=5))
+    assert sum(map(len, batches)) == number

@@ -6,6 +6,7 @@ import io
 import itertools
 import json
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import datasets
@@ -14,7 +15,7 @@ import pytest
 import torch
 from models import Records, byte_pairs, fair_esm_converter
 from streams import Documents, Rows, Stateful, after, is_enough, pack, share_out, some_lengths
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from virnucpro.data import (
@@ -317,3 +318,40 @@ def test_states_are_checked() -> None:
     short.load_state_dict(state)
     with pytest.raises(ValueError, match=r"for another stream: 3 batches were given out, .* has 1"):
         list(short)
+
+
+class Shuffled(IterableDataset[Any]):
+    """Documents in another order in each epoch."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[Any]:
+        random = np.random.default_rng(self.epoch)
+        for number in random.permutation(300).tolist():
+            yield {"id": number, "input_ids": [0] * (1 + number % 40)}
+
+
+def test_states_keep_the_epoch() -> None:
+    def make() -> PackedStream:
+        packer = GreedyPacker.for_documents(128)
+        return PackedStream(Shuffled(), packer, buffer_size=16, even=True)
+
+    def ids(batches: Any) -> list[list[int]]:
+        return [[record["id"] for record in batch] for batch in batches]
+
+    stream = make()
+    stream.set_epoch(3)
+    whole = ids(stream)
+    assert whole != ids(make())
+    batches = iter(stream)
+    before = ids(next(batches) for _ in range(7))
+    for state in (stream.state_dict(), stream.state_dict(7)):
+        resumed = make()
+        resumed.load_state_dict(state)
+        assert resumed.state_dict() == state
+        assert before + ids(resumed) == whole
+        assert ids(resumed) == whole

@@ -96,7 +96,7 @@ class Counter(Parameters):
         lengths = check_lengths(lengths)
         if self.overlong == "split":
             raise ValueError("overlong='split' needs pack_lengths, pack_sequences or pack_files")
-        self.check_documents(lengths)
+        self._check_overlong(lengths)
         is_dropped = self._find_dropped(lengths)
         return self._count(lengths if is_dropped is None else lengths[~is_dropped])
 
@@ -104,12 +104,17 @@ class Counter(Parameters):
         """Return whether each sequence is dropped; None if none is."""
         return find_dropped(lengths, self.limits.max_residues, self.overlong, self.empty)
 
+    def _check_overlong(self, lengths: NDArray[Any]) -> None:
+        """Raise ValueError if a length exceeds a limit and is neither truncated nor dropped."""
+        self.check_documents(lengths)
+        limit = self.limits.max_residues
+        if self.overlong == "error" and lengths.max(initial=0) > limit:
+            name = f"lengths[{np.argmax(lengths > limit)}]"
+            raise ValueError(describe_overlong(name, lengths, limit))
+
     def _count(self, lengths: NDArray[Any]) -> TokenCounts:
         """Return the counts of checked lengths, none of which is dropped or split."""
         limits = self.limits
-        if self.overlong == "error" and lengths.max(initial=0) > limits.max_residues:
-            name = f"lengths[{np.argmax(lengths > limits.max_residues)}]"
-            raise ValueError(describe_overlong(name, lengths, limits.max_residues))
         return TokenCounts(kernel.count(lengths, limits, check_threads(self.num_threads)), limits)
 
     def lay_out(self, counts: TokenCounts) -> Layout:

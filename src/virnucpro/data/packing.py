@@ -291,7 +291,7 @@ class GreedyPacker(Counter):
         lengths = check_lengths(lengths)
         order = None if ids is None else check_ids(ids, len(lengths))
         numbers = None if groups is None else number_groups(groups, len(lengths))
-        self.check_documents(lengths)
+        self._check_overlong(lengths)
         how = self.overlong, self.overlap, self.empty
         chosen = choose(lengths, order, self.limits.max_residues, *how)
         counts = self._count(chosen.lengths)

@@ -42,8 +42,8 @@ class PackedBatchSampler(Sampler[list[int]]):
     batches of a whole epoch on this rank, the same in every epoch.
 
     An epoch that was read to its end is followed by the next one; an iteration that was left is
-    started again. `set_epoch` chooses another epoch. Frameworks find it here and as
-    ``sampler.set_epoch``.
+    started again (but the workers of a DataLoader may have read to its end). `set_epoch` chooses
+    another epoch. Frameworks find it here and as ``sampler.set_epoch``.
 
     By default, the rank is found when the sampler is used: that of `torch.distributed`, if it is
     initialized; otherwise that of the variables RANK and WORLD_SIZE of the environment, if both are
@@ -115,12 +115,12 @@ class PackedBatchSampler(Sampler[list[int]]):
         if rank is not None:
             world_size = check_integer(world_size, "world_size", 1)
             self._given_rank = check_integer(rank, "rank", 0, world_size - 1), world_size
-        self.shuffle = shuffle
+        self.shuffle = bool(shuffle)
         self.seed = check_integer(seed, "seed", 0, 2**64 - 1)
         if drop_last and not even:
             raise ValueError("drop_last=True needs even=True: all ranks get equally many batches")
-        self.even = even
-        self.drop_last = drop_last
+        self.even = bool(even)
+        self.drop_last = bool(drop_last)
         if repack is not None:
             repack = check_integer(repack, "repack", 1)
             if not shuffle:
@@ -215,7 +215,10 @@ class PackedBatchSampler(Sampler[list[int]]):
 
         After `load_state_dict`, setting the epoch of the state keeps its position. A lower number
         means the epoch of the state, too, since some frameworks count epochs from 0 when they
-        resume; later numbers are then counted from there.
+        resume; later numbers are then counted from there. A higher one leaves out the rest of the
+        epoch of the state, with a WARNING.
+
+        Loaders of accelerate count epochs themselves: call ``loader.set_epoch`` instead.
 
         Raises:
             ValueError: The number is negative.
@@ -226,6 +229,13 @@ class PackedBatchSampler(Sampler[list[int]]):
             self._epoch_offset = max(0, self.epoch - epoch)
         epoch += self._epoch_offset
         first = self._find_share(find_reader(self))[0]
+        if self._resumes and self._done and epoch != self.epoch:
+            logger.warning(
+                "the rest of epoch %d, of the state that was loaded, is left out, since epoch %d "
+                "was set",
+                self.epoch,
+                epoch,
+            )
         if epoch != self.epoch or (not self._resumes and self._is_finished(first)):
             self._done, self._resumes, self._is_over = [], False, False
         self.epoch = epoch
@@ -415,6 +425,11 @@ class PackedBatchSampler(Sampler[list[int]]):
         if reader.num_processes > 1:
             if self._given_rank is not None and self._given_rank[1] > 1:
                 raise ValueError(describe_second_sharing(*self._given_rank))
+            if reader.repeats and not self.even:
+                raise ValueError(
+                    "accelerate would repeat batches of this sampler, which has even=False: use "
+                    "even=True, or DataLoaderConfiguration(even_batches=False) of accelerate"
+                )
             return 0, 1, reader.num_processes
         rank, world_size = self._given_rank or find_rank()
         return rank, world_size, world_size

@@ -21,11 +21,13 @@ class Reader(NamedTuple):
 
     Attributes:
         num_processes: Among how many processes accelerate shares out the batches; 1 if it does not.
+        repeats: Whether it repeats batches, so that all processes have equally many.
         epoch: The epoch that accelerate or Lightning counts; None if none does.
         ahead: Who takes batches before training asks for them; None if nobody does.
     """
 
     num_processes: int = 1
+    repeats: bool = False
     epoch: int | None = None
     ahead: str | None = None
 
@@ -39,7 +41,7 @@ def find_reader(sampler: Any) -> Reader:
     Lightning sets the epoch after the workers have asked for batches.
 
     Raises:
-        ValueError: One process dispatches the batches to all others.
+        ValueError: One process dispatches the batches to all others, or they are shared out twice.
     """
     reader = Reader()
     frame = inspect.currentframe()
@@ -52,8 +54,15 @@ def find_reader(sampler: Any) -> Reader:
             continue
         caller: Any = frame.f_locals.get("self")
         name = type(caller).__name__
-        if name == "BatchSamplerShard" and caller.batch_sampler is sampler:
-            reader = reader._replace(num_processes=int(caller.num_processes))
+        if name == "BatchSamplerShard" and holds(caller, sampler):
+            if min(reader.num_processes, caller.num_processes) > 1:
+                raise ValueError(
+                    "accelerate shares out the batches of this sampler twice: pass the loader to "
+                    "accelerator.prepare once"
+                )
+            if caller.num_processes > 1:
+                repeats = bool(caller.even_batches and not caller.drop_last)
+                reader = reader._replace(num_processes=caller.num_processes, repeats=repeats)
         elif name == "_MultiProcessingDataLoaderIter":
             reader = reader._replace(ahead="a DataLoader with workers")
         elif name in ("DataLoaderShard", "DataLoaderDispatcher") and holds(caller, sampler):

@@ -152,6 +152,7 @@ class PackedStream(SharedDataset):
             shared.is_shared = False
             dataset = shared
         self.dataset = dataset
+        self.epoch: int | None = None
         self._epoch: Epoch | None = None
         self._loaded: dict[str, Any] | None = None
         self._begun: torch.Tensor | None = None
@@ -162,7 +163,12 @@ class PackedStream(SharedDataset):
         return self._given or super().find_rank()
 
     def set_epoch(self, epoch: int) -> None:
-        """Call `set_epoch` of the data set, if it has it, such as one that is shuffled."""
+        """Call `set_epoch` of the data set, if it has it, such as one that is shuffled.
+
+        A state keeps the epoch. Workers that live on from pass to pass do not see it, unless the
+        data set tells them.
+        """
+        self.epoch = check_integer(epoch, "epoch", 0)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
 
@@ -235,6 +241,8 @@ class PackedStream(SharedDataset):
         """
         if step is None:
             epoch = self._epoch
+            if epoch is None and self._loaded is not None:
+                return self._loaded
             if epoch is None:
                 raise ValueError(
                     "no batches were taken from the stream in this process: pass step, the number "
@@ -253,6 +261,7 @@ class PackedStream(SharedDataset):
             **self._parameters(),
             "rank": None if self.even else list(self.find_rank()),
             "worker": find_worker(),
+            "epoch": self.epoch,
             "segments": [list(segment) for segment in epoch.segments],
             "num_given": epoch.num_given,
             "buffered": None if epoch.buffered is NOTHING else epoch.buffered.to_dict(),
@@ -268,7 +277,8 @@ class PackedStream(SharedDataset):
             ValueError: The state has another version, or is for other parameters or another worker.
             TypeError: `state` is not a state.
         """
-        if not isinstance(state, dict) or not {"segments", "num_given"} <= state.keys():
+        keys = {"rank", "worker", "epoch", "segments", "num_given", "buffered"}
+        if not isinstance(state, dict) or not keys <= state.keys():
             raise TypeError(f"state must be a dict returned by state_dict (got {quoted(state)})")
         if state.get("version") != STATE_VERSION:
             raise ValueError(
@@ -290,7 +300,9 @@ class PackedStream(SharedDataset):
                 f"{state['segments'][-1][1]:,} ranks: for other workers or ranks, load the result "
                 "of PackedStream.state_dict(step) into the stream before making the loader"
             )
-        self._loaded = state
+        if state["epoch"] is not None:
+            self.set_epoch(state["epoch"])
+        self._loaded, self._epoch = state, None
         # In shared memory, since workers take the state.
         begun: Any = torch.zeros(MAX_WORKERS + 1, dtype=torch.int32)
         self._begun = begun.share_memory_()

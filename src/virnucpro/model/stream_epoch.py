@@ -212,7 +212,7 @@ class Epoch:
             return describe(records[row], self._num_rows + row)
 
         packer.check_documents(lengths, name)
-        if overlong == "error" and lengths.max() > limit:
+        if overlong == "error" and lengths.max(initial=0) > limit:
             row = int(np.argmax(lengths > limit))
             raise ValueError(describe_overlong(name(row), lengths, limit))
         is_dropped = find_dropped(lengths, limit, overlong, empty)

@@ -218,6 +218,38 @@ def test_explicit_budget_takes_precedence(monkeypatch: pytest.MonkeyPatch) -> No
     assert 0.9 * 16384 < longest <= 16384
 
 
+def test_ranks_have_equally_many_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, num_residues = [], 0
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        monkeypatch.setenv("WORLD_SIZE", "3")
+        collate = VarlenCollator(fair_esm_converter(), max_tokens_per_batch=2048)
+        batches = list(loader(proteins(), collate, buffer_size=20, even=True))
+        found.append(ids_of(batches))
+        # Batches of other ranks are counted, but not tokenized.
+        num_residues += collate.num_residues
+        assert collate.num_residues == sum(batch["num_tokens"] for batch in batches) - 2 * sum(
+            batch["num_sequences"] for batch in batches
+        )
+    assert len(set(map(len, found))) == 1
+    names = [name for rank in found for batch in rank for name in batch]
+    assert sorted(names) == sorted(record["id"] for record in proteins())
+    assert num_residues == sum(min(1022, len(record["sequence"])) for record in proteins())
+
+
+def test_ranks_with_a_gpu_need_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = type("Properties", (), {"total_memory": 16 * 2**30})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    collate = VarlenCollator(fair_esm_converter())
+    with pytest.raises(ValueError, match="token_budget must be given if several ranks"):
+        loader(proteins(), collate, even=True, pin_memory=False)
+    for more in ({"token_budget": 4096, "even": True}, {"even": False}):
+        assert ids_of(loader(proteins(), collate, pin_memory=False, **more))
+
+
 def test_later_changes_of_the_collator_do_not_affect_the_loader() -> None:
     collate = VarlenCollator(fair_esm_converter(), 2048)
     before = loader(proteins(), collate)

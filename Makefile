@@ -37,12 +37,12 @@ demo: $(INSTALLED)
 	@mkdir -p build
 	virnucpro pack $(FASTA) -o $(PLAN)
 
-## test: run the tests of the kernel (ctest), then the tests in Python (pytest)
+## test: run the tests of the kernel (ctest), then the tests in Python (pytest, in two processes)
 test: .venv/dev
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev
-	pytest
+	OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
 ## test-core: build and install the package with NumPy alone, and run the tests that need no more
 test-core:

@@ -31,7 +31,7 @@ myst_heading_anchors = 3
 default_role = "py:obj"
 nitpick_ignore_regex = [
     ("py:obj", r"[a-z_0-9]+"),
-    ("py:class", "ArrayLike|MapDataset|PathLike|Paths"),
+    ("py:class", "ArrayLike|IterableDataset|MapDataset|PathLike|Paths"),
     # Other libraries.
     ("py:.*", r"(collections|numpy|os|pathlib|ray|torch|typing)\..*"),
 ]

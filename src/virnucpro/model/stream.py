@@ -71,10 +71,10 @@ class PackedStream(SharedDataset):
     records among ranks and workers itself; each packs those that it gets.
 
     `state_dict` and `load_state_dict` resume a pass over the stream. torchdata's
-    `StatefulDataLoader` calls them; with a number of steps, they also work with a DataLoader.
+    ``StatefulDataLoader`` calls them; with a number of steps, they also work with a DataLoader.
 
     Args:
-        dataset: The records, an `IterableDataset`. With `even`, it must yield the same records in
+        dataset: The records, an ``IterableDataset``. With `even`, it must yield the same records in
             the same order in each process; `torch.utils.data.get_worker_info` returns None while it
             is read, so that it does not share them out among workers. It must not share them out
             among ranks.
@@ -226,7 +226,7 @@ class PackedStream(SharedDataset):
             step: Number of batches that this rank has processed, since the pass began or a state
                 was loaded. If None, the number taken from this data set in this process. The
                 workers of a DataLoader take batches in other processes and ahead, so pass the
-                number that training has processed; with torchdata's `StatefulDataLoader`, use the
+                number that training has processed; with torchdata's ``StatefulDataLoader``, use the
                 loader's `state_dict`.
 
         Returns:
@@ -271,7 +271,7 @@ class PackedStream(SharedDataset):
         """Resume from a state: the next pass gives out what is left of that of the state.
 
         The number of ranks may be another one, if `even`, and so may the number of workers, unless
-        the state is one of a `StatefulDataLoader` with workers.
+        the state is one of a ``StatefulDataLoader`` with workers.
 
         Raises:
             ValueError: The state has another version, or is for other parameters or another worker.

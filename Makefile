@@ -121,7 +121,7 @@ bench-cluster: .venv/dev
 bench-tight: .venv/dev
 	python benchmarks/tight.py
 
-## bench-samplers: measure idle ranks and repeated batches of samplers (three minutes)
+## bench-samplers: measure idle ranks and repeated batches of samplers (two minutes)
 bench-samplers: .venv/dev
 	python benchmarks/samplers.py
 

@@ -70,7 +70,6 @@ def main() -> None:
     check_packed(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for epoch in range(2):
-        sampler.set_epoch(epoch)
         for step, batch in enumerate(loader):
             loss = model(**batch).loss
             loss.backward()

@@ -174,8 +174,7 @@ class PackedDataset(Dataset[list[Record]]):
 
     Items are whole batches, so use a DataLoader with ``batch_size=None`` and a collate function for
     a list of records; the DataLoader may shuffle. For another order of sequences in each epoch,
-    use ``DataLoader(packed.records, batch_sampler=PackedBatchSampler(plan, shuffle=True))``, and
-    call the sampler's `set_epoch` before each epoch.
+    use ``DataLoader(packed.records, batch_sampler=PackedBatchSampler(plan, shuffle=True))``.
 
     Args:
         dataset: The data set. Its records are not modified.

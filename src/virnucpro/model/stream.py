@@ -34,7 +34,7 @@ class Measured(NamedTuple):
     Attributes:
         lengths: Residues or tokens of each record, without special tokens, int64 [n].
         ids: Their IDs, in the form that the kernel sorts; None if a record has none.
-        extras: What was made of each record meanwhile; None for nothing.
+        extras: The tokens of each record, if it was tokenized to measure it; otherwise None.
     """
 
     lengths: NDArray[np.int64]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
 from itertools import chain
 from typing import Any
 
@@ -18,9 +19,9 @@ from accelerate.data_loader import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from virnucpro.data import GreedyPacker, PackedBatchSampler, PackingPlan
+from virnucpro.data import GreedyPacker, PackedBatchSampler, PackedStream, PackingPlan
 
 
 def plan_of(number: int) -> PackingPlan:
@@ -220,3 +221,30 @@ def test_batches_are_not_repeated() -> None:
     shards = [BatchSamplerShard(sampler, 4, rank, even_batches=False) for rank in range(4)]
     found = [list(shard) for shard in shards]
     assert found == [list(PackedBatchSampler(plan, rank, 4, even=False)) for rank in range(4)]
+
+
+class Documents(IterableDataset[Any]):
+    def __iter__(self) -> Iterator[Any]:
+        return iter([{"input_ids": [1] * 10}] * 100)
+
+
+@pytest.mark.parametrize("dispatch_batches", [False, True])
+def test_streams_are_not_shared_out_twice(
+    dispatch_batches: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stream = PackedStream(Documents(), GreedyPacker.for_documents(64), even=True)
+    assert sum(1 for _ in stream) == 9
+    loader = DataLoader(stream, batch_size=None, collate_fn=len)
+    shared = prepare_data_loader(
+        loader,
+        torch.device("cpu"),
+        2,
+        process_index=0,
+        dispatch_batches=dispatch_batches,
+        put_on_device=dispatch_batches,
+    )
+    error = ValueError if dispatch_batches else TypeError
+    with pytest.raises(error, match=r"second time|NoneType"):
+        next(iter(shared))

@@ -6,6 +6,7 @@ They do not tell a sampler, so its callers are searched for one that holds it.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 # Calls between the loader of a framework and its batch sampler, at most.
@@ -32,6 +33,29 @@ class Reader(NamedTuple):
     ahead: str | None = None
 
 
+def find_callers() -> Iterator[Any]:
+    """Yield the objects of loaders and frameworks whose methods are running, innermost first."""
+    frame = inspect.currentframe()
+    for _ in range(MAX_CALLS):
+        frame = frame.f_back if frame else None
+        if frame is None:
+            return
+        # Reading the locals of other calls would keep what they refer to.
+        if frame.f_globals.get("__name__", "").startswith(MODULES):
+            yield frame.f_locals.get("self")
+
+
+def check_stream_reader(stream: Any) -> None:
+    """Raise ValueError if accelerate would share out the batches of a stream a second time."""
+    for caller in find_callers():
+        name = type(caller).__name__
+        if name in ("IterableDatasetShard", "DataLoaderDispatcher") and caller.dataset is stream:
+            raise ValueError(
+                "accelerate would share out the batches of this stream a second time: do not pass "
+                "its loader to accelerator.prepare"
+            )
+
+
 def find_reader(sampler: Any) -> Reader:
     """Return who iterates a sampler.
 
@@ -44,15 +68,7 @@ def find_reader(sampler: Any) -> Reader:
         ValueError: One process dispatches the batches to all others, or they are shared out twice.
     """
     reader = Reader()
-    frame = inspect.currentframe()
-    for _ in range(MAX_CALLS):
-        frame = frame.f_back if frame else None
-        if frame is None:
-            break
-        # Reading the locals of other calls would keep what they refer to.
-        if not frame.f_globals.get("__name__", "").startswith(MODULES):
-            continue
-        caller: Any = frame.f_locals.get("self")
+    for caller in find_callers():
         name = type(caller).__name__
         if name == "BatchSamplerShard" and holds(caller, sampler):
             if min(reader.num_processes, caller.num_processes) > 1:

@@ -17,6 +17,7 @@ from virnucpro.kernel.arguments import OrderedIds, check_ids, check_integer
 from virnucpro.model.datasets import SharedDataset
 from virnucpro.model.open_batches import Batch, Part
 from virnucpro.model.packed_datasets import PlannedBatch, check_record, describe, has_length
+from virnucpro.model.sharing import check_stream_reader
 from virnucpro.model.stream_epoch import NOTHING, Buffered, Epoch, Segment
 from virnucpro.text import quoted
 
@@ -173,6 +174,8 @@ class PackedStream(SharedDataset):
             self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
+        if self.find_rank()[1] > 1:
+            check_stream_reader(self)
         self._epoch = self._start(self._take_loaded())
         return self._epoch.run()
 

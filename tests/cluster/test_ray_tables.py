@@ -252,7 +252,7 @@ BAD_COMMANDS: list[tuple[str, Callable[[Path], Any], tuple[str, ...], int, str]]
 @pytest.mark.parametrize(
     ("name", "make", "options", "status", "message"),
     BAD_COMMANDS,
-    ids=lambda value: str(value)[:30],
+    ids=lambda value: value if isinstance(value, str) else None,
 )
 def test_bad_commands(
     tmp_path: Path,

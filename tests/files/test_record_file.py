@@ -7,11 +7,11 @@ import multiprocessing
 import os
 import pickle
 import random
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import pysam
@@ -107,11 +107,13 @@ def test_the_same_file_elsewhere_is_read(tmp_path: Path, compression: str) -> No
 
 
 def expanded() -> set[Path]:
-    return set(Path(gettempdir()).glob(".virnucpro.*.tmp/*"))
+    return set(Path(tempfile.gettempdir()).glob(".virnucpro.*.tmp/*"))
 
 
 @pytest.mark.process
-def test_temporary_copies_are_removed(tmp_path: Path) -> None:
+def test_temporary_copies_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Other tests run at the same time.
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     path = tmp_path / "a.fa"
     path.write_bytes(gzip.compress(fasta(INDEXED)))
     before = expanded()

@@ -103,7 +103,7 @@ LOST = r"DataLoader worker \(pid.* \d+\) (exited unexpectedly|is killed by signa
         ("exits as if all were well", RuntimeError, LOST),
         ("ends", RuntimeError, LOST),
         ("is killed", RuntimeError, LOST),
-        ("stalls", RuntimeError, r"timed out after 1 seconds, waiting for worker 1 \(pid \d+\)"),
+        ("stalls", RuntimeError, r"timed out after 5 seconds, waiting for worker 1 \(pid \d+\)"),
     ],
 )
 def test_errors_name_the_worker(
@@ -116,7 +116,7 @@ def test_errors_name_the_worker(
     # Nothing else tells of a worker that exits with status 0, or of any on Windows.
     monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.5)
     before = possessions()
-    loader = watched(fault, timeout=1 if fault == "stalls" else 60)
+    loader = watched(fault, timeout=5 if fault == "stalls" else 60)
     begin = time.monotonic()
     with pytest.raises(error, match=message):
         list(loader)

@@ -344,3 +344,16 @@ def test_streams_of_whole_buffers(overlong: str, number: int) -> None:
     packer = GreedyPacker(50, 20, special_tokens=0, overlong=overlong)
     batches = list(PackedStream(Documents([7] * number), packer, buffer_size=5))
     assert sum(map(len, batches)) == number
+
+
+def test_records_that_may_come_several_times(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for even, world_size, warns in ((None, 2, True), (None, 1, False), (False, 2, False)):
+        caplog.clear()
+        monkeypatch.setenv("RANK", "0")
+        monkeypatch.setenv("WORLD_SIZE", str(world_size))
+        packed = stream([5, 6, 7], even=even)
+        assert sum(map(len, packed)) == sum(map(len, packed)) == 3
+        text = f"{world_size} processes read the data set, and each record comes as often unless"
+        assert caplog.text.count(text) == warns

@@ -145,7 +145,7 @@ def create_async_dataloader(
             batches.
         max_open: Number of batches that stay open after a buffer.
         even: Whether all ranks have equally many batches. If None, True for `SequenceDataset`, and
-            False for other data sets.
+            False for other data sets, with a WARNING if several ranks or workers read it.
 
     Returns:
         A DataLoader without a length, of the dicts described for `VarlenCollator`.

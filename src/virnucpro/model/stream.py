@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,6 +21,8 @@ from virnucpro.model.packed_datasets import PlannedBatch, check_record, describe
 from virnucpro.model.sharing import check_stream_reader
 from virnucpro.model.stream_epoch import NOTHING, Buffered, Epoch, Segment
 from virnucpro.text import quoted
+
+logger = logging.getLogger(__name__)
 
 # The version of states. Increase it if the same state would yield other batches.
 STATE_VERSION = 1
@@ -83,7 +86,7 @@ class PackedStream(SharedDataset):
         buffer_size: Number of records that are read at a time.
         max_open: Number of batches that stay open after a buffer.
         even: Whether all ranks have equally many batches. If None, True for `SequenceDataset`, and
-            False for other data sets.
+            False for other data sets, with a WARNING if several ranks or workers read it.
         rank: The rank of this process. If None, that of `torch.distributed` or torchrun.
         world_size: The number of ranks; given together with `rank`.
 
@@ -137,6 +140,8 @@ class PackedStream(SharedDataset):
         self.buffer_size = check_integer(buffer_size, "buffer_size", 1)
         self.max_open = check_integer(max_open, "max_open", 0)
         self.even = isinstance(dataset, SharedDataset) if even is None else bool(even)
+        # Whether to warn that records may come several times.
+        self._warns = even is None and not self.even
         if (rank is None) != (world_size is None):
             raise ValueError("rank and world_size must be given together")
         self._given: tuple[int, int] | None = None
@@ -174,8 +179,18 @@ class PackedStream(SharedDataset):
             self.dataset.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.find_rank()[1] > 1:
+        rank, world_size = self.find_rank()
+        if world_size > 1:
             check_stream_reader(self)
+        worker, num_workers = find_worker() or (0, 1)
+        if self._warns and (rank, worker) == (0, 0) and world_size * num_workers > 1:
+            self._warns = False
+            logger.warning(
+                "%d processes read the data set, and each record comes as often unless the data "
+                "set shares out its records among them; pass even=True if it does not, or "
+                "even=False if it does",
+                world_size * num_workers,
+            )
         self._epoch = self._start(self._take_loaded())
         return self._epoch.run()
 

@@ -37,6 +37,17 @@ def machine() -> str:
     )
 
 
+def write_section(page: str, command: str, lines: list[str]) -> Path:
+    """Write the lines that a command makes into a page of docs/explanation; return its path."""
+    path = Path(ROOT, "docs", "explanation", page)
+    begin, end = f"<!-- made by {command} -->\n", "<!-- end -->\n"
+    text = path.read_text()
+    before, after = text.partition(begin)[0], text.partition(end)[2]
+    section = "\n".join(lines)
+    path.write_text(f"{before}{begin}\n{section}\n\n{end}{after}")
+    return path
+
+
 def measure(packer: str, data: str) -> dict[str, Any] | str:
     """Return what measure.py prints, or why it failed."""
     command = [sys.executable, str(HERE / "measure.py"), packer, data]

@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from data import log_normal
 from numpy.typing import NDArray
 from rich.console import Console
-from run import ROOT, machine
+from run import machine, write_section
 
 from virnucpro.data import GreedyPacker, PackedBatchSampler, PackingPlan
 
@@ -145,12 +144,7 @@ def main() -> None:
         "| ---: | --- | ---: | ---: | ---: | ---: |",
         *epoch_rows(),
     ]
-    path = Path(ROOT, "docs", "explanation", "training.md")
-    begin_mark, end_mark = "<!-- made by make bench-samplers -->\n", "<!-- end -->\n"
-    text = path.read_text()
-    before, after = text.partition(begin_mark)[0], text.partition(end_mark)[2]
-    table = "\n".join(lines)
-    path.write_text(f"{before}{begin_mark}\n{table}\n\n{end_mark}{after}")
+    path = write_section("training.md", "make bench-samplers", lines)
     console.print(f"Written to {path}")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from data import log_normal
 from rich.console import Console
-from run import ROOT, machine
+from run import machine, write_section
 
 from virnucpro.data import GreedyPacker
 from virnucpro.files.sequences import read_files
@@ -80,12 +80,7 @@ def main() -> None:
             f"| {name} | {plan.max_tokens_per_batch:,} | {len(first_fit):,} | {len(plan):,} | "
             f"{first_fit.lower_bound:,} | {plan.lower_bound:,} | {seconds:.2f} |"
         )
-    path = Path(ROOT, "docs", "explanation", "algorithm.md")
-    begin_mark, end_mark = "<!-- made by make bench-tight -->\n", "<!-- end -->\n"
-    text = path.read_text()
-    before, after = text.partition(begin_mark)[0], text.partition(end_mark)[2]
-    table = "\n".join(lines)
-    path.write_text(f"{before}{begin_mark}\n{table}\n\n{end_mark}{after}")
+    path = write_section("algorithm.md", "make bench-tight", lines)
     console.print(f"Written to {path}")
 
 

@@ -12,9 +12,9 @@ import pyarrow.compute as pc
 from virnucpro import kernel
 from virnucpro.data.records import Record
 from virnucpro.files.plan_reader import open_plan
-from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.datasets import SharedDataset
 from virnucpro.model.packed_datasets import PlannedBatch, kept_limits
+from virnucpro.model.ranks import check_rank
 from virnucpro.text import shown
 
 # The columns that are read.
@@ -87,12 +87,7 @@ class PackedPlanDataset(SharedDataset):
         file.check_size()
         self._num_numbers = file.num_rows
         self._metadata_hash = file.metadata_hash
-        self._given: tuple[int, int] | None = None
-        if (rank is None) != (world_size is None):
-            raise ValueError("rank and world_size must be given together")
-        if rank is not None:
-            size = check_integer(world_size, "world_size", 1)
-            self._given = check_integer(rank, "rank", 0, size - 1), size
+        self._given = check_rank(rank, world_size)
 
     def find_rank(self) -> tuple[int, int]:
         """Return the rank of this process, and the number of ranks."""

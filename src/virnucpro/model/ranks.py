@@ -6,7 +6,23 @@ import os
 
 import torch.distributed
 
+from virnucpro.kernel.arguments import check_integer
 from virnucpro.text import quoted
+
+
+def check_rank(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
+    """Return a rank and a number of ranks that were given together; None if neither was.
+
+    Raises:
+        ValueError: Only one was given, or one is out of range.
+        TypeError: One is not an integer.
+    """
+    if (rank is None) != (world_size is None):
+        raise ValueError("rank and world_size must be given together")
+    if rank is None:
+        return None
+    size = check_integer(world_size, "world_size", 1)
+    return check_integer(rank, "rank", 0, size - 1), size
 
 
 def find_rank() -> tuple[int, int]:

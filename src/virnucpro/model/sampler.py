@@ -16,7 +16,7 @@ from torch.utils.data import Sampler
 from virnucpro.data.plan import PackingPlan, as_plan
 from virnucpro.kernel.arguments import check_integer, plain
 from virnucpro.model.epochs import Batches, Epoch, batch_costs, deal, pack_windows
-from virnucpro.model.ranks import find_rank
+from virnucpro.model.ranks import check_rank, find_rank
 from virnucpro.model.sampler_state import STATE_VERSION, check_state
 from virnucpro.model.sharing import Reader, describe_second_sharing, find_reader
 
@@ -109,12 +109,7 @@ class PackedBatchSampler(Sampler[list[int]]):
         repack: int | None = None,
     ) -> None:
         self.plan = as_plan(plan)
-        self._given_rank: tuple[int, int] | None = None
-        if (rank is None) != (world_size is None):
-            raise ValueError("rank and world_size must be given together")
-        if rank is not None:
-            world_size = check_integer(world_size, "world_size", 1)
-            self._given_rank = check_integer(rank, "rank", 0, world_size - 1), world_size
+        self._given_rank = check_rank(rank, world_size)
         self.shuffle = bool(shuffle)
         self.seed = check_integer(seed, "seed", 0, 2**64 - 1)
         if drop_last and not even:

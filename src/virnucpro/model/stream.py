@@ -18,6 +18,7 @@ from virnucpro.kernel.arguments import OrderedIds, check_ids, check_integer
 from virnucpro.model.datasets import SharedDataset
 from virnucpro.model.open_batches import Batch, Part
 from virnucpro.model.packed_datasets import PlannedBatch, check_record, describe, has_length
+from virnucpro.model.ranks import check_rank
 from virnucpro.model.sharing import check_stream_reader
 from virnucpro.model.stream_epoch import NOTHING, Buffered, Epoch, Segment
 from virnucpro.text import quoted
@@ -142,17 +143,12 @@ class PackedStream(SharedDataset):
         self.even = isinstance(dataset, SharedDataset) if even is None else bool(even)
         # Whether to warn that records may come several times.
         self._warns = even is None and not self.even
-        if (rank is None) != (world_size is None):
-            raise ValueError("rank and world_size must be given together")
-        self._given: tuple[int, int] | None = None
-        if rank is not None:
-            if not self.even:
-                raise ValueError(
-                    "rank and world_size need even=True: otherwise, the data set shares out its "
-                    "records itself"
-                )
-            size = check_integer(world_size, "world_size", 1)
-            self._given = check_integer(rank, "rank", 0, size - 1), size
+        self._given = check_rank(rank, world_size)
+        if self._given is not None and not self.even:
+            raise ValueError(
+                "rank and world_size need even=True: otherwise, the data set shares out its "
+                "records itself"
+            )
         if self.even and isinstance(dataset, SharedDataset):
             shared = copy.copy(dataset)
             shared.is_shared = False

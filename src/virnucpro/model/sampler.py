@@ -84,8 +84,9 @@ class PackedBatchSampler(Sampler[list[int]]):
             given.
         TypeError: A parameter has the wrong type.
 
-    Cost: with `shuffle`, one `PackingPlan.reshuffle` per epoch, O(n). With `repack`, one packing
-    per epoch, and three more before the first; memory for 32 bytes per sequence.
+    Cost: with `shuffle`, one `PackingPlan.reshuffle` per epoch, O(n). With `repack`, all windows
+    are packed in each epoch, and three times before the first, each taking some ten times as long
+    as `GreedyPacker.pack_lengths`; memory for 32 bytes per sequence.
 
     Example:
         >>> from virnucpro.data import GreedyPacker, PackedBatchSampler

@@ -282,3 +282,14 @@ def test_the_rank_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("WORLD_SIZE", world_size)
         with pytest.raises(ValueError, match=rf"got RANK='{rank}', WORLD_SIZE='{world_size}'"):
             len(sampler)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 8])
+def test_no_more_batches_are_halved_than_needed_to_resume(ranks: int) -> None:
+    plan = plan_of(documents(600))
+    whole = PackedBatchSampler(plan, shuffle=True)
+    state = whole.state_dict(step=5)
+    left = len(whole) - 5
+    for sampler in shares(plan, ranks, shuffle=True):
+        sampler.load_state_dict(state)
+        assert len(list(sampler)) == -(-left // ranks)

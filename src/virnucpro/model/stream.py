@@ -76,7 +76,9 @@ class PackedStream(SharedDataset):
     records among ranks and workers itself; each packs those that it gets.
 
     `state_dict` and `load_state_dict` resume a pass over the stream. torchdata's
-    ``StatefulDataLoader`` calls them; with a number of steps, they also work with a DataLoader.
+    ``StatefulDataLoader`` calls them; with a number of steps, they also work with a DataLoader. If
+    the data set has a state, resuming is as exact as this state: data sets of Hugging Face that
+    are shuffled lose what is in their shuffle buffer.
 
     Args:
         dataset: The records, an ``IterableDataset``. With `even`, it must yield the same records in
@@ -99,8 +101,8 @@ class PackedStream(SharedDataset):
         TypeError: A parameter has the wrong type. During iteration: a record is not a dict, or IDs
             have mixed types.
 
-    One WARNING per pass reports the sequences that were truncated or dropped, by the first worker
-    of the first rank or, without `even`, by each worker.
+    At the end of a pass, a WARNING each reports the sequences that were truncated and those that
+    were dropped in it, by the first worker of the first rank or, without `even`, by each worker.
 
     Cost: O(log n) per sequence, for buffers of n records. Memory for a buffer, the open batches,
     and the batches of a step. With `even`, each worker reads all records.

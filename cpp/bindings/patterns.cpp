@@ -5,12 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "bindings/arrays.hpp"
 #include "bindings/families.hpp"
 #include "packing/layout.hpp"
 #include "packing/pricing.hpp"
+#include "packing/reservation.hpp"
 
 namespace py = pybind11;
 using namespace packing;
@@ -73,6 +75,41 @@ void add_patterns(py::module_& module) {
             return py::make_tuple(to_arrays(patterns), to_array(num_batches));
         },
         py::arg("layout"));
+
+    module.def("patterns_with_reservation", &patterns_with_reservation,
+               py::call_guard<py::gil_scoped_release>(), py::arg("counts"),
+               py::arg("max_parts") = max_parts_of_patterns);
+
+    module.def(
+        "coarsen",
+        [](const TokenCounts& counts, std::int64_t unit, std::size_t max_sizes, bool round_down) {
+            CoarseCounts coarse = coarsen(counts, unit, max_sizes,
+                                          round_down ? Rounding::down : Rounding::nearest);
+            const std::vector<std::int64_t> first_size(coarse.first_size.begin(),
+                                                       coarse.first_size.end());
+            return py::make_tuple(std::move(coarse.counts), to_array(first_size));
+        },
+        py::arg("counts"), py::arg("unit"), py::arg("max_sizes"), py::arg("round_down"));
+
+    module.def(
+        "refine",
+        [](const TokenCounts& counts, const Int64Array& first_size, const Int64Array& offsets,
+           const Int64Array& sizes, const Int64Array& sequences, const Int64Array& num_batches) {
+            const std::vector<std::int64_t> given = to_vector(first_size, "first_size");
+            const std::vector<std::size_t> first(given.begin(), given.end());
+            const std::vector<Pattern> patterns = to_patterns(offsets, sizes, sequences);
+            const std::vector<std::int64_t> numbers = to_vector(num_batches, "num_batches");
+            Refined refined;
+            {
+                const py::gil_scoped_release release;
+                refined = refine(counts, first, patterns, numbers);
+            }
+            return py::make_tuple(to_arrays(refined.patterns), to_array(refined.num_batches),
+                                  to_array(refined.remaining));
+        },
+        py::arg("counts"), py::arg("first_size").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("sizes").noconvert(), py::arg("sequences").noconvert(),
+        py::arg("num_batches").noconvert());
 
     module.def("pricing_steps", &pricing_steps, py::arg("counts"));
 

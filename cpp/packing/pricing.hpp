@@ -20,10 +20,11 @@ struct Pricing {
 
 // Solves the pricing problem of column generation: finds the batch of largest total dual value,
 // where duals[i] is the dual value of a sequence of counts.tokens[i] tokens. Returns that value and
-// at most `max_patterns` patterns of positive value, in decreasing order of value, the best first.
-// Each of the others is the best for a prefix of the sizes, in an order that starts with
-// `first_size`. A pattern has at most as many sequences of a size as there are, and none of sizes
-// without tokens. Throws std::overflow_error if a value is 2^53 or more.
+// at most `max_patterns` patterns of positive value, the best first. Each of the others is the best
+// for a prefix of the sizes of which a batch can hold all sequences, in an order that starts with
+// `first_size`, or the best, among the other sizes, with a size that those before do not have. A
+// pattern has at most as many sequences of a size as there are. Throws
+// std::overflow_error if a value is 2^53 or more.
 //
 // The bounded knapsack problem by dynamic programming over tokens and, if their number is limited,
 // sequences: Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, chapter 7.

@@ -15,8 +15,8 @@ from proteins import random_lengths
 from reference import batches_of
 from strategies import Case, cases, texts
 
+from virnucpro import kernel
 from virnucpro.data import GreedyPacker, Layout, PackingPlan
-from virnucpro.kernel import reservation
 
 OVERLONG = ["truncate", "drop", "split"]
 
@@ -300,7 +300,7 @@ def test_batches_of_ranks() -> None:
 
 def test_reservation_is_not_run_for_groups(monkeypatch: pytest.MonkeyPatch) -> None:
     """It would see sequences of all groups as if they could share batches."""
-    monkeypatch.setattr(reservation, "lay_out", None)
+    monkeypatch.setattr(kernel, "patterns_with_reservation", None)
     lengths = random_lengths(5000)
     plan = GreedyPacker(16384).pack_lengths(lengths, groups=np.arange(len(lengths)) % 2)
     assert plan.shape.sequences == plan.max_sequences

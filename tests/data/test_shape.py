@@ -14,9 +14,9 @@ from proteins import random_lengths, times
 from reference import batches_of
 from strategies import Case, cases
 
+from virnucpro import kernel
 from virnucpro.data import GreedyPacker, Layout, PackingPlan
 from virnucpro.data.shape import BatchShape
-from virnucpro.kernel import reservation
 
 WARNING = re.compile(
     r"The fullest batch has ([\d,]+) sequences, the mean is ([\d.]+), so a shape for all batches "
@@ -101,8 +101,8 @@ def test_limit_that_costs_much(caplog: pytest.LogCaptureFixture) -> None:
     assert num_batches > before * 1.001
     # The limits that were tried, up to twice the mean, cost no less.
     costs = {
-        most: reservation.lay_out(
-            counts.core.with_limits(replace(packer.limits, max_sequences_per_batch=most)), most
+        most: kernel.patterns_with_reservation(
+            counts.core.with_limits(replace(packer.limits, max_sequences_per_batch=most))
         ).num_batches
         for most in {int(np.ceil(mean * multiple)) for multiple in (1, 1.25, 1.5, 2)}
     }

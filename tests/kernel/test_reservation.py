@@ -12,7 +12,6 @@ from strategies import Case, cases
 
 from virnucpro import kernel
 from virnucpro.data import GreedyPacker, Layout
-from virnucpro.kernel import reservation
 
 
 @pytest.mark.compare
@@ -24,7 +23,7 @@ def test_every_sequence_has_a_slot(case: Case, most: int, number: int) -> None:
     total = max(1, counts.total_tokens, counts.truncated_residues)
     counts = times(counts, max(1, min(number, 2**62 // total)))
     # The kernel validates the layout: each sequence has one slot, and no batch exceeds a limit.
-    layout = Layout(reservation.lay_out(counts.core, most), packer.limits)
+    layout = Layout(kernel.patterns_with_reservation(counts.core), packer.limits)
     assert layout.num_sequences == counts.num_sequences
     assert layout.lower_bound <= layout.num_batches
     assert layout.max_sequences <= most
@@ -33,7 +32,7 @@ def test_every_sequence_has_a_slot(case: Case, most: int, number: int) -> None:
 def test_slots_are_reserved_for_the_smallest() -> None:
     packer = GreedyPacker(20, special_tokens=0, max_sequences_per_batch=4)
     counts = packer.count([9, 9, 8, 8, 5, 5, 2, 2, 2, 2, 1, 1, 1, 1, 1, 1])
-    layout = reservation.lay_out(counts.core, 4)
+    layout = kernel.patterns_with_reservation(counts.core)
     plan = Layout(layout, packer.limits)
     tokens = [kernel.tokens_of_batches(layout, n, n + 1).tolist() for n in range(plan.num_batches)]
     # Two of 9 leave room for the two smallest, two of 8 for 2 + 2 in their place.
@@ -46,20 +45,18 @@ def test_slots_are_reserved_for_the_smallest() -> None:
 def test_close_to_the_bound_for_proteins(budget: int, most: int) -> None:
     packer = GreedyPacker(budget, max_sequences_per_batch=most)
     counts = times(packer.count(short_lengths(20000)), 50)
-    layout = Layout(reservation.lay_out(counts.core, most), packer.limits)
+    layout = Layout(kernel.patterns_with_reservation(counts.core), packer.limits)
     assert layout.num_batches <= 1.001 * layout.lower_bound
     assert layout.max_sequences <= most
     assert packer.lay_out(counts).num_batches > 1.1 * layout.num_batches
 
 
-def test_work_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_is_limited() -> None:
     packer = GreedyPacker(4096)
     counts = packer.count(short_lengths(5000)).core
     counts = counts.with_limits(replace(packer.limits, max_sequences_per_batch=15))
     first_fit = kernel.first_fit_decreasing(counts)
-    whole = reservation.lay_out(counts, 15)
-    monkeypatch.setattr(reservation, "MAX_PARTS", 0)
-    assert reservation.lay_out(counts, 15) == first_fit
-    monkeypatch.setattr(reservation, "MAX_PARTS", 100)
-    part = reservation.lay_out(counts, 15)
+    whole = kernel.patterns_with_reservation(counts)
+    assert kernel.patterns_with_reservation(counts, 0) == first_fit
+    part = kernel.patterns_with_reservation(counts, 100)
     assert whole.num_batches < part.num_batches <= first_fit.num_batches

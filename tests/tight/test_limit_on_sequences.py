@@ -12,15 +12,15 @@ from proteins import random_lengths, short_lengths, times
 from reference import check_plan
 from strategies import Case, cases
 
+from virnucpro import kernel
 from virnucpro.data import GreedyPacker
-from virnucpro.kernel import reservation
 
 
 @given(cases())
 def test_never_worse_than_patterns_with_reservation(case: Case) -> None:
     packer = GreedyPacker(**{**case.parameters, "max_sequences_per_batch": 3}, method="tight")
     counts = packer.count_silently(case.lengths)
-    reserved = reservation.lay_out(counts.core, 3)
+    reserved = kernel.patterns_with_reservation(counts.core.with_limits(packer.limits))
     assert packer.lay_out(counts).num_batches <= reserved.num_batches
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from virnucpro import kernel
-from virnucpro.kernel import reservation
 from virnucpro.kernel.limits import Limits
 
 logger = logging.getLogger(__name__)
@@ -38,10 +37,10 @@ def warn_of_fullest(
 ) -> None:
     """Log one WARNING if the fullest batch has far more sequences than the mean.
 
-    It names a limit on sequences, and the number of batches of `reservation.lay_out` under this
-    limit, which method="tight" does not exceed. Does nothing if the layout has a limit. At most one
-    call of `reservation.lay_out` per multiple of the mean. With groups, it only names the mean,
-    since each group has batches of its own.
+    It names a limit on sequences, and the number of batches of patterns with reservation under
+    this limit, which method="tight" does not exceed. Does nothing if the layout has a limit. Makes
+    at most one such layout per multiple of the mean. With groups, it only names the mean, since
+    each group has batches of its own.
     """
     mean = layout.counts.num_sequences / layout.num_batches
     if limits.max_sequences_per_batch is not None or max_sequences <= FAR_ABOVE * mean:
@@ -86,7 +85,7 @@ def propose_limit(layout: kernel.Layout, limits: Limits, max_sequences: int) -> 
         if limit >= max_sequences:
             break
         counts = layout.counts.with_limits(replace(limits, max_sequences_per_batch=limit))
-        num_batches = reservation.lay_out(counts, limit).num_batches
+        num_batches = kernel.patterns_with_reservation(counts).num_batches
         tried.append((num_batches, limit))
         if num_batches <= before * (1 + MAX_COST):
             return tried[-1]

@@ -66,6 +66,18 @@ def make_counts(
     padding_tokens: int = 0,
 ) -> TokenCounts: ...
 def first_fit_decreasing(counts: TokenCounts) -> Layout: ...
+def patterns_with_reservation(counts: TokenCounts, max_parts: int = ...) -> Layout: ...
+def coarsen(
+    counts: TokenCounts, unit: int, max_sizes: int, round_down: bool
+) -> tuple[TokenCounts, NDArray[np.int64]]: ...
+def refine(
+    counts: TokenCounts,
+    first_size: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    sizes: NDArray[np.int64],
+    sequences: NDArray[np.int64],
+    num_batches: NDArray[np.int64],
+) -> tuple[Patterns, NDArray[np.int64], NDArray[np.int64]]: ...
 def layout_from_patterns(
     counts: TokenCounts,
     offsets: NDArray[np.int64],

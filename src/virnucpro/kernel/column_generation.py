@@ -20,6 +20,11 @@ Research 38, 1990). Dual values are scaled to integers first, so the bound is ex
 the solver's tolerance.
 
 To obtain whole batches, x is rounded down, and the remaining sequences are packed in the same way.
+If this does not reach the bound, an integer program over all patterns follows.
+
+Where a pricing problem would have too many steps, neighboring sizes are joined first. The bound of
+these coarse counts holds for the original ones, and their patterns are guides for the original
+sizes.
 """
 
 from __future__ import annotations
@@ -29,36 +34,38 @@ import logging
 import math
 import operator
 
-import highspy
 import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro import kernel
-from virnucpro.kernel import reservation
+from virnucpro.kernel.restricted_master import MAX_COLUMNS, Pattern, RestrictedMaster
 
 logger = logging.getLogger(__name__)
 
 # Limits for one pricing problem, and for the rows of the master problem.
 MAX_STEPS = 2**27
 MAX_SIZES = 4096
-# Limits on the total work: steps of pricing, and simplex iterations times rows. Each corresponds to
-# about half a minute.
-MAX_TOTAL_STEPS = 2**35
-MAX_TOTAL_PIVOTS = 2**28
+# The same for coarse counts, and the highest budget that they have.
+MAX_COARSE_STEPS = 2**26
+MAX_COARSE_SIZES = 1024
+MAX_COARSE_BUDGET = 4096
+# The bound and the linear program of coarse counts need be no closer than this.
+COARSE_GAP = 2e-4
+SMALL_GAP = 1e-3
+MAX_COARSE_ROUNDINGS = 5
+# Limit on the total steps of pricing for the same counts, which correspond to about ten seconds.
+MAX_TOTAL_STEPS = 2**31
 # Rounds of pricing for all sequences, and for those that remain after rounding.
 MAX_ROUNDS = 500
 MAX_ROUNDS_REMAINING = 30
 MAX_ROUNDINGS = 100
-# Patterns per round of pricing.
-MAX_PATTERNS = 50
+# Patterns per round of pricing: the best of all sizes, and of 4, 16 and 64 parts of them.
+MAX_PATTERNS = 85
 # Pricing uses dual values between those of the master problem and the stability center, the dual
 # values of the best bound (P. Wentges, Weighted Dantzig-Wolfe Decomposition for Linear
 # Mixed-Integer Programming, International Transactions in Operational Research 4, 1997). This is
 # the weight of the latter.
 SMOOTHING = 0.6
-
-# Sizes, as indices into the counts, and the number of sequences of each.
-Pattern = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 def lay_out(counts: kernel.TokenCounts) -> kernel.Layout:
@@ -66,109 +73,132 @@ def lay_out(counts: kernel.TokenCounts) -> kernel.Layout:
 
     These are First-Fit Decreasing and patterns with reservation.
     """
-    start = kernel.first_fit_decreasing(counts)
-    bound = kernel.lower_bound(start)
-    if start.num_batches > bound:
-        reserved = reservation.lay_out(counts, counts.max_sequences_per_batch)
-        start = min(start, reserved, key=operator.attrgetter("num_batches"))
-    if start.num_batches == bound:
-        return start
-    sizes = np.count_nonzero(counts.tokens)
-    try:
-        steps = kernel.pricing_steps(counts)
-    except OverflowError:
-        steps = 2**63
-    if sizes > MAX_SIZES or steps > MAX_STEPS:
-        # Within one percent of the bound, little is lost.
-        logger.log(
-            logging.INFO if start.num_batches <= 1.01 * bound else logging.WARNING,
-            "%s sizes, or %s steps per pricing problem, are too many for column generation (at "
-            "most %s and %s): packed without, in %s batches, at least %s are needed",
-            f"{sizes:,}",
-            f"{steps:,}",
-            f"{MAX_SIZES:,}",
-            f"{MAX_STEPS:,}",
-            f"{start.num_batches:,}",
+    best = kernel.first_fit_decreasing(counts)
+    bound = kernel.lower_bound(best)
+    if best.num_batches > bound:
+        best = fewest(best, kernel.patterns_with_reservation(counts))
+    steps = count_steps(counts)
+    if best.num_batches > bound and steps > MAX_COARSE_STEPS:
+        best = pack_coarsely(best)
+        bound = kernel.lower_bound(best)
+    if best.num_batches > bound and steps <= MAX_STEPS and len(counts.tokens) <= MAX_SIZES:
+        best = ColumnGeneration(counts, bound).improve(best)
+    return best
+
+
+def pack_coarsely(best: kernel.Layout) -> kernel.Layout:
+    """Return the best of a layout and those found with joint sizes, with its bound."""
+    counts, bound = best.counts, kernel.lower_bound(best)
+    columns = ColumnGeneration(coarsen(counts, round_down=True)[0], bound)
+    columns.solve()
+    bound = columns.bound
+    logger.info("%s batches, lower bound %s", f"{best.num_batches:,}", f"{bound:,}")
+    remaining = counts.sequences
+    filled = Filled(counts)
+    for _ in range(MAX_COARSE_ROUNDINGS):
+        if best.num_batches <= bound * (1 + SMALL_GAP):
+            break
+        sizes = np.flatnonzero(remaining)
+        of_remaining = kernel.subset(counts, remaining)
+        coarse, first_size = coarsen(of_remaining, round_down=False)
+        columns = ColumnGeneration(coarse)
+        numbers = np.floor(columns.solve() + 1e-9).astype(np.int64)
+        patterns, numbers, left = kernel.refine(of_remaining, first_size, *columns.used(numbers))
+        filled.add(patterns, sizes, numbers)
+        remaining = np.zeros_like(remaining)
+        remaining[sizes] = left
+        best = fewest(best, filled.complete(remaining))
+        logger.info(
+            "%s batches, lower bound %s, with %s of %s sizes; %s sequences remaining",
+            f"{best.num_batches:,}",
             f"{bound:,}",
+            f"{len(coarse.tokens):,}",
+            f"{len(of_remaining.tokens):,}",
+            f"{remaining.sum():,}",
         )
-        return start
-    return ColumnGeneration(start).run()
+        if not numbers.any() or not remaining.any():
+            break
+    return kernel.with_bound(best, bound)
 
 
-class RestrictedMaster(highspy.Highs):
-    """The restricted master problem: one row per size, one column per pattern added."""
+# Concatenated patterns: the start of each, sizes, and the number of sequences of each size.
+Patterns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
-    def __init__(self, num_sizes: int) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.setOptionValue("threads", 1)
-        self.setOptionValue("parallel", "off")
-        self.setOptionValue("solver", "simplex")
-        self.setOptionValue("presolve", "off")
-        self.scale = 1.0
-        self.num_sizes = num_sizes
-        self.pivots = 0
-        empty = np.zeros(0, np.int32)
-        upper = np.full(num_sizes, highspy.kHighsInf)
-        self.addRows(num_sizes, np.zeros(num_sizes), upper, 0, empty, empty, np.zeros(0))
 
-    def enableCallbacks(self) -> None:  # noqa: N802
-        """Turn output off; this is the first method that the constructor of Highs calls."""
-        self.setOptionValue("output_flag", False)
-        super().enableCallbacks()  # type: ignore[no-untyped-call]
+class Filled:
+    """Patterns with a number of batches of each."""
 
-    def add_patterns(self, patterns: list[Pattern]) -> None:
-        """Add one column per pattern."""
-        number = len(patterns)
-        ends = np.cumsum([len(sizes) for sizes, _ in patterns])
-        starts = np.append(0, ends[:-1]).astype(np.int32)
-        sizes = np.concatenate([sizes for sizes, _ in patterns]).astype(np.int32)
-        sequences = np.concatenate([sequences for _, sequences in patterns]).astype(np.float64)
-        upper = np.full(number, highspy.kHighsInf)
-        self.addCols(
-            number, np.ones(number), np.zeros(number), upper, ends[-1], starts, sizes, sequences
-        )
+    def __init__(self, counts: kernel.TokenCounts) -> None:
+        self.counts = counts
+        self.parts: list[tuple[Patterns, NDArray[np.int64]]] = []
 
-    def set_bounds(self, sequences: NDArray[np.int64], is_usable: list[bool]) -> None:
-        """Set the required number of sequences of each size, and which patterns may be used."""
-        # Keep the right-hand sides in a range that suits the tolerances of the solver.
-        self.scale = min(1.0, 1e6 / sequences.sum())
-        rows = np.arange(len(sequences), dtype=np.int32)
-        upper = np.full(len(rows), highspy.kHighsInf)
-        self.changeRowsBounds(  # type: ignore[attr-defined]
-            len(rows), rows, sequences * self.scale, upper
-        )
-        columns = np.arange(len(is_usable), dtype=np.int32)
-        upper = np.where(is_usable, highspy.kHighsInf, 0.0)
-        self.changeColsBounds(len(columns), columns, np.zeros(len(columns)), upper)
+    def add(
+        self, patterns: Patterns, sizes: NDArray[np.int64], num_batches: NDArray[np.int64]
+    ) -> None:
+        """Add patterns, whose sizes are those at these indices of the counts."""
+        offsets, indices, sequences = patterns
+        self.parts.append(((offsets, sizes[indices], sequences), num_batches))
 
-    def solve_lp(self) -> tuple[float, NDArray[np.float64], NDArray[np.float64]] | None:
-        """Return the number of batches, the batches of each pattern, and the dual values.
+    def complete(self, remaining: NDArray[np.int64]) -> kernel.Layout:
+        """Return a layout with these batches and the remaining sequences.
 
-        Returns None if the limit on iterations is reached or the solver fails.
+        Those are packed beside the others by first fit, or by themselves with reservation.
         """
-        limit = max(0, MAX_TOTAL_PIVOTS - self.pivots) // self.num_sizes
-        self.setOptionValue("simplex_iteration_limit", limit)
-        if self.run() == highspy.HighsStatus.kError:
-            # All solvers in a process share a thread pool; another solver has set its size.
-            self.setOptionValue("threads", 0)
-            self.run()
-        self.pivots += self.getInfo().simplex_iteration_count * self.num_sizes
-        if self.getModelStatus() != highspy.HighsModelStatus.kOptimal:
-            return None
-        solution = self.getSolution()
-        num_batches = self.getInfo().objective_function_value / self.scale
-        # Values may be negative within the tolerance of the solver.
-        amounts = np.maximum(0.0, solution.col_value) / self.scale
-        return num_batches, amounts, np.maximum(0.0, solution.row_dual)
+        beside = self.layout(self.parts)
+        of_remaining = kernel.subset(self.counts, remaining)
+        alone = kernel.patterns_with_reservation(of_remaining)
+        (offsets, indices, sequences), numbers = kernel.patterns_of(alone)
+        last = (offsets, np.flatnonzero(remaining)[indices], sequences), numbers
+        return fewest(beside, self.layout([*self.parts, last]))
+
+    def layout(self, parts: list[tuple[Patterns, NDArray[np.int64]]]) -> kernel.Layout:
+        """Return a layout with these batches; first fit adds the remaining sequences."""
+        lengths = [np.diff(offsets) for (offsets, _, _), _ in parts]
+        return kernel.layout_from_patterns(
+            self.counts,
+            np.append(0, np.cumsum(np.concatenate(lengths))),
+            np.concatenate([sizes for (_, sizes, _), _ in parts]),
+            np.concatenate([sequences for (_, _, sequences), _ in parts]),
+            np.concatenate([numbers for _, numbers in parts]),
+        )
+
+
+def fewest(*layouts: kernel.Layout) -> kernel.Layout:
+    """Return the first layout with the fewest batches."""
+    return min(layouts, key=operator.attrgetter("num_batches"))
+
+
+def count_steps(counts: kernel.TokenCounts) -> int:
+    """Return the number of steps of a pricing problem, at most 2**63 - 1."""
+    try:
+        return kernel.pricing_steps(counts)
+    except OverflowError:
+        return 2**63 - 1
+
+
+def coarsen(
+    counts: kernel.TokenCounts, round_down: bool
+) -> tuple[kernel.TokenCounts, NDArray[np.int64]]:
+    """Return counts of joint sizes with a pricing problem of at most `MAX_COARSE_STEPS`."""
+    num_sizes, budget = MAX_COARSE_SIZES, MAX_COARSE_BUDGET
+    while True:
+        unit = max(1, -(-counts.max_tokens_per_batch // budget))
+        coarse = kernel.coarsen(counts, unit, num_sizes, round_down)
+        if num_sizes == 1 or count_steps(coarse[0]) <= MAX_COARSE_STEPS:
+            return coarse
+        # The error of a joint size is that of its width and of rounding.
+        if budget > 2 * num_sizes:
+            budget //= 2
+        else:
+            num_sizes //= 2
 
 
 class ColumnGeneration:
-    """The patterns generated so far, and the best layout and bound found with them."""
+    """The patterns generated so far, and the best bound found with them."""
 
-    def __init__(self, start: kernel.Layout) -> None:
-        self.counts = start.counts
-        self.best = start
-        self.bound = kernel.lower_bound(start)
+    def __init__(self, counts: kernel.TokenCounts, bound: int = 0) -> None:
+        self.counts = counts
+        self.bound = bound
         self.patterns: list[Pattern] = []
         self.known: set[tuple[bytes, bytes]] = set()
         self.master = RestrictedMaster(len(self.counts.tokens))
@@ -176,39 +206,54 @@ class ColumnGeneration:
         # Whether the total work has reached its limit, or the solver failed.
         self.limit_reached = False
 
-    def run(self) -> kernel.Layout:
-        """Return the best layout found."""
-        # Sequences without tokens fit in any batch with a free slot.
-        remaining = np.where(self.counts.tokens > 0, self.counts.sequences, 0)
+    def required(self) -> NDArray[np.int64]:
+        """Return the sequences of each size, without those that fit in any batch."""
+        # Sequences without tokens need only a free slot.
+        is_limited = self.counts.max_sequences_per_batch < self.counts.num_sequences
+        return np.where((self.counts.tokens > 0) | is_limited, self.counts.sequences, 0)
+
+    def solve(self) -> NDArray[np.float64]:
+        """Return the (fractional) number of batches of each pattern, close to the bound."""
+        required = self.required()
+        self.add_start(required)
+        self.master.set_bounds(required, [True] * len(self.patterns))
+        return self.generate(required, MAX_ROUNDS, is_first=True, gap=COARSE_GAP)
+
+    def improve(self, best: kernel.Layout) -> kernel.Layout:
+        """Return the best of a layout and those found, with its bound."""
+        remaining = self.required()
         num_batches: list[int] = []
+        first_amounts = np.zeros(0)
         for rounding in range(MAX_ROUNDINGS):
-            self.add(self.first_fit_patterns(remaining))
+            is_first = rounding == 0
+            self.add_start(remaining)
             is_usable = [bool((n <= remaining[sizes]).all()) for sizes, n in self.patterns]
             self.master.set_bounds(remaining, is_usable)
-            is_first = rounding == 0
             max_rounds = MAX_ROUNDS if is_first else MAX_ROUNDS_REMAINING
             amounts = self.generate(remaining, max_rounds, is_first)
+            if is_first:
+                first_amounts = amounts
             num_batches += [0] * (len(self.patterns) - len(num_batches))
             self.round_down(amounts, num_batches, remaining)
-            layout = self.layout(num_batches)
-            if layout.num_batches < self.best.num_batches:
-                self.best = layout
+            numbers = np.array(num_batches)
+            best = fewest(best, self.layout(numbers))
             logger.info(
                 "%s batches, lower bound %s; %s sequences remaining",
-                f"{self.best.num_batches:,}",
+                f"{best.num_batches:,}",
                 f"{self.bound:,}",
                 f"{remaining.sum():,}",
             )
-            if self.best.num_batches == self.bound or self.limit_reached or not remaining.any():
+            if best.num_batches == self.bound or self.limit_reached or not remaining.any():
                 break
-        if self.limit_reached:
-            logger.warning(
-                "Stopped early, at the limit on work or because the solver failed: %s batches, "
-                "lower bound %s",
-                f"{self.best.num_batches:,}",
+        if best.num_batches > self.bound:
+            numbers = self.solve_integer(first_amounts, best.num_batches)
+            best = fewest(best, self.layout(numbers))
+            logger.info(
+                "%s batches, lower bound %s, after the integer program",
+                f"{best.num_batches:,}",
                 f"{self.bound:,}",
             )
-        return kernel.with_bound(self.best, self.bound)
+        return kernel.with_bound(best, self.bound)
 
     def add(self, patterns: list[Pattern]) -> bool:
         """Add patterns to the restricted master problem; return whether any is new."""
@@ -227,24 +272,26 @@ class ColumnGeneration:
         """Return the counts of the remaining sequences, and the indices of their sizes."""
         return kernel.subset(self.counts, remaining), np.flatnonzero(remaining)
 
-    def first_fit_patterns(self, remaining: NDArray[np.int64]) -> list[Pattern]:
-        """Return the patterns of First-Fit Decreasing, which make the problem feasible."""
+    def add_start(self, remaining: NDArray[np.int64]) -> None:
+        """Add patterns of both methods without a solver, which make the problem feasible."""
         counts, sizes = self.subset(remaining)
-        arrays, _ = kernel.patterns_of(kernel.first_fit_decreasing(counts))
-        return split_patterns(arrays, sizes)
+        for layout in (
+            kernel.first_fit_decreasing(counts),
+            kernel.patterns_with_reservation(counts),
+        ):
+            self.add(split_patterns(kernel.patterns_of(layout)[0], sizes))
 
     def generate(
-        self, remaining: NDArray[np.int64], max_rounds: int, is_first: bool
+        self, remaining: NDArray[np.int64], max_rounds: int, is_first: bool, gap: float = 0.0
     ) -> NDArray[np.float64]:
-        """Generate patterns until none has negative reduced cost.
+        """Generate patterns until none has negative reduced cost, or the bound is reached.
 
         Returns the (fractional) number of batches of each pattern.
         """
         counts, sizes = self.subset(remaining)
         steps = kernel.pricing_steps(counts)
         bound = 0
-        # Start with the dual values that prove the bound by tokens, which is often the optimum.
-        stability_center = counts.tokens / counts.max_tokens_per_batch
+        stability_center = first_duals(counts)
         smoothing = 1.0
         amounts = np.zeros(len(self.patterns))
         for number in range(max_rounds):
@@ -272,7 +319,8 @@ class ColumnGeneration:
                         num_batches,
                         f"{bound:,}",
                     )
-            if math.ceil(num_batches * (1 - 1e-9) - 1e-6) <= bound:
+            least = max(bound, self.bound) if is_first else bound
+            if math.ceil(num_batches * (1 - max(gap, 1e-9)) - 1e-6) <= least:
                 break
             int_duals, cost = scale_duals(duals, counts)
             of_negative_reduced_cost = [
@@ -314,8 +362,30 @@ class ColumnGeneration:
             for column in order[: max(1, int((amounts > 1e-6).sum()) // 10)]:
                 take(column, 1)
 
-    def layout(self, num_batches: list[int]) -> kernel.Layout:
-        """Return the layout with these batches of each pattern; first fit adds all others."""
+    def solve_integer(self, amounts: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+        """Return whole numbers of batches of each pattern, close to the fractional ones."""
+        number = len(self.patterns)
+        amounts = np.append(amounts, np.zeros(number - len(amounts)))
+        # All but two of the batches of each pattern stay.
+        kept = np.maximum(np.floor(amounts).astype(np.int64) - 1, 0)
+        required = self.required()
+        for column in np.flatnonzero(kept).tolist():
+            sizes, sequences = self.patterns[column]
+            required[sizes] -= kept[column] * sequences
+        required = np.maximum(required, 0)
+        order = np.argsort(-amounts, kind="stable")
+        order = np.append(order[amounts[order] > 0], order[amounts[order] == 0][::-1])
+        columns = np.sort(order[:MAX_COLUMNS])
+        master = RestrictedMaster(len(self.counts.tokens))
+        master.add_patterns([self.patterns[column] for column in columns.tolist()])
+        start = np.ceil(amounts - 1e-9).astype(np.int64)[columns] - kept[columns]
+        found = master.solve_mip(required, start, self.bound - int(kept.sum()))
+        numbers = kept
+        numbers[columns] += found
+        return numbers
+
+    def used(self, num_batches: NDArray[np.int64]) -> tuple[NDArray[np.int64], ...]:
+        """Return the patterns with any batches, concatenated, and the number of batches of each."""
         columns = np.flatnonzero(num_batches).tolist()
         chosen = [self.patterns[column] for column in columns]
         offsets = np.cumsum([0, *(len(sizes) for sizes, _ in chosen)])
@@ -323,16 +393,36 @@ class ColumnGeneration:
             np.concatenate([pattern[i] for pattern in chosen] or [np.zeros(0, np.int64)])
             for i in (0, 1)
         )
-        numbers = np.array([num_batches[column] for column in columns], np.int64)
-        return kernel.layout_from_patterns(self.counts, offsets, sizes, sequences, numbers)
+        return offsets, sizes, sequences, num_batches[columns]
+
+    def layout(self, num_batches: NDArray[np.int64]) -> kernel.Layout:
+        """Return a layout with at most these batches of each pattern, and all other sequences."""
+        every_size = np.arange(len(self.counts.tokens) + 1)
+        # Without sequences that are in patterns above the required number.
+        patterns, numbers, remaining = kernel.refine(
+            self.counts, every_size, *self.used(num_batches)
+        )
+        filled = Filled(self.counts)
+        filled.add(patterns, every_size, numbers)
+        return filled.complete(remaining)
+
+
+def first_duals(counts: kernel.TokenCounts) -> NDArray[np.float64]:
+    """Return the dual values that prove the bound by tokens or by sequences, the higher one."""
+    by_tokens = counts.tokens / counts.max_tokens_per_batch
+    by_sequences = np.full(len(counts.tokens), 1 / counts.max_sequences_per_batch)
+    return max(by_tokens, by_sequences, key=lambda duals: float(duals @ counts.sequences))
 
 
 def scale_duals(
     duals: NDArray[np.float64], counts: kernel.TokenCounts
 ) -> tuple[NDArray[np.int64], int]:
     """Return dual values as integers, and the cost of a batch on the same scale."""
-    # On this scale, no batch has a total dual value of 2**53 or more.
-    largest = float((duals / counts.tokens).max()) * counts.max_tokens_per_batch
+    # On this scale, no batch has a total dual value of 2**53 or more. Of sizes without tokens, a
+    # batch holds as many as the limit on sequences allows.
+    most = min(counts.max_sequences_per_batch, counts.num_sequences)
+    per_token = duals / np.maximum(counts.tokens, counts.max_tokens_per_batch / most)
+    largest = float(per_token.max()) * counts.max_tokens_per_batch
     scale = 2 ** (51 - max(0, math.frexp(largest)[1]))
     return np.floor(duals * scale).astype(np.int64), scale
 

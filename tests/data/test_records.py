@@ -342,7 +342,8 @@ def as_written(record: Record, how: str) -> Record:
     if how == "many keys":
         return {**{f"key{i}": i for i in range(12)}, **record}
     if how == "other keys":
-        return {3: 4, None: "id", "sequenc": 1, "sequence\0": 2, "ID": 3, **record}
+        others: dict[Any, Any] = {3: 4, None: "id", "sequenc": 1, "sequence\0": 2, "ID": 3}
+        return {**others, **record}
     return Protein(record) if how == "subclass" else record
 
 
@@ -398,8 +399,8 @@ def test_records_that_change_others_while_they_are_truncated(key: str) -> None:
             other.clear()
 
     for row in (0, 20, 59):
-        odd = {Meddler(key, meddle): 1, **make_records(1)[0]}
-        records[row] = odd
+        odd: dict[Any, Any] = {Meddler(key, meddle): 1}
+        records[row] = {**odd, **make_records(1)[0]}
     with contextlib.suppress(ValueError):
         GreedyPacker(100, 5).pack_sequences(records)
 

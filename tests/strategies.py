@@ -81,5 +81,5 @@ def texts() -> st.SearchStrategy[str]:
         st.characters(),
     ]
     short = st.one_of([st.text(alphabet, max_size=6) for alphabet in alphabets])
-    prefix = st.sampled_from(["", "NC_004718.3_", "x" * 40, "\U0001f9ec" * 5])
+    prefix = st.sampled_from(["", "NC_004718.3_", "x" * 40, "x" * 80, "\U0001f9ec" * 5])
     return st.builds(str.__add__, prefix, short)

@@ -2,11 +2,15 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <optional>
 #include <span>
 #include <utility>
+#include <vector>
 
 #include "bindings/arrays.hpp"
 #include "bindings/families.hpp"
@@ -74,26 +78,184 @@ std::optional<std::int64_t> length_of(const py::object& record, const py::str& s
     return PyUnicode_GET_LENGTH(sequence.ptr());
 }
 
-// Returns the IDs and lengths of records, or None unless all are dicts with a str ID and sequence.
-py::object read_records(const py::list& records) {
-    const auto id_key = owned<py::str>(PyUnicode_InternFromString("id"));
-    const auto sequence_key = owned<py::str>(PyUnicode_InternFromString("sequence"));
-    const auto ids = owned<py::tuple>(PyTuple_New(PyList_GET_SIZE(records.ptr())));
-    // User code must not find the tuple while items are null. A tuple of str needs no collection.
-    PyObject_GC_UnTrack(ids.ptr());
-    Int64Array lengths(PyTuple_GET_SIZE(ids.ptr()));
-    std::int64_t* const out = lengths.mutable_data();
-    for (py::ssize_t row = 0; row < lengths.size(); ++row) {
-        const py::object record = get_record(records, row);
-        py::object id = get_text(record, id_key);
-        const std::optional<std::int64_t> length = length_of(record, sequence_key);
-        if (!id || !length) {
-            return py::none();
-        }
-        PyTuple_SET_ITEM(ids.ptr(), row, id.release().ptr());
-        out[row] = *length;
+// Begins to load memory that is read soon.
+void prefetch(const void* address) {
+#if defined(__GNUC__)
+    __builtin_prefetch(address);
+#else
+    static_cast<void>(address);
+#endif
+}
+
+// Begins to load the keys of an object that may be a dict.
+void prefetch_keys(PyObject* record) {
+    if (PyDict_CheckExact(record)) {
+        const auto* const keys =
+            reinterpret_cast<const char*>(reinterpret_cast<PyDictObject*>(record)->ma_keys);
+        prefetch(keys);
+        prefetch(keys + 64);
     }
-    return owned<py::tuple>(PyTuple_Pack(2, ids.ptr(), lengths.ptr()));
+}
+
+// Whether an exact str equals a key of ASCII letters.
+bool is_key(PyObject* text, const py::str& key) {
+    return text == key.ptr() ||
+           (PyUnicode_IS_COMPACT_ASCII(text) &&
+            PyUnicode_GET_LENGTH(text) == PyUnicode_GET_LENGTH(key.ptr()) &&
+            std::memcmp(PyUnicode_DATA(text), PyUnicode_DATA(key.ptr()),
+                        static_cast<std::size_t>(PyUnicode_GET_LENGTH(text))) == 0);
+}
+
+struct Keys {
+    py::str id = owned<py::str>(PyUnicode_InternFromString("id"));
+    py::str sequence = owned<py::str>(PyUnicode_InternFromString("sequence"));
+    py::str truncated = owned<py::str>(PyUnicode_InternFromString("truncated"));
+};
+
+// The ID and the sequence of a record, borrowed; null if they were not found.
+struct Fields {
+    PyObject* id = nullptr;
+    PyObject* sequence = nullptr;
+};
+
+// Finds the fields of a dict among its first keys. Unlike a look-up, this cannot run user code: it
+// gives up at a key that is not exactly a str.
+Fields borrow_fields(PyObject* record, const Keys& keys) {
+    Fields fields;
+    if (!PyDict_CheckExact(record)) {
+        return {};
+    }
+    PyObject* key = nullptr;
+    PyObject* value = nullptr;
+    py::ssize_t position = 0;
+    for (int tried = 0; tried < 8 && PyDict_Next(record, &position, &key, &value) != 0; ++tried) {
+        if (!PyUnicode_CheckExact(key)) {
+            return {};
+        }
+        if (is_key(key, keys.id)) {
+            fields.id = value;
+        } else if (is_key(key, keys.sequence)) {
+            fields.sequence = value;
+        }
+        if (fields.id != nullptr && fields.sequence != nullptr) {
+            return fields;
+        }
+    }
+    return {};
+}
+
+// Reads records, all of them dicts with a str ID and sequence.
+class Reader {
+  public:
+    // Sequences are truncated to `limit` residues if there is a limit.
+    Reader(const py::list& records, std::optional<std::int64_t> limit)
+        : records_(records),
+          limit_(limit.value_or(std::numeric_limits<std::int64_t>::max())),
+          lengths_(PyList_GET_SIZE(records.ptr())),
+          length_of_(lengths_.mutable_data()),
+          ids_(owned<py::tuple>(PyTuple_New(lengths_.size()))) {
+        // User code must not find the tuple while items are null. A tuple of str needs no
+        // collection.
+        PyObject_GC_UnTrack(ids_.ptr());
+    }
+
+    // Returns false if a record is something else.
+    bool read() {
+        for (py::ssize_t row = 0; row < lengths_.size();) {
+            const py::ssize_t num_read = read_block(row);
+            row += num_read;
+            if (num_read < block_size && row < lengths_.size() && !read_one(row++)) {
+                return false;
+            }
+        }
+        return true;
+    }
+
+    // Replaces the records of truncated sequences, and returns the IDs and all lengths as read.
+    py::tuple finish() {
+        for (auto& [row, record] : truncated_) {
+            if (PyList_SetItem(records_.ptr(), row, record.release().ptr()) != 0) {
+                throw py::error_already_set();
+            }
+        }
+        return owned<py::tuple>(PyTuple_Pack(2, ids_.ptr(), lengths_.ptr()));
+    }
+
+  private:
+    static constexpr py::ssize_t block_size = 16;
+
+    // Reads records up to the end of a block, or to one that read_one must read. Returns their
+    // number. The memory of a block is loaded at the same time: most of it is in no cache.
+    py::ssize_t read_block(py::ssize_t first) {
+        PyObject** const items = PySequence_Fast_ITEMS(records_.ptr());
+        const py::ssize_t size = std::min(PyList_GET_SIZE(records_.ptr()), lengths_.size());
+        const auto row_after = [&](py::ssize_t blocks) {
+            return std::min(size, first + blocks * block_size);
+        };
+        std::for_each(items + row_after(2), items + row_after(3), prefetch);
+        std::for_each(items + row_after(1), items + row_after(2), prefetch_keys);
+        std::array<Fields, block_size> fields;
+        const std::span block(items + std::min(first, size), items + row_after(1));
+        for (std::size_t i = 0; i < block.size(); ++i) {
+            fields[i] = borrow_fields(block[i], keys_);
+            prefetch(fields[i].id);
+            prefetch(fields[i].sequence);
+        }
+        py::ssize_t num_read = 0;
+        for (const auto [id, sequence] : std::span(fields).first(block.size())) {
+            if (id == nullptr || !PyUnicode_CheckExact(id) || !PyUnicode_CheckExact(sequence) ||
+                PyUnicode_GET_LENGTH(sequence) > limit_) {
+                break;
+            }
+            add(first + num_read++, py::reinterpret_borrow<py::object>(id), sequence);
+        }
+        return num_read;
+    }
+
+    // Reads any record, and owns it meanwhile. Returns false if it is not such a dict.
+    bool read_one(py::ssize_t row) {
+        const py::object record = get_record(records_, row);
+        py::object id = get_text(record, keys_.id);
+        const py::object sequence = get_text(record, keys_.sequence);
+        if (!id || !sequence) {
+            return false;
+        }
+        if (PyUnicode_GET_LENGTH(sequence.ptr()) > limit_) {
+            truncate(row, record, sequence);
+        }
+        add(row, std::move(id), sequence.ptr());
+        return true;
+    }
+
+    void truncate(py::ssize_t row, const py::object& record, const py::object& sequence) {
+        const auto part = owned<py::str>(PyUnicode_Substring(sequence.ptr(), 0, limit_));
+        auto copy = owned<py::dict>(PyDict_Copy(record.ptr()));
+        if (PyDict_SetItem(copy.ptr(), keys_.sequence.ptr(), part.ptr()) != 0 ||
+            PyDict_SetItem(copy.ptr(), keys_.truncated.ptr(), Py_True) != 0) {
+            throw py::error_already_set();
+        }
+        truncated_.emplace_back(row, std::move(copy));
+    }
+
+    void add(py::ssize_t row, py::object id, PyObject* sequence) {
+        PyTuple_SET_ITEM(ids_.ptr(), row, id.release().ptr());
+        length_of_[row] = PyUnicode_GET_LENGTH(sequence);
+    }
+
+    const py::list& records_;
+    Keys keys_;
+    std::int64_t limit_;
+    Int64Array lengths_;
+    std::int64_t* length_of_;
+    py::tuple ids_;
+    std::vector<std::pair<py::ssize_t, py::dict>> truncated_;
+};
+
+// Returns the IDs and lengths of records, or None unless all are dicts with a str ID and sequence.
+// If there is a limit, longer sequences are truncated in copies, which replace their records.
+py::object read_records(const py::list& records, std::optional<std::int64_t> limit) {
+    Reader reader(records, limit);
+    return reader.read() ? reader.finish() : py::object(py::none());
 }
 
 // Returns the number of tokens of records with and without padding, or nothing unless all are dicts
@@ -121,7 +283,21 @@ std::optional<std::pair<std::int64_t, std::int64_t>> count_record_tokens(
     return std::pair(tokens, real_tokens);
 }
 
-// Returns lists of records: batch i has the rows indices[offsets[i]:offsets[i + 1]].
+// Takes a record out of a list, in which None replaces it, so that no reference is counted: the
+// records are too many to be in a cache.
+PyObject* take_record(const py::list& records, std::int64_t row) {
+    if (row < 0 || row >= PyList_GET_SIZE(records.ptr())) {
+        throw py::index_error("indices are out of range");
+    }
+    PyObject* const record = PyList_GET_ITEM(records.ptr(), row);
+    if (record == Py_None) {
+        throw py::index_error("indices are not distinct");
+    }
+    PyList_SET_ITEM(records.ptr(), row, py::none().release().ptr());
+    return record;
+}
+
+// Moves records into lists: batch i gets the rows indices[offsets[i]:offsets[i + 1]].
 template <class Row>
 py::list gather_rows(const py::list& records, std::span<const Row> indices,
                      std::span<const std::int64_t> offsets) {
@@ -136,11 +312,8 @@ py::list gather_rows(const py::list& records, std::span<const Row> indices,
         }
         auto rows = owned<py::list>(PyList_New(end - begin));
         for (std::int64_t i = begin; i < end; ++i) {
-            const Row row = indices[static_cast<std::size_t>(i)];
-            if (row < 0) {
-                throw py::index_error("indices are out of range");
-            }
-            PyList_SET_ITEM(rows.ptr(), i - begin, get_record(records, row).release().ptr());
+            PyList_SET_ITEM(rows.ptr(), i - begin,
+                            take_record(records, indices[static_cast<std::size_t>(i)]));
         }
         PyList_SET_ITEM(batches.ptr(), batch, rows.release().ptr());
     }
@@ -160,7 +333,7 @@ py::list gather(const py::list& records, const py::array& indices, const Int64Ar
 }  // namespace
 
 void add_records(py::module_& module) {
-    module.def("read_records", &read_records, py::arg("records"));
+    module.def("read_records", &read_records, py::arg("records"), py::arg("limit"));
     module.def("count_record_tokens", &count_record_tokens, py::arg("records"), py::arg("limits"));
     module.def("gather", &gather, py::arg("records"), py::arg("indices"),
                py::arg("offsets").noconvert());

@@ -243,9 +243,27 @@ std::vector<std::int64_t> starts_of_sizes(const TokenCounts& counts) {
 template <class Move>
 void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
                std::span<const std::int64_t> offsets, Threads threads, const Move& move) {
-    const Stretches stretches(layout);
     const auto num_rows = static_cast<std::size_t>(offsets.back());
     const int parts = num_parts(num_rows, threads);
+    const auto move_batch = [&](std::size_t size, const Run& run, std::int64_t batch,
+                                std::int64_t slot) noexcept {
+        move(starts[size] + run.first_sequence + (batch - run.first_batch) * run.per_batch, slot,
+             run.per_batch);
+    };
+    if (num_rows <= 65536) {
+        // Slots few enough for the cache are filled in order of sizes, without sorting the runs.
+        for (std::size_t size = 0; size < layout.counts.tokens.size(); ++size) {
+            for (const Run& run : layout.runs_of(size)) {
+                for (std::int64_t i = 0; i < run.num_batches; ++i) {
+                    const std::int64_t batch = run.first_batch + i;
+                    move_batch(size, run, batch,
+                               offsets[static_cast<std::size_t>(batch)] + run.first_slot);
+                }
+            }
+        }
+        return;
+    }
+    const Stretches stretches(layout);
     std::vector<std::vector<Part>> rooms(static_cast<std::size_t>(parts));
     for (std::vector<Part>& room : rooms) {
         room.reserve(layout.counts.tokens.size());
@@ -264,11 +282,8 @@ void move_rows(const Layout& layout, std::span<const std::int64_t> starts,
                        [&](std::int64_t first, std::int64_t last, std::span<const Part> filled) {
                            for (std::int64_t batch = first; batch < last; ++batch) {
                                for (const Part& from : filled) {
-                                   const Run& run = *from.run;
-                                   move(starts[from.size] + run.first_sequence +
-                                            (batch - run.first_batch) * run.per_batch,
-                                        slot, run.per_batch);
-                                   slot += run.per_batch;
+                                   move_batch(from.size, *from.run, batch, slot);
+                                   slot += from.run->per_batch;
                                }
                            }
                        });

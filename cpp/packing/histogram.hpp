@@ -137,8 +137,9 @@ class Histogram {
           num_parts_(packing::num_parts(num_lengths,
                                         {threads.max, threads.min_part * (num_bins / 65536 + 1)})),
           // Adjacent lengths are counted in different tables, so that an increment need not wait
-          // for the previous one. In a large table, adjacent lengths rarely share a bin.
-          num_tables_(num_bins <= 4096 ? 4 : 1),
+          // for the previous one. In a large table, adjacent lengths rarely share a bin, and few
+          // lengths are counted sooner than more tables are filled and added.
+          num_tables_(num_bins <= 4096 && num_lengths / 4 > num_bins ? 4 : 1),
           counts_(static_cast<std::size_t>(num_parts_) * num_tables_ * num_bins) {}
 
     // Counts lengths of a part.

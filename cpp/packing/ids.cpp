@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <limits>
 #include <stdexcept>
 
 #include "packing/parallel.hpp"
@@ -25,33 +24,28 @@ auto with_points(const Text& text, const Use& use) {
     }
 }
 
-// The prefix and the range of code points of all texts.
-struct Alphabet {
-    std::size_t prefix =
-        std::numeric_limits<std::size_t>::max();  // length shared with the first text
-    std::uint32_t smallest = std::numeric_limits<std::uint32_t>::max();
-    std::uint32_t largest = 0;
-
-    void add(const Alphabet& other) {
-        prefix = std::min(prefix, other.prefix);
-        smallest = std::min(smallest, other.smallest);
-        largest = std::max(largest, other.largest);
-    }
-
-    void add(const Text& text, const Text& first) {
-        with_points(text, [&](auto points) {
-            for (const std::uint32_t point : points) {
-                smallest = std::min(smallest, point);
-                largest = std::max(largest, point);
-            }
-            with_points(first, [&](auto others) {
-                const auto same = points.first(std::min({prefix, points.size(), others.size()}));
-                const auto differ = std::ranges::mismatch(same, others.first(same.size()));
-                prefix = static_cast<std::size_t>(differ.in1 - same.begin());
-            });
+// Returns the length of the prefix of at most `length` code points that two texts share.
+std::size_t shared_prefix(const Text& a, const Text& b, std::size_t length) {
+    return with_points(a, [&](auto points_a) {
+        return with_points(b, [&](auto points_b) {
+            const std::size_t shorter = std::min({length, points_a.size(), points_b.size()});
+            const auto differ =
+                std::ranges::mismatch(points_a.first(shorter), points_b.first(shorter));
+            return static_cast<std::size_t>(differ.in1 - points_a.begin());
         });
+    });
+}
+
+// Returns a bound on the code points of a text; those of one byte each are not read.
+std::uint32_t largest_point(const Text& text) {
+    if (text.width() == 1 || text.length() == 0) {
+        return 0xff;
     }
-};
+    return with_points(text, [](auto points) { return std::uint32_t{std::ranges::max(points)}; });
+}
+
+// How many times tied texts get a key of the code points that follow, before they are compared.
+constexpr int max_keys = 8;
 
 }  // namespace
 
@@ -69,50 +63,56 @@ IdOrder::IdOrder(const Ids& ids, std::size_t num_rows, Threads threads) {
         return;
     }
     const int parts = num_parts(texts_.size(), threads);
-    std::vector<Alphabet> alphabets(static_cast<std::size_t>(parts));
+    std::vector<std::size_t> prefixes(static_cast<std::size_t>(parts));
+    std::vector<std::uint32_t> largest(static_cast<std::size_t>(parts));
     parallel_for(parts, [&](int part) noexcept {
         const auto [begin, end] = part_of(texts_.size(), parts, part);
-        Alphabet mine;
+        std::size_t prefix = texts_.front().length();
+        std::uint32_t point = 0xff;
         for (const Text& text : texts_.subspan(begin, end - begin)) {
-            mine.add(text, texts_.front());
+            prefix = shared_prefix(text, texts_.front(), prefix);
+            point = std::max(point, largest_point(text));
         }
-        alphabets[static_cast<std::size_t>(part)] = mine;
+        prefixes[static_cast<std::size_t>(part)] = prefix;
+        largest[static_cast<std::size_t>(part)] = point;
     });
-    Alphabet all;
-    for (const Alphabet& mine : alphabets) {
-        all.add(mine);
-    }
-    prefix_ = all.prefix;
-    smallest_ = all.smallest;
-    // One value more than there are code points, for the end of a text.
-    const std::uint64_t values =
-        all.largest < all.smallest ? 1 : std::uint64_t{all.largest} - all.smallest + 1;
-    bits_ = static_cast<unsigned>(std::bit_width(values));
-    points_ = 64 / bits_;
+    prefix_ = std::ranges::min(prefixes);
+    bits_ = static_cast<unsigned>(std::bit_width(std::ranges::max(largest)));
+    points_ = (64 - count_bits) / bits_;
 }
 
-KeyedRow IdOrder::keyed(std::size_t row) const {
+KeyedRow IdOrder::keyed(std::size_t row) const { return keyed(row, prefix_); }
+
+KeyedRow IdOrder::keyed(std::size_t row, std::size_t from) const {
     const auto number = static_cast<std::int64_t>(row);
     if (!numbers_.empty()) {
         // Flip the sign bit, so that negative numbers sort first.
         return {static_cast<std::uint64_t>(numbers_[row]) ^ (std::uint64_t{1} << 63), number};
     }
     return with_points(texts_[row], [&](auto points) {
+        // A text may have changed, and be shorter than it was.
+        const auto rest = points.subspan(std::min(from, points.size()));
         std::uint64_t key = 0;
-        for (std::size_t i = prefix_; i < prefix_ + points_; ++i) {
-            const std::uint64_t above =
-                i < points.size() ? std::uint64_t{points[i]} - smallest_ + 1 : 0;
-            key = key << bits_ | above;
+        if (rest.size() >= points_) {
+            for (std::size_t i = 0; i < points_; ++i) {
+                key = key << bits_ | rest[i];
+            }
+        } else {
+            for (const std::uint64_t point : rest) {
+                key = key << bits_ | point;
+            }
+            key <<= bits_ * (points_ - rest.size());
         }
-        return KeyedRow{key, number};
+        // Of texts that differ only in NULs at the end, the shorter comes first.
+        const std::uint64_t count = std::min<std::size_t>(rest.size(), points_ + 1);
+        return KeyedRow{key << count_bits | count, number};
     });
 }
 
-bool IdOrder::less(const KeyedRow& a, const KeyedRow& b) const {
+bool IdOrder::less(const KeyedRow& a, const KeyedRow& b, std::size_t from) const {
     return with_points(texts_[static_cast<std::size_t>(a.row)], [&](auto points_a) {
         return with_points(texts_[static_cast<std::size_t>(b.row)], [&](auto points_b) {
-            const std::size_t same =
-                std::min({prefix_ + points_, points_a.size(), points_b.size()});
+            const std::size_t same = std::min({from, points_a.size(), points_b.size()});
             const auto rest_a = points_a.subspan(same);
             const auto rest_b = points_b.subspan(same);
             const auto differ = std::ranges::mismatch(rest_a, rest_b);
@@ -125,24 +125,36 @@ bool IdOrder::less(const KeyedRow& a, const KeyedRow& b) const {
     });
 }
 
-void IdOrder::sort(std::span<KeyedRow> rows) const {
+void IdOrder::sort(std::span<KeyedRow> rows) const { sort(rows, prefix_, max_keys); }
+
+void IdOrder::sort(std::span<KeyedRow> rows, std::size_t from, int keys_left) const {
     std::ranges::sort(rows);
     if (texts_.empty()) {
         return;
     }
-    const std::uint64_t last_point = (std::uint64_t{1} << bits_) - 1;
+    from += points_;
     for (auto first = rows.begin(); first != rows.end();) {
         const std::uint64_t key = first->key;
         const auto last =
             std::find_if(first, rows.end(), [&](const KeyedRow& row) { return row.key != key; });
-        // Texts of equal key that end within it are equal, and already in row order.
-        if (last - first > 1 && (key & last_point) != 0) {
-            // Unlike std::sort, these stay within bounds if the texts change during the sort.
-            const auto before = [this](const KeyedRow& a, const KeyedRow& b) { return less(a, b); };
-            std::make_heap(first, last, before);
-            std::sort_heap(first, last, before);
-        }
+        const std::span tied(first, last);
         first = last;
+        // Texts of equal key that end within it are equal, and already in row order.
+        const std::uint64_t count = key & ((std::uint64_t{1} << count_bits) - 1);
+        if (tied.size() == 1 || count <= points_) {
+            continue;
+        }
+        if (keys_left > 0) {
+            for (KeyedRow& row : tied) {
+                row = keyed(static_cast<std::size_t>(row.row), from);
+            }
+            sort(tied, from, keys_left - 1);
+            continue;
+        }
+        // Unlike std::sort, these stay within bounds if the texts change during the sort.
+        const auto before = [&](const KeyedRow& a, const KeyedRow& b) { return less(a, b, from); };
+        std::ranges::make_heap(tied, before);
+        std::ranges::sort_heap(tied, before);
     }
 }
 

@@ -50,16 +50,19 @@ class IdOrder {
     void sort(std::span<KeyedRow> rows) const;
 
   private:
-    bool less(const KeyedRow& a, const KeyedRow& b) const;
+    // The key of an ID whose code points from `from` on are to be compared.
+    KeyedRow keyed(std::size_t row, std::size_t from) const;
+    bool less(const KeyedRow& a, const KeyedRow& b, std::size_t from) const;
+    void sort(std::span<KeyedRow> rows, std::size_t from, int keys_left) const;
 
     std::span<const std::int64_t> numbers_;
     std::span<const Text> texts_;
-    // The key of a text encodes its first `points_` code points after the prefix shared by all
-    // texts, as differences from the smallest code point in `bits_` bits each.
+    // The key of a text has `points_` code points of `bits_` bits each, from the end of the prefix
+    // that all texts share, and how many of them there are, or one more if others follow.
+    static constexpr unsigned count_bits = 4;
     std::size_t prefix_ = 0;
-    std::uint32_t smallest_ = 0;
-    unsigned bits_ = 64;
-    unsigned points_ = 1;
+    unsigned bits_ = 8;
+    unsigned points_ = 7;
 };
 
 }  // namespace packing

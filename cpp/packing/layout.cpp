@@ -122,8 +122,11 @@ void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& 
         for (std::int64_t placed = 0; placed < count;) {
             const std::int64_t left = count - placed;
             const auto fit_in = [&](std::int64_t free_tokens, std::int64_t num_sequences) {
-                // Any number of sequences without tokens fits.
-                const std::int64_t fit = tokens == 0 ? left : free_tokens / tokens;
+                // Any number of sequences without tokens fits. Dividing is slow, and most batches
+                // have room for one sequence.
+                const std::int64_t fit = tokens == 0                      ? left
+                                         : free_tokens - tokens >= tokens ? free_tokens / tokens
+                                                                          : 1;
                 return std::min(fit, max_sequences - num_sequences);
             };
             Group group{};
@@ -131,7 +134,8 @@ void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& 
                 group = groups.pop();
             } else {
                 const std::int64_t fit = fit_in(budget, 0);
-                group = {layout.num_batches, ceil_divide(left, fit), budget, 0};
+                const std::int64_t num_batches = left <= fit ? 1 : ceil_divide(left, fit);
+                group = {layout.num_batches, num_batches, budget, 0};
                 layout.num_batches += group.num_batches;
             }
             const std::int64_t fit = fit_in(group.free_tokens, group.num_sequences);
@@ -149,10 +153,12 @@ void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& 
                 group.first_batch += num_batches;
                 group.num_batches -= num_batches;
             };
-            const std::int64_t full = std::min(group.num_batches, left / fit);
+            const std::int64_t most = left < fit ? 0 : group.num_batches == 1 ? 1 : left / fit;
+            const std::int64_t full = std::min(group.num_batches, most);
             fill(full, fit);
             if (group.num_batches > 0) {
-                const std::int64_t rest = left % fit;
+                // Those that do not fill a batch, since not all batches are full.
+                const std::int64_t rest = left - full * fit;
                 fill(rest > 0 ? 1 : 0, rest);
                 fill(group.num_batches, 0);
             }

@@ -88,13 +88,13 @@ def test_garbage_collector_is_paused_and_restored(enabled: bool) -> None:
     try:
         (gc.enable if enabled else gc.disable)()
         collections.clear()
-        batches = kernel.gather(records, plan.indices, plan.offsets)
+        batches = kernel.gather(list(records), plan.indices, plan.offsets)
         # Nothing that the collector knows is made before this.
         during = len(collections)
         assert during == 0
         assert gc.isenabled() == enabled
         with pytest.raises(IndexError):
-            kernel.gather(records, np.array([0, 20_000]), np.array([0, 1, 2]))
+            kernel.gather(list(records), np.array([0, 20_000]), np.array([0, 1, 2]))
         assert gc.isenabled() == enabled
     finally:
         gc.callbacks.remove(watch)
@@ -117,14 +117,15 @@ rows = np.arange(1500)[::-1].copy()
 offsets = np.arange(0, 1501, 3)
 
 def gather():
-    return kernel.gather(records, rows, offsets)
+    return kernel.gather(list(records), rows, offsets)
 
 def read():
-    ids, lengths = kernel.read_records(records)
-    return ids, lengths.tolist()
+    copies = list(records)
+    ids, lengths = kernel.read_records(copies, 1000)
+    return ids, lengths.tolist(), copies
 
 def references():
-    return [sys.getrefcount(value) for record in records for value in (record, record["id"])]
+    return [sys.getrefcount(value) for record in records for value in (record, *record.values())]
 
 for call in (gather, read):
     expected = call()
@@ -288,10 +289,12 @@ def test_another_thread_empties_list_and_records_meanwhile() -> None:
 
 
 def test_gather_validates_its_arguments() -> None:
-    records = [1, 2, 3]
     rows = np.array([2, 0, 1])
-    assert kernel.gather(records, rows, np.array([0, 1, 1, 3])) == [[3], [], [1, 2]]
-    assert kernel.gather(records, rows.astype(np.int32), np.array([0, 3])) == [[3, 1, 2]]
+    assert kernel.gather([1, 2, 3], rows, np.array([0, 1, 1, 3])) == [[3], [], [1, 2]]
+    assert kernel.gather([1, 2, 3], rows.astype(np.int32), np.array([0, 3])) == [[3, 1, 2]]
+    records = [1, 2, 3]
+    assert kernel.gather(records, np.array([1]), np.array([0, 1])) == [[2]]
+    assert records == [1, None, 3]
     core: Any = kernel
     for error, arguments in (
         (IndexError, (records, rows, np.array([0, 4]))),
@@ -299,13 +302,15 @@ def test_gather_validates_its_arguments() -> None:
         (IndexError, (records, rows, np.array([2, 1]))),
         (IndexError, (records, np.array([3]), np.array([0, 1]))),
         (IndexError, (records, np.array([-1]), np.array([0, 1]))),
+        (IndexError, (records, np.array([0, 0]), np.array([0, 2]))),
         (TypeError, (records, rows, np.array([], np.int64))),
         (TypeError, (records, rows[::2], np.array([0, 1]))),
         (TypeError, (records, rows.astype(np.int16), np.array([0, 1]))),
         (TypeError, (tuple(records), rows, np.array([0, 1]))),
     ):
+        given, *others = arguments
         with pytest.raises(error):
-            core.gather(*arguments)
+            core.gather(type(given)([1, 2, 3]), *others)
 
 
 @given(st.lists(st.tuples(texts(), st.integers(0, 60)), max_size=40), st.integers(3, 80))
@@ -322,3 +327,91 @@ def test_dicts_and_arrays_agree(pairs: list[tuple[str, int]], budget: int) -> No
     ]
     in_order = packer.sort_by_length(records)
     assert in_order == sorted(records, key=lambda r: (-len(str(r["sequence"])), r["id"]))
+
+
+class Protein(dict[str, Any]):
+    """A record that only Python code reads."""
+
+
+def as_written(record: Record, how: str) -> Record:
+    """Return a record with the same content in another form."""
+    if how == "new keys":
+        return {"".join([key[:1], key[1:]]): value for key, value in record.items()}
+    if how == "other order":
+        return dict(reversed(record.items()))
+    if how == "many keys":
+        return {**{f"key{i}": i for i in range(12)}, **record}
+    if how == "other keys":
+        others: dict[Any, Any] = {3: 4, None: "id", "sequenc": 1, "sequence\0": 2, "ID": 3}
+        return {**others, **record}
+    return Protein(record) if how == "subclass" else record
+
+
+FORMS = ["plain", "plain", "plain", "new keys", "other order", "many keys", "other keys"]
+
+
+@given(
+    st.lists(st.tuples(texts(), st.integers(0, 9), st.sampled_from(FORMS)), max_size=80),
+    st.booleans(),
+)
+def test_records_are_truncated_in_copies(
+    parts: list[tuple[str, int, str]], has_subclass: bool
+) -> None:
+    records = [
+        as_written({"id": name, "row": row, "sequence": "MKTAYIAKQ"[:length]}, how)
+        for row, (name, length, how) in enumerate(parts)
+    ]
+    if has_subclass:
+        records.insert(len(records) // 2, Protein({"id": "a", "row": -1, "sequence": "MKTAYIA"}))
+    contents = [dict(record) for record in records]
+    batches = GreedyPacker(12, 5).pack_sequences(records)
+    assert [dict(record) for record in records] == contents
+    packed = {record["row"]: record for batch in batches for record in batch}
+    assert len(packed) == sum(map(len, batches)) == len(records)
+    for record in records:
+        found = packed[record["row"]]
+        if len(record["sequence"]) <= 5:
+            assert found is record
+        else:
+            assert type(found) is dict
+            expected = {**record, "sequence": record["sequence"][:5], "truncated": True}
+            assert list(found.items()) == list(expected.items())
+
+
+@pytest.mark.parametrize("num_plain", [0, 1, 15, 16, 17, 40])
+def test_records_that_empty_the_list_while_it_is_read(num_plain: int) -> None:
+    records: list[Any] = make_records(num_plain)
+    odd: dict[Any, Any] = {Meddler("id", records.clear): 1}
+    odd.update(id="x", sequence="MKT")
+    records += [odd, *make_records(40)]
+    with pytest.raises(IndexError, match="changed while they were being read"):
+        kernel.read_records(records, 2)
+    assert records == []
+
+
+@pytest.mark.parametrize("key", ["truncated", "sequence", "id"])
+def test_records_that_change_others_while_they_are_truncated(key: str) -> None:
+    records: list[Any] = make_records(60)
+    others = records[1:20] + records[21:59]
+
+    def meddle() -> None:
+        for other in others:
+            other.clear()
+
+    for row in (0, 20, 59):
+        odd: dict[Any, Any] = {Meddler(key, meddle): 1}
+        records[row] = {**odd, **make_records(1)[0]}
+    with contextlib.suppress(ValueError):
+        GreedyPacker(100, 5).pack_sequences(records)
+
+
+def test_messages_that_are_not_shown_are_not_worded(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    packer = GreedyPacker(4096, 10)
+    packer.pack_sequences(make_records(200))
+    monkeypatch.delattr("virnucpro.data.packing.shown")
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "virnucpro.data.packing"):
+        packer.pack_sequences(make_records(200))
+    assert [entry.levelname for entry in caplog.records] == ["WARNING"]

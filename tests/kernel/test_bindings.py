@@ -125,7 +125,7 @@ def test_comparisons_find_nothing_unfinished() -> None:
     for row in (0, 4, 8):
         records[row] = {Key("other"): 0, "id": f"{row}", "sequence": "M"}
     found.clear()
-    ids, lengths = kernel.read_records(records) or ((), np.empty(0, np.int64))
+    ids, lengths = kernel.read_records(records, None) or ((), np.empty(0, np.int64))
     assert len(found) >= 3
     assert sum(found) == 0
     assert ids == tuple("012345678")
@@ -141,8 +141,8 @@ def test_the_collector_finds_nothing_unfinished() -> None:
     found: list[int] = []
     with collecting(lambda _phase, _info: found.append(unfinished())):
         taken = scanner.take_records()
-        batches = kernel.gather(records, indices, offsets)
-        kernel.read_records(records)
+        kernel.read_records(list(records), 0)
+        batches = kernel.gather(list(records), indices, offsets)
     assert found
     assert sum(found) == 0
     assert taken == [(f"{i}", "M") for i in range(300)]

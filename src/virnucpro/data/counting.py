@@ -18,6 +18,7 @@ from virnucpro.data.overlong import (
 )
 from virnucpro.data.parameters import Parameters
 from virnucpro.kernel.arguments import check_lengths, check_out, check_threads
+from virnucpro.kernel.limits import Limits
 
 
 class Counter(Parameters):
@@ -49,7 +50,7 @@ class Counter(Parameters):
         """
         lengths = check_lengths(lengths)
         layout = self.lay_out(self.count(lengths))
-        is_dropped = self._find_dropped(lengths)
+        is_dropped = self._find_dropped(lengths, layout.limits)
         if is_dropped is None:
             return layout.assign(lengths, out=out)
         out = check_out(out, lengths, len(lengths))
@@ -96,26 +97,23 @@ class Counter(Parameters):
         lengths = check_lengths(lengths)
         if self.overlong == "split":
             raise ValueError("overlong='split' needs pack_lengths, pack_sequences or pack_files")
-        self._check_overlong(lengths)
-        is_dropped = self._find_dropped(lengths)
-        return self._count(lengths if is_dropped is None else lengths[~is_dropped])
+        limits = self.limits
+        self._check_overlong(lengths, limits)
+        is_dropped = self._find_dropped(lengths, limits)
+        kept = lengths if is_dropped is None else lengths[~is_dropped]
+        return TokenCounts(kernel.count(kept, limits, check_threads(self.num_threads)), limits)
 
-    def _find_dropped(self, lengths: NDArray[Any]) -> NDArray[np.bool_] | None:
+    def _find_dropped(self, lengths: NDArray[Any], limits: Limits) -> NDArray[np.bool_] | None:
         """Return whether each sequence is dropped; None if none is."""
-        return find_dropped(lengths, self.limits.max_residues, self.overlong, self.empty)
+        return find_dropped(lengths, limits.max_residues, self.overlong, self.empty)
 
-    def _check_overlong(self, lengths: NDArray[Any]) -> None:
+    def _check_overlong(self, lengths: NDArray[Any], limits: Limits) -> None:
         """Raise ValueError if a length exceeds a limit and is neither truncated nor dropped."""
         self.check_documents(lengths)
-        limit = self.limits.max_residues
+        limit = limits.max_residues
         if self.overlong == "error" and lengths.max(initial=0) > limit:
             name = f"lengths[{np.argmax(lengths > limit)}]"
             raise ValueError(describe_overlong(name, lengths, limit))
-
-    def _count(self, lengths: NDArray[Any]) -> TokenCounts:
-        """Return the counts of checked lengths, none of which is dropped or split."""
-        limits = self.limits
-        return TokenCounts(kernel.count(lengths, limits, check_threads(self.num_threads)), limits)
 
     def lay_out(self, counts: TokenCounts) -> Layout:
         """Return the layout of counted sequences.
@@ -143,5 +141,6 @@ class Counter(Parameters):
         """
         if not isinstance(counts, TokenCounts):
             raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
-        core = counts.core.with_limits(self.limits)
-        return Layout(lay_out(core, self.method), self.limits, self.num_threads)
+        limits = self.limits
+        core = counts.core if counts.limits is limits else counts.core.with_limits(limits)
+        return Layout(lay_out(core, self.method), limits, self.num_threads)

@@ -146,19 +146,13 @@ def check_not_negative(lengths: NDArray[Any]) -> None:
         raise ValueError(f"lengths[{position}] is negative (got {lengths[position]})")
 
 
-def choose_records(
-    records: list[Record],
-    lengths: NDArray[Any],
-    limit: int,
-    overlong: str,
-    overlap: int,
-    empty: str,
+def take_records(
+    records: list[Record], chosen: Chosen, lengths: NDArray[Any], limit: int
 ) -> list[Record]:
-    """Return records without those that are dropped, or with the fragments of those that are split.
+    """Return the records of the sequences to pack, given the lengths of all, and their limit.
 
     Fragments are copies of the record with a part of the `sequence`, from `start` to `stop`.
     """
-    chosen = choose(lengths, None, limit, overlong, overlap, empty)
     if chosen.rows is None:
         return records
     if chosen.fragments is None:

@@ -16,15 +16,14 @@ from virnucpro.data.counting import Counter
 from virnucpro.data.groups import number_groups, pack_groups
 from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.overlong import (
-    Chosen,
     choose,
-    choose_records,
     describe_overlong,
+    take_records,
     warn_of_truncation,
 )
 from virnucpro.data.parameters import MAX_SEQUENCE_LENGTH
 from virnucpro.data.plan import PackingPlan
-from virnucpro.data.records import Record, check_sequence, compute_efficiency, read_records
+from virnucpro.data.records import Record, compute_efficiency, read_records
 from virnucpro.kernel.arguments import (
     check_ids,
     check_integer,
@@ -32,7 +31,7 @@ from virnucpro.kernel.arguments import (
     check_list,
     check_threads,
 )
-from virnucpro.kernel.limits import MAX_TOKENS
+from virnucpro.kernel.limits import MAX_TOKENS, Limits
 from virnucpro.text import quoted, shown
 
 __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
@@ -41,6 +40,8 @@ logger = logging.getLogger(__name__)
 
 # Truncated sequences that one packer logs by name at WARNING; later ones are logged at DEBUG.
 MAX_WARNINGS = 100
+
+NO_LIMITS = Limits(MAX_TOKENS, MAX_TOKENS, special_tokens=0)
 
 
 class GreedyPacker(Counter):
@@ -176,27 +177,22 @@ class GreedyPacker(Counter):
             >>> GreedyPacker(5).pack_sequences([{"id": 7, "sequence": "MKTAYI"}])
             [[{'id': 7, 'sequence': 'MKT', 'truncated': True}]]
         """
-        limit = self.limits.max_residues
+        limits, threads = self.limits, check_threads(self.num_threads)
+        limit = limits.max_residues
         records = check_list(sequences, "sequences", "a list of dicts")
-        ids, lengths = read_records(records, "sequences")
+        is_truncating = self.overlong == "truncate"
+        ids, lengths = read_records(records, "sequences", limit if is_truncating else None)
         self.check_documents(lengths, lambda row: f"Sequence {shown(records[row].get('id'))}")
-        overlong = np.flatnonzero(lengths > limit)
-        if len(overlong) > 0 and self.overlong == "error":
-            name = f"Sequence {shown(records[overlong[0]].get('id'))}"
+        if is_truncating:
+            self._warn_of_truncation(records, lengths, limit)
+        elif self.overlong == "error" and lengths.max(initial=0) > limit:
+            name = f"Sequence {shown(records[np.argmax(lengths > limit)].get('id'))}"
             raise ValueError(describe_overlong(name, lengths, limit))
-        if len(overlong) > 0 and self.overlong == "truncate":
-            self._warn_of_truncation(records, lengths, overlong)
-            for row in overlong.tolist():
-                # The record may have changed since its length was read.
-                sequence = check_sequence(records[row], "sequences", row)
-                records[row] = {**records[row], "sequence": sequence[:limit], "truncated": True}
-        how = self.overlong, self.overlap, self.empty
-        chosen = choose_records(records, lengths, limit, *how)
-        if chosen is not records:
-            records = chosen
-            ids, lengths = read_records(records, "sequences")
-        plan = self._plan(self._count(lengths), Chosen(lengths, ids))
-        return kernel.gather(records, plan.indices, plan.offsets)
+        chosen = choose(lengths, ids, limit, self.overlong, self.overlap, self.empty)
+        records = take_records(records, chosen, lengths, limit)
+        layout = self.lay_out(TokenCounts(kernel.count(chosen.lengths, limits, threads), limits))
+        places, offsets = kernel.list_rows(layout.core, chosen.lengths, chosen.ids, threads)
+        return kernel.gather(records, places, offsets)
 
     def sort_by_length(self, sequences: Iterable[Record]) -> list[Record]:
         """Return the sequences in a new list, longest first, ties by `id`, then by input order.
@@ -214,10 +210,11 @@ class GreedyPacker(Counter):
         """
         records = check_list(sequences, "sequences", "a list of dicts")
         ids, lengths = read_records(records, "sequences")
+        threads = check_threads(self.num_threads)
         # A single batch without limits holds all sequences in this order.
-        whole = GreedyPacker(MAX_TOKENS, MAX_TOKENS, special_tokens=0, num_threads=self.num_threads)
-        plan = whole._plan(whole._count(lengths), Chosen(lengths, ids))
-        return kernel.gather(records, plan.indices, np.array([0, len(records)], np.int64))[0]
+        layout = kernel.first_fit_decreasing(kernel.count(lengths, NO_LIMITS, threads))
+        rows, _ = kernel.list_rows(layout, lengths, ids, threads)
+        return kernel.gather(records, rows, np.array([0, len(records)], np.int64))[0]
 
     def compute_efficiency(self, batches: Iterable[Iterable[Record]]) -> float:
         """Return the tokens in all batches divided by the sum of their budgets, in [0, 1].
@@ -291,36 +288,32 @@ class GreedyPacker(Counter):
         lengths = check_lengths(lengths)
         order = None if ids is None else check_ids(ids, len(lengths))
         numbers = None if groups is None else number_groups(groups, len(lengths))
-        self._check_overlong(lengths)
+        limits, threads = self.limits, check_threads(self.num_threads)
+        self._check_overlong(lengths, limits)
         how = self.overlong, self.overlap, self.empty
-        chosen = choose(lengths, order, self.limits.max_residues, *how)
-        counts = self._count(chosen.lengths)
+        chosen = choose(lengths, order, limits.max_residues, *how)
+        counts = TokenCounts(kernel.count(chosen.lengths, limits, threads), limits)
         warn_of_truncation(counts)
-        return self._plan(counts, chosen, numbers)
-
-    def _plan(
-        self, counts: TokenCounts, chosen: Chosen, groups: NDArray[np.int64] | None = None
-    ) -> PackingPlan:
-        """Return the plan of the sequences to pack, given the number of each row's group."""
-        if groups is None:
-            layout, threads = self.lay_out(counts), check_threads(self.num_threads)
-            places, _ = kernel.list_rows(layout.core, chosen.lengths, chosen.ids, threads)
+        if numbers is None:
+            layout = self.lay_out(counts)
+            places, offsets = kernel.list_rows(layout.core, chosen.lengths, chosen.ids, threads)
         else:
             core, places, group_offsets = pack_groups(
-                counts.core, chosen, groups, self.limits, self.method, self.num_threads
+                counts.core, chosen, numbers, limits, self.method, threads
             )
-            layout = Layout(core, self.limits, self.num_threads, group_offsets)
+            layout = Layout(core, limits, self.num_threads, group_offsets)
+            offsets = None
         indices = chosen.numbers(places)
-        return PackingPlan(layout, indices, None, chosen.dropped, chosen.fragments)
+        return PackingPlan(layout, indices, offsets, chosen.dropped, chosen.fragments)
 
     def _tokenized_length(self, sequence: str) -> int:
         """Return the number of tokens that a sequence takes in a batch."""
         return self.limits.tokens(len(sequence))
 
     def _warn_of_truncation(
-        self, records: list[Record], lengths: NDArray[np.int64], overlong: NDArray[np.intp]
+        self, records: list[Record], lengths: NDArray[np.int64], limit: int
     ) -> None:
-        limit = self.limits.max_residues
+        overlong = (lengths > limit).nonzero()[0]
         named = max(0, MAX_WARNINGS - self._num_truncated)
         self._num_truncated += len(overlong)
         truncating = "Sequence %s exceeds max_length (%d > %d), truncating to its first %d residues"
@@ -334,7 +327,7 @@ class GreedyPacker(Counter):
                 "%s sequences since this packer was created",
                 f"{len(overlong):,}",
                 limit,
-                f"{int((lengths[overlong] - limit).sum()):,}",
+                f"{int(lengths[overlong].sum()) - limit * len(overlong):,}",
                 f"{self._num_truncated:,}",
             )
 

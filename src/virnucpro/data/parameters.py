@@ -74,9 +74,11 @@ class Parameters:
         nothing if a `max_sequence_length` was passed, or if the budget is the lower limit. Errors
         refer to the sequence at position i by ``describe(i)``.
         """
-        limit, budget = self.limits.max_residues, self.limits.usable_tokens
-        is_chosen = not isinstance(self.max_sequence_length, DefaultLength)
-        if is_chosen or self.limits.special_tokens or limit == budget:
+        if self.special_tokens or not isinstance(self.max_sequence_length, DefaultLength):
+            return
+        limits = self.limits
+        limit = limits.max_residues
+        if limit == limits.usable_tokens:
             return
         if lengths.max(initial=0) > limit:
             is_longer = lengths > limit
@@ -86,7 +88,7 @@ class Parameters:
                 f"({lengths[at]} > {limit}); sequences above the limit: "
                 f"{np.count_nonzero(is_longer):,} of {len(lengths):,}; without special tokens, "
                 "pass max_sequence_length=..., such as the budget, or use "
-                f"GreedyPacker.for_documents({self.limits.max_tokens_per_batch})"
+                f"GreedyPacker.for_documents({limits.max_tokens_per_batch})"
             )
 
     def __getstate__(self) -> dict[str, Any]:

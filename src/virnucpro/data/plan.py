@@ -76,7 +76,8 @@ class PackingPlan(Layout):
         self._file = file
         if indices is not None:
             self.indices = indices
-            self.dropped = np.empty(0, indices.dtype) if dropped is None else dropped
+        if dropped is not None:
+            self.dropped = dropped
         if offsets is not None:
             self.offsets = offsets
 
@@ -100,6 +101,8 @@ class PackingPlan(Layout):
 
         Their type is that of `indices`, and errors are the same.
         """
+        if self._file is None:
+            return np.empty(0, self.indices.dtype)
         return self._read(self.num_sequences, None)
 
     def _read(self, begin: int, end: int | None) -> NDArray[Any]:
@@ -178,10 +181,10 @@ class PackingPlan(Layout):
         return kernel.tokens_of_batches(self.core, batch, batch + 1)
 
     def _check_batch(self, batch: int) -> int:
-        batch = operator.index(batch)
-        if not -len(self) <= batch < len(self):
-            raise IndexError(f"batch {batch} is out of range for {len(self):,} batches")
-        return batch % len(self)
+        batch, num_batches = operator.index(batch), len(self)
+        if not -num_batches <= batch < num_batches:
+            raise IndexError(f"batch {batch} is out of range for {num_batches:,} batches")
+        return batch % num_batches
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return iter(BatchRows(self, range(len(self))))

@@ -16,12 +16,15 @@ from virnucpro.text import quoted, shown
 Record = dict[str, Any]
 
 
-def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.int64]]:
+def read_records(
+    records: list[Any], name: str, limit: int | None = None
+) -> tuple[OrderedIds, NDArray[np.int64]]:
     """Return the IDs, in the form that the kernel sorts, and the lengths of records.
 
-    Errors refer to the records by `name`.
+    If there is a limit, longer sequences are truncated in copies of their records, which replace
+    them in the list; the lengths are those before. Errors refer to the records by `name`.
     """
-    plain = kernel.read_records(records)
+    plain = kernel.read_records(records, limit)
     if plain is not None:
         return plain
     ids, sequences = [], []
@@ -29,7 +32,11 @@ def read_records(records: list[Any], name: str) -> tuple[OrderedIds, NDArray[np.
         ids.append(check_value(record, "id", name, row))
         sequences.append(check_sequence(record, name, row))
     lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
-    return check_ids(ids, len(ids), f"{name}[{{}}]['id']".format), lengths
+    ordered = check_ids(ids, len(ids), f"{name}[{{}}]['id']".format)
+    for row in () if limit is None else np.flatnonzero(lengths > limit).tolist():
+        part = sequences[row][:limit]
+        records[row] = {**records[row], "sequence": part, "truncated": True}
+    return ordered, lengths
 
 
 def compute_efficiency(batches: Iterable[Iterable[Record]], limits: Limits) -> float:

@@ -222,5 +222,7 @@ def check_dimension(values: Any, name: str) -> NDArray[Any]:
 
 def plain(array: NDArray[Any]) -> NDArray[Any]:
     """Return a contiguous, aligned array in native byte order, without copying when possible."""
+    if array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative:
+        return array
     native = None if array.dtype.isnative else array.dtype.newbyteorder("=")
     return np.require(array, native, ["C_CONTIGUOUS", "ALIGNED"])

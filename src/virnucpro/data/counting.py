@@ -17,12 +17,15 @@ from virnucpro.data.overlong import (
     warn_of_truncation,
 )
 from virnucpro.data.parameters import Parameters
+from virnucpro.data.shape import warn_of_limit
 from virnucpro.kernel.arguments import check_lengths, check_out, check_threads
 from virnucpro.kernel.limits import Limits
 
 
 class Counter(Parameters):
     """The methods of a packer that need lengths alone, and make no plan."""
+
+    _has_warned_of_limit = False
 
     def assign_batches(
         self, lengths: ArrayLike, out: NDArray[Any] | None = None
@@ -128,10 +131,14 @@ class Counter(Parameters):
             ModuleNotFoundError: method="tight" and highspy is not installed.
             OverflowError: The number of tokens does not fit in 64 bits.
 
+        If method="ffd" makes over 2 % more batches than the lower bound because of a limit on
+        sequences, a packer logs one WARNING, with the number that method="tight" does not exceed.
+
         Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
-        one size; independent of the number of sequences. method="tight" solves hundreds of linear
-        programs and of pricing problems, the latter in O(distinct sizes * budget); none above 4,096
-        sizes or 2**27 steps per pricing problem, with a WARNING if the bound is over 1 % lower.
+        one size; independent of the number of sequences. method="tight" takes seconds if First-Fit
+        Decreasing and patterns with reservation do not reach the bound: it solves linear programs
+        and pricing problems, the latter in O(distinct sizes * budget), times the limit on sequences
+        if there is one. Its work is limited in steps, not in seconds.
 
         Example:
             >>> from virnucpro.data import GreedyPacker
@@ -143,4 +150,14 @@ class Counter(Parameters):
             raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
         limits = self.limits
         core = counts.core if counts.limits is limits else counts.core.with_limits(limits)
-        return Layout(lay_out(core, self.method), limits, self.num_threads)
+        core = lay_out(core, self.method)
+        self._warn_of_limit(core, limits)
+        return Layout(core, limits, self.num_threads)
+
+    def _warn_of_limit(
+        self, layout: kernel.Layout, limits: Limits, has_groups: bool = False
+    ) -> None:
+        """Log the first layout that has far more batches because of a limit on sequences."""
+        is_limited = limits.max_sequences_per_batch is not None and self.method == "ffd"
+        if is_limited and not self._has_warned_of_limit:
+            self._has_warned_of_limit = warn_of_limit(layout, has_groups)

@@ -66,10 +66,11 @@ class GreedyPacker(Counter):
             16 for FP8 or context parallelism. Those added count in batches, but not in efficiency.
         empty: How to handle sequences without residues: "pack", or "drop" to leave them out.
         num_threads: Maximum number of threads; None for the number of cores available.
-        method: "ffd" for First-Fit Decreasing, or "tight" for column generation. The latter often
-            makes fewer batches if sequences are large relative to the budget, never more, and
-            may prove a better `Layout.lower_bound`. Its batches are in order of decreasing longest
-            sequence. It takes seconds and needs highspy (``pip install 'virnucpro[tight]'``).
+        method: "ffd" for First-Fit Decreasing, or "tight" for patterns with reservation and column
+            generation. The latter often makes fewer batches under a limit on sequences, or if
+            sequences are large relative to the budget, never more, and may prove a better
+            `Layout.lower_bound`. Its batches are in order of decreasing longest sequence. It takes
+            seconds and needs highspy (``pip install 'virnucpro[tight]'``).
 
     Raises:
         ValueError: A parameter is out of range, or the budget has no room for one residue.
@@ -301,6 +302,7 @@ class GreedyPacker(Counter):
             core, places, group_offsets = pack_groups(
                 counts.core, chosen, numbers, limits, self.method, threads
             )
+            self._warn_of_limit(core, limits, has_groups=True)
             layout = Layout(core, limits, self.num_threads, group_offsets)
             offsets = None
         indices = chosen.numbers(places)

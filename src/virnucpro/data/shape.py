@@ -18,6 +18,8 @@ FAR_ABOVE = 2
 # Limits to propose, as multiples of the mean: the first that costs at most a tenth of a percent.
 MULTIPLES_OF_MEAN = (1, 1.25, 1.5, 2)
 MAX_COST = 0.001
+# First-Fit Decreasing is far from the bound if it has more than this share of batches above it.
+MAX_EXCESS = 0.02
 
 
 class BatchShape(NamedTuple):
@@ -68,6 +70,34 @@ def warn_of_fullest(
         # Adding 0.0 turns -0.0 into 0.0.
         round(percent, 2) + 0.0,
     )
+
+
+def warn_of_limit(layout: kernel.Layout, has_groups: bool) -> bool:
+    """Log one WARNING if First-Fit Decreasing makes far more batches because of a limit.
+
+    That is more than `MAX_EXCESS` above the bound, and more than patterns with reservation make,
+    which method="tight" does not exceed. With groups, which have batches of their own, it does not
+    name the number of those. Returns whether it was logged.
+    """
+    bound, limit = kernel.lower_bound(layout), layout.counts.max_sequences_per_batch
+    if limit >= layout.counts.num_sequences or layout.num_batches <= bound * (1 + MAX_EXCESS):
+        return False
+    advice = "use method='tight'"
+    if not has_groups:
+        at_most = kernel.patterns_with_reservation(layout.counts).num_batches
+        if at_most >= layout.num_batches:
+            return False
+        advice = f"method='tight' makes at most {at_most:,}"
+    logger.warning(
+        "First-Fit Decreasing makes %s batches under max_sequences_per_batch=%d, %.1f %% above the "
+        "lower bound of %s: %s",
+        f"{layout.num_batches:,}",
+        limit,
+        100 * (layout.num_batches / bound - 1),
+        f"{bound:,}",
+        advice,
+    )
+    return True
 
 
 def propose_limit(layout: kernel.Layout, limits: Limits, max_sequences: int) -> tuple[int, int]:

@@ -74,25 +74,28 @@ def lay_out(counts: kernel.TokenCounts) -> kernel.Layout:
     These are First-Fit Decreasing and patterns with reservation.
     """
     best = kernel.first_fit_decreasing(counts)
-    bound = kernel.lower_bound(best)
-    if best.num_batches > bound:
+    if best.num_batches > kernel.lower_bound(best):
         best = fewest(best, kernel.patterns_with_reservation(counts))
     steps = count_steps(counts)
-    if best.num_batches > bound and steps > MAX_COARSE_STEPS:
+    if best.num_batches > kernel.lower_bound(best) and steps > MAX_COARSE_STEPS:
         best = pack_coarsely(best)
-        bound = kernel.lower_bound(best)
-    if best.num_batches > bound and steps <= MAX_STEPS and len(counts.tokens) <= MAX_SIZES:
-        best = ColumnGeneration(counts, bound).improve(best)
+    is_small = steps <= MAX_STEPS and len(counts.tokens) <= MAX_SIZES
+    if best.num_batches > kernel.lower_bound(best) and is_small:
+        best = ColumnGeneration(counts, kernel.lower_bound(best)).improve(best)
     return best
 
 
 def pack_coarsely(best: kernel.Layout) -> kernel.Layout:
     """Return the best of a layout and those found with joint sizes, with its bound."""
     counts, bound = best.counts, kernel.lower_bound(best)
-    columns = ColumnGeneration(coarsen(counts, round_down=True)[0], bound)
+    relaxed = coarsen(counts, round_down=True)
+    if relaxed is None:
+        logger.info("No column generation: a pricing problem has too many steps")
+        return best
+    columns = ColumnGeneration(relaxed[0], bound)
     columns.solve()
     bound = columns.bound
-    logger.info("%s batches, lower bound %s", f"{best.num_batches:,}", f"{bound:,}")
+    log_progress(best, bound)
     remaining = counts.sequences
     filled = Filled(counts)
     for _ in range(MAX_COARSE_ROUNDINGS):
@@ -100,25 +103,32 @@ def pack_coarsely(best: kernel.Layout) -> kernel.Layout:
             break
         sizes = np.flatnonzero(remaining)
         of_remaining = kernel.subset(counts, remaining)
-        coarse, first_size = coarsen(of_remaining, round_down=False)
-        columns = ColumnGeneration(coarse)
+        joint = coarsen(of_remaining, round_down=False)
+        if joint is None:
+            break
+        columns = ColumnGeneration(joint[0])
         numbers = np.floor(columns.solve() + 1e-9).astype(np.int64)
-        patterns, numbers, left = kernel.refine(of_remaining, first_size, *columns.used(numbers))
+        patterns, numbers, left = kernel.refine(of_remaining, joint[1], *columns.used(numbers))
         filled.add(patterns, sizes, numbers)
         remaining = np.zeros_like(remaining)
         remaining[sizes] = left
         best = fewest(best, filled.complete(remaining))
-        logger.info(
-            "%s batches, lower bound %s, with %s of %s sizes; %s sequences remaining",
-            f"{best.num_batches:,}",
-            f"{bound:,}",
-            f"{len(coarse.tokens):,}",
-            f"{len(of_remaining.tokens):,}",
-            f"{remaining.sum():,}",
-        )
+        log_progress(best, bound, remaining)
         if not numbers.any() or not remaining.any():
             break
     return kernel.with_bound(best, bound)
+
+
+def log_progress(
+    best: kernel.Layout, bound: int, remaining: NDArray[np.int64] | None = None
+) -> None:
+    """Log the number of batches so far."""
+    logger.info(
+        "%s batches, lower bound %s%s",
+        f"{best.num_batches:,}",
+        f"{bound:,}",
+        "" if remaining is None else f"; {remaining.sum():,} sequences remaining",
+    )
 
 
 # Concatenated patterns: the start of each, sizes, and the number of sequences of each size.
@@ -178,19 +188,24 @@ def count_steps(counts: kernel.TokenCounts) -> int:
 
 def coarsen(
     counts: kernel.TokenCounts, round_down: bool
-) -> tuple[kernel.TokenCounts, NDArray[np.int64]]:
-    """Return counts of joint sizes with a pricing problem of at most `MAX_COARSE_STEPS`."""
+) -> tuple[kernel.TokenCounts, NDArray[np.int64]] | None:
+    """Return counts of joint sizes, and the first size of each; see `kernel.coarsen`.
+
+    Their pricing problem has at most `MAX_COARSE_STEPS`. Returns None if there are none with so
+    few, because of a high limit on sequences.
+    """
     num_sizes, budget = MAX_COARSE_SIZES, MAX_COARSE_BUDGET
-    while True:
-        unit = max(1, -(-counts.max_tokens_per_batch // budget))
+    while num_sizes >= 16:
+        unit = -(-counts.max_tokens_per_batch // budget)
         coarse = kernel.coarsen(counts, unit, num_sizes, round_down)
-        if num_sizes == 1 or count_steps(coarse[0]) <= MAX_COARSE_STEPS:
+        if count_steps(coarse[0]) <= MAX_COARSE_STEPS:
             return coarse
         # The error of a joint size is that of its width and of rounding.
         if budget > 2 * num_sizes:
             budget //= 2
         else:
             num_sizes //= 2
+    return None
 
 
 class ColumnGeneration:
@@ -215,6 +230,8 @@ class ColumnGeneration:
     def solve(self) -> NDArray[np.float64]:
         """Return the (fractional) number of batches of each pattern, close to the bound."""
         required = self.required()
+        if not required.any():
+            return np.zeros(0)
         self.add_start(required)
         self.master.set_bounds(required, [True] * len(self.patterns))
         return self.generate(required, MAX_ROUNDS, is_first=True, gap=COARSE_GAP)
@@ -237,22 +254,13 @@ class ColumnGeneration:
             self.round_down(amounts, num_batches, remaining)
             numbers = np.array(num_batches)
             best = fewest(best, self.layout(numbers))
-            logger.info(
-                "%s batches, lower bound %s; %s sequences remaining",
-                f"{best.num_batches:,}",
-                f"{self.bound:,}",
-                f"{remaining.sum():,}",
-            )
+            log_progress(best, self.bound, remaining)
             if best.num_batches == self.bound or self.limit_reached or not remaining.any():
                 break
         if best.num_batches > self.bound:
-            numbers = self.solve_integer(first_amounts, best.num_batches)
+            numbers = self.solve_integer(first_amounts)
             best = fewest(best, self.layout(numbers))
-            logger.info(
-                "%s batches, lower bound %s, after the integer program",
-                f"{best.num_batches:,}",
-                f"{self.bound:,}",
-            )
+            log_progress(best, self.bound)
         return kernel.with_bound(best, self.bound)
 
     def add(self, patterns: list[Pattern]) -> bool:
@@ -362,19 +370,19 @@ class ColumnGeneration:
             for column in order[: max(1, int((amounts > 1e-6).sum()) // 10)]:
                 take(column, 1)
 
-    def solve_integer(self, amounts: NDArray[np.float64], most: int) -> NDArray[np.int64]:
+    def solve_integer(self, amounts: NDArray[np.float64]) -> NDArray[np.int64]:
         """Return whole numbers of batches of each pattern, close to the fractional ones."""
-        number = len(self.patterns)
-        amounts = np.append(amounts, np.zeros(number - len(amounts)))
-        # All but two of the batches of each pattern stay.
+        amounts = np.append(amounts, np.zeros(len(self.patterns) - len(amounts)))
+        # The program decides on the fraction and on one more batch of each pattern.
         kept = np.maximum(np.floor(amounts).astype(np.int64) - 1, 0)
         required = self.required()
         for column in np.flatnonzero(kept).tolist():
             sizes, sequences = self.patterns[column]
             required[sizes] -= kept[column] * sequences
         required = np.maximum(required, 0)
-        order = np.argsort(-amounts, kind="stable")
-        order = np.append(order[amounts[order] > 0], order[amounts[order] == 0][::-1])
+        # The patterns of the linear program, then the latest ones.
+        latest = np.arange(len(amounts))[::-1]
+        order = np.append(np.flatnonzero(amounts), latest[amounts[latest] == 0])
         columns = np.sort(order[:MAX_COLUMNS])
         master = RestrictedMaster(len(self.counts.tokens))
         master.add_patterns([self.patterns[column] for column in columns.tolist()])

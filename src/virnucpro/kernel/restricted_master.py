@@ -49,12 +49,10 @@ class RestrictedMaster(highspy.Highs):
             number, np.ones(number), np.zeros(number), upper, ends[-1], starts, sizes, sequences
         )
 
-    def set_bounds(
-        self, sequences: NDArray[np.int64], is_usable: list[bool], scale: bool = True
-    ) -> None:
+    def set_bounds(self, sequences: NDArray[np.int64], is_usable: list[bool]) -> None:
         """Set the required number of sequences of each size, and which patterns may be used."""
         # Keep the right-hand sides in a range that suits the tolerances of the solver.
-        self.scale = min(1.0, 1e6 / sequences.sum()) if scale else 1.0
+        self.scale = min(1.0, 1e6 / sequences.sum())
         rows = np.arange(len(sequences), dtype=np.int32)
         upper = np.full(len(rows), highspy.kHighsInf)
         self.changeRowsBounds(  # type: ignore[attr-defined]
@@ -71,10 +69,7 @@ class RestrictedMaster(highspy.Highs):
         """
         limit = max(0, MAX_TOTAL_PIVOTS - self.pivots) // self.num_sizes
         self.setOptionValue("simplex_iteration_limit", limit)
-        if self.run() == highspy.HighsStatus.kError:
-            # All solvers in a process share a thread pool; another solver has set its size.
-            self.setOptionValue("threads", 0)
-            self.run()
+        self.run_with_any_threads()
         self.pivots += self.getInfo().simplex_iteration_count * self.num_sizes
         if self.getModelStatus() != highspy.HighsModelStatus.kOptimal:
             return None
@@ -83,6 +78,13 @@ class RestrictedMaster(highspy.Highs):
         # Values may be negative within the tolerance of the solver.
         amounts = np.maximum(0.0, solution.col_value) / self.scale
         return num_batches, amounts, np.maximum(0.0, solution.row_dual)
+
+    def run_with_any_threads(self) -> None:
+        """Run the solver."""
+        if self.run() == highspy.HighsStatus.kError:
+            # All solvers in a process share a thread pool; another solver has set its size.
+            self.setOptionValue("threads", 0)
+            self.run()
 
     def solve_mip(
         self, sequences: NDArray[np.int64], start: NDArray[np.int64], bound: int
@@ -95,7 +97,9 @@ class RestrictedMaster(highspy.Highs):
             bound: A lower bound on the number of batches.
         """
         number = len(start)
-        self.set_bounds(sequences, [True] * number, scale=False)
+        self.set_bounds(sequences, [True] * number)
+        if self.scale < 1:
+            return start
         columns = np.arange(number, dtype=np.int32)
         integer = np.full(number, highspy.HighsVarType.kInteger)
         self.changeColsIntegrality(number, columns, integer)
@@ -108,6 +112,6 @@ class RestrictedMaster(highspy.Highs):
         solution = highspy.HighsSolution()
         solution.col_value = start.astype(np.float64).tolist()
         self.setSolution(solution)
-        self.run()
+        self.run_with_any_threads()
         found = np.rint(self.getSolution().col_value).astype(np.int64)
         return found if len(found) == number and found.sum() < start.sum() else start

@@ -14,7 +14,8 @@ settings.register_profile("few", deadline=None, max_examples=20, derandomize=Tru
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "short"))
 
 
-@pytest.fixture(scope="session")
+# Not of the session, as Ray's idle processes take a fifth of a core.
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     """Start Ray with two workers and no output."""
     import ray.data

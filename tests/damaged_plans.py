@@ -13,6 +13,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -242,46 +244,54 @@ def try_shrunk(path: Path, data: bytes, draw: random.Random) -> str:
     return outcome
 
 
-def work(folder: Path, name: str, runs: range) -> None:
+def all_tasks(runs: int, seed: int) -> list[tuple[str, int]]:
+    """Return the plans to damage, each with the number of the damage."""
+    return [(name, run) for name in PLANS for run in range(seed * runs, (seed + 1) * runs)]
+
+
+def work(folder: Path, tasks: list[tuple[str, int]]) -> None:
     """Try damaged files; print the result of each, after its number."""
-    options = ReadOptions()
-    original = folder / name
-    has_sequences = name.startswith("sequences")
-    sequences = read_files([str(folder / FASTA)], options, keep_texts=has_sequences)
-    data, expected = original.read_bytes(), content(PackingPlan.load(original))
-    forward = list(PackedPlanDataset(original)) if has_sequences else None
-    path = folder / f"damaged.{name}"
-    for run in runs:
-        print(run, end=" ", flush=True)
-        draw = random.Random(f"{name} {run}")
-        if name.endswith(".arrow") and draw.randrange(6) == 0:
-            outcome = f"changed when loaded: {try_shrunk(path, data, draw)}"
-        else:
-            damage = draw.choice(DAMAGES)
-            path.write_bytes(damage(data, draw))
-            outcome = f"{damage.__name__}: {try_damaged(path, sequences, expected, forward, draw)}"
-        print(outcome, flush=True)
+    for name, of_plan in groupby(tasks, itemgetter(0)):
+        original = folder / name
+        has_sequences = name.startswith("sequences")
+        sequences = read_files([str(folder / FASTA)], ReadOptions(), keep_texts=has_sequences)
+        data, expected = original.read_bytes(), content(PackingPlan.load(original))
+        forward = list(PackedPlanDataset(original)) if has_sequences else None
+        path = folder / f"damaged.{name}"
+        for _, run in of_plan:
+            print(run, end=" ", flush=True)
+            draw = random.Random(f"{name} {run}")
+            if name.endswith(".arrow") and draw.randrange(6) == 0:
+                outcome = f"changed when loaded: {try_shrunk(path, data, draw)}"
+            else:
+                damage = draw.choice(DAMAGES)
+                path.write_bytes(damage(data, draw))
+                found = try_damaged(path, sequences, expected, forward, draw)
+                outcome = f"{damage.__name__}: {found}"
+            print(outcome, flush=True)
 
 
 def try_plans(folder: Path, runs: int, seed: int) -> tuple[Counter[str], list[str]]:
     """Return the number of each outcome, and the failures."""
     make_plans(folder)
+    tasks = all_tasks(runs, seed)
     found: Counter[str] = Counter()
     failures = []
-    for name in PLANS:
-        first, end = seed * runs, (seed + 1) * runs
-        while first < end:
-            command = [sys.executable, __file__, "--work", str(folder), name, str(first), str(end)]
-            result = subprocess.run(command, capture_output=True, text=True, check=False)
-            lines = result.stdout.splitlines()
-            for line in lines:
-                number, _, outcome = line.partition(" ")
-                found[f"{name}: {outcome or 'CRASHED'}"] += 1
-                if not outcome or outcome != outcome.lower():
-                    failures.append(f"{name} {number} {outcome}: {result.stderr[-2000:]}")
-                first = int(number) + 1
-            if not lines:
-                raise RuntimeError(result.stderr)
+    done = 0
+    while done < len(tasks):
+        words = map(str, (folder, runs, seed, done))
+        command = [sys.executable, __file__, "--work", *words]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        lines = result.stdout.splitlines()
+        if not lines:
+            raise RuntimeError(result.stderr)
+        # If the process died, the last line is a number without a result.
+        for (name, run), line in zip(tasks[done:], lines, strict=False):
+            outcome = line.partition(" ")[2]
+            found[f"{name}: {outcome or 'CRASHED'}"] += 1
+            if not outcome or outcome != outcome.lower():
+                failures.append(f"{name} {run} {outcome}: {result.stderr[-2000:]}")
+        done += len(lines)
     return found, failures
 
 
@@ -300,6 +310,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--work"]:
-        work(Path(sys.argv[2]), sys.argv[3], range(int(sys.argv[4]), int(sys.argv[5])))
+        num_runs, number, num_done = map(int, sys.argv[3:])
+        work(Path(sys.argv[2]), all_tasks(num_runs, number)[num_done:])
     else:
         main()

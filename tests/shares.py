@@ -40,11 +40,13 @@ def main() -> None:
             continue
         loader: DataLoader[Any] = DataLoader(
             dataset,
-            batch_size=None,
+            # In lists of records, which pass between processes much faster than one at a time.
+            batch_size=64,
+            collate_fn=list,
             num_workers=int(number),
             multiprocessing_context="fork" if int(number) else None,
         )
-        found[number] = [record["id"] for record in loader]
+        found[number] = [record["id"] for records in loader for record in records]
     print(json.dumps(found))
     torch.distributed.destroy_process_group()
 

@@ -264,7 +264,9 @@ def test_bad_commands(
 ) -> None:
     make(tmp_path / name)
     on_ray = ("--engine", "ray", *options)
-    result = run_program("pack", tmp_path / name, "-o", tmp_path / "plan", *on_ray)
+    # Ray cannot be started twice in a process; the other errors are raised before.
+    program = run_program if "exceeds" in message else run
+    result = program("pack", tmp_path / name, "-o", tmp_path / "plan", *on_ray)
     assert (result.returncode, result.stdout) == (status, "")
     assert message in result.stderr
     assert "Traceback" not in result.stderr

@@ -72,11 +72,13 @@ def test_ranks_share_the_batches(packed: Path, world_size: int) -> None:
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("method", ["fork", "spawn"])
-def test_workers_share_the_batches_of_a_rank(packed: Path, method: str) -> None:
+def test_workers_share_the_batches_of_a_rank(packed: Path, request: pytest.FixtureRequest) -> None:
     share = PackedPlanDataset(packed, rank=1, world_size=2)
-    loader = DataLoader(share, batch_size=None, num_workers=2, multiprocessing_context=method)
-    assert list(loader) == list(PackedPlanDataset(packed))[1::2]
+    # Spawned workers take seconds to start, and do not depend on what the plan holds.
+    is_split = "split" in request.node.name
+    for method in ["fork", "spawn"] if is_split else ["fork"]:
+        loader = DataLoader(share, batch_size=None, num_workers=2, multiprocessing_context=method)
+        assert list(loader) == list(PackedPlanDataset(packed))[1::2]
 
 
 @pytest.mark.parametrize("compression", COMPRESSIONS)

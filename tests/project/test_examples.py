@@ -30,11 +30,20 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_embed(tmp_path: Path, workers: int) -> None:
-    output = tmp_path / "embeddings.parquet"
+def embed(output: Path, workers: int) -> Path:
     run(EXAMPLES / "embed.py", PROTEINS, "-o", output, "--workers", workers)
-    table = pq.read_table(output)
+    return output
+
+
+@pytest.fixture(scope="module")
+def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What embed.py writes without workers."""
+    return embed(tmp_path_factory.mktemp("embedded") / "embeddings.parquet", 0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_embed(embedded: Path, tmp_path: Path, workers: int) -> None:
+    table = pq.read_table(embed(tmp_path / "one.parquet", workers) if workers else embedded)
     assert sorted(table["id"].to_pylist()) == sorted(r["id"] for r in SequenceDataset(PROTEINS))
     vectors = np.array(table["embedding"].to_pylist())
     assert vectors.shape == (200, 64)
@@ -42,15 +51,14 @@ def test_embed(tmp_path: Path, workers: int) -> None:
     assert len(np.unique(vectors.round(4), axis=0)) == 200
 
 
-def test_embed_on_ray(tmp_path: Path) -> None:
+def test_embed_on_ray(embedded: Path, tmp_path: Path) -> None:
     """Actors give the same as one process, batch by batch."""
     records = list(SequenceDataset(PROTEINS))
     table = {name: [record[name] for record in records] for name in ("id", "sequence")}
     pq.write_table(pa.table(table), tmp_path / "proteins.parquet", row_group_size=50)
     run(EXAMPLES / "embed_on_ray.py", tmp_path / "proteins.parquet", "-o", tmp_path / "on_ray")
-    run(EXAMPLES / "embed.py", PROTEINS, "-o", tmp_path / "one.parquet", "--workers", 0)
     found = pq.read_table(tmp_path / "on_ray").to_pydict()
-    expected = pq.read_table(tmp_path / "one.parquet").to_pydict()
+    expected = pq.read_table(embedded).to_pydict()
     expected = dict(zip(expected["id"], expected["embedding"], strict=True))
     assert sorted(found["id"]) == sorted(expected)
     for name, vector in zip(found["id"], found["embedding"], strict=True):

@@ -35,27 +35,38 @@ inline std::pair<std::size_t, std::size_t> part_of(std::size_t num_items, int nu
     return {begin(p), begin(p + 1)};
 }
 
-// Calls run(part) for each part, each on its own thread. `run` must not throw.
-template <class Run>
-void parallel_for(int num_parts, const Run& run) {
-    static_assert(noexcept(run(0)));
+// Calls call(run, part) for each part, each on its own thread.
+inline void run_parts(int num_parts, void (*call)(const void*, int) noexcept, const void* run) {
     std::vector<std::thread> threads;
     int part = 1;
     try {
         threads.reserve(static_cast<std::size_t>(num_parts));
         for (; part < num_parts; ++part) {
-            threads.emplace_back(run, part);
+            threads.emplace_back(call, run, part);
         }
     } catch (const std::exception&) {
         // No more threads are available: run the remaining parts here.
         for (; part < num_parts; ++part) {
-            run(part);
+            call(run, part);
         }
     }
-    run(0);
+    call(run, 0);
     for (std::thread& thread : threads) {
         thread.join();
     }
+}
+
+// Calls run(part) for each part, each on its own thread. `run` must not throw.
+template <class Run>
+void parallel_for(int num_parts, const Run& run) {
+    static_assert(noexcept(run(0)));
+    // A std::thread made here would be compiled anew for each `run`, which takes minutes in all.
+    const auto call = [](const void* shared, int part) noexcept {
+        // A copy, as writing to the output cannot change what it holds.
+        const Run own = *static_cast<const Run*>(shared);
+        own(part);
+    };
+    run_parts(num_parts, call, &run);
 }
 
 }  // namespace packing

@@ -15,10 +15,16 @@ from data import log_normal
 from rich.console import Console
 from run import machine, write_section
 
-from virnucpro.data import GreedyPacker
+from virnucpro import kernel
+from virnucpro.data import GreedyPacker, TokenCounts
 from virnucpro.files.sequences import read_files
 
 console = Console(stderr=True)
+
+LIMITS = (8, 12, 16, 24, 32, 48, 64)
+# Parameters of proteins and of documents without special tokens, truncated to the budget.
+PROTEINS: dict[str, Any] = {}
+DOCUMENTS: dict[str, Any] = {"special_tokens": 0, "max_sequence_length": 2**20}
 
 
 def triplets(number: int) -> list[int]:
@@ -32,54 +38,115 @@ def triplets(number: int) -> list[int]:
     return sizes
 
 
-def cases() -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Yield names, lengths and parameters."""
+def unlimited_cases() -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
+    """Yield names, lengths, budgets and parameters of packings without a limit on sequences."""
     random = np.random.default_rng(0)
-    folder = os.environ.get("VIRNUCPRO_REAL_DATA")
-    if folder is not None:
-        for name in ("uniprot_viruses", "ecoli_k12"):
-            lengths = read_files([str(Path(folder, f"{name}.faa.gz"))]).lengths
-            for budget in (1024, 2048, 4096):
-                yield name, lengths, {"max_tokens_per_batch": budget}
-        yield (
-            "uniprot_viruses, 8 per batch",
-            read_files([str(Path(folder, "uniprot_viruses.faa.gz"))]).lengths,
-            {"max_tokens_per_batch": 4096, "max_sequences_per_batch": 8},
-        )
-    plain = {"max_sequence_length": 1000, "special_tokens": 0}
+    for name, lengths in real_sets():
+        for budget in (1024, 2048, 4096, 8192, 16_384):
+            yield name, lengths, budget, PROTEINS
     for number in (60, 120, 249, 501):
-        yield f"triplets t{number}", triplets(number), {"max_tokens_per_batch": 1000, **plain}
+        yield f"triplets t{number}", triplets(number), 1000, DOCUMENTS
     for number in (120, 250, 500, 1000):
-        sizes = random.integers(20, 101, number)
-        yield f"uniform u{number}", sizes, {"max_tokens_per_batch": 150, **plain}
+        yield f"uniform u{number}", random.integers(20, 101, number), 150, DOCUMENTS
     family = random.normal(1300, 150, 20_000).clip(300, 4094).astype(int)
-    whole = {"max_tokens_per_batch": 4096, "max_sequence_length": 4094}
-    yield "one family (normal, 1,300 ± 150)", family, whole
+    yield "one family (normal, 1,300 ± 150)", family, 4096, {"max_sequence_length": 4094}
+    # Like genes of a function: a hundred families of nearly equal lengths.
+    centers = random.integers(150, 480, 100)
+    families = random.choice(centers, 10_000, p=random.dirichlet(np.full(100, 0.5)))
+    yield "100 families", families + random.integers(-3, 4, 10_000), 1024, PROTEINS
     questions = random.lognormal(5.0, 0.5, 100_000).clip(1, 382).astype(int)
-    yield "questions (log-normal)", questions, {"max_tokens_per_batch": 384}
-    yield "10 million proteins", log_normal(10_000_000), {"max_tokens_per_batch": 2048}
+    yield "questions (log-normal)", questions, 384, PROTEINS
+    yield "10 million proteins", log_normal(10_000_000), 2048, PROTEINS
+    yield "documents, 1 million", log_normal(1_000_000, 8, 1.3), 32_768, DOCUMENTS
+    yield "documents, 1 million", log_normal(1_000_000, 8, 1.3), 131_072, DOCUMENTS
+
+
+def limited_cases() -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
+    """Yield names, lengths, budgets and parameters of packings under limits on sequences."""
+    proteins = log_normal(1_000_000)
+    yield "proteins, 1 million", proteins, 4096, PROTEINS
+    yield "proteins, 1 million", proteins, 16_384, PROTEINS
+    yield "proteins, 200 thousand", proteins[:200_000], 16_384, PROTEINS
+    for budget in (32_768, 131_072):
+        yield "documents, 1 million", log_normal(1_000_000, 8, 1.3), budget, DOCUMENTS
+    for name, lengths in real_sets():
+        for budget in (1024, 4096, 16_384):
+            yield name, lengths, budget, PROTEINS
+    yield "uniform u1000", np.random.default_rng(0).integers(20, 101, 1000), 500, DOCUMENTS
+
+
+def real_sets() -> Iterator[tuple[str, Any]]:
+    """Yield names and lengths of real proteins."""
+    folder = os.environ.get("VIRNUCPRO_REAL_DATA")
+    for name in ("uniprot_viruses", "ecoli_k12") if folder is not None else ():
+        yield name, read_files([str(Path(folder or "", f"{name}.faa.gz"))]).lengths
+
+
+def row(name: str, lengths: Any, budget: int, limit: int | None, parameters: Any) -> str:
+    """Return the row of a packing under a limit on sequences."""
+    packer = GreedyPacker(budget, max_sequences_per_batch=limit, **parameters)
+    counts = packer.count_silently(lengths)
+    first_fit = packer.lay_out(counts)
+    begin = time.perf_counter()
+    reserved = kernel.patterns_with_reservation(first_fit.core.counts).num_batches
+    reserving = time.perf_counter() - begin
+    packer.method = "tight"
+    begin = time.perf_counter()
+    layout = packer.lay_out(counts)
+    seconds = time.perf_counter() - begin
+    if not layout.lower_bound <= layout.num_batches <= min(first_fit.num_batches, reserved):
+        raise AssertionError(f"{name}: worse than its bound allows, or than another method")
+    excess = 100 * (layout.num_batches / layout.lower_bound - 1)
+    return (
+        f"| {name} | {budget:,} | {'' if limit is None else limit} | {first_fit.num_batches:,} | "
+        f"{reserved:,} | {layout.num_batches:,} | {layout.lower_bound:,} | {excess:.2f} % | "
+        f"{reserving:.3f} | {seconds:.2f} |"
+    )
+
+
+def fullest(counts: TokenCounts, budget: int) -> str:
+    """Return a sentence on the fullest batch without a limit, and on the mean as a limit."""
+    packer = GreedyPacker(budget)
+    layout = packer.lay_out(counts)
+    mean = -(-layout.num_sequences // layout.num_batches)
+    packer.max_sequences_per_batch = mean
+    first_fit = packer.lay_out(counts)
+    packer.method = "tight"
+    more = 100 * (first_fit.num_batches / layout.num_batches - 1)
+    return (
+        f"A million proteins at {budget:,} tokens have {mean} sequences per batch on average, "
+        f"rounded up, and\n{layout.max_sequences:,} in the fullest batch. A limit of {mean} costs "
+        f"FFD {more:.0f} % more batches ({first_fit.num_batches:,} instead of\n"
+        f"{layout.num_batches:,}), and `tight` none ({packer.lay_out(counts).num_batches:,})."
+    )
 
 
 def main() -> None:
-    """Measure, and write the table into the document."""
+    """Measure, and write the tables into the document."""
     logging.getLogger("virnucpro").setLevel(logging.ERROR)
+    head = [
+        "| sequences | budget | limit | FFD | reservation | tight | bound | above it | seconds "
+        "(reservation) | seconds (tight) |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
     lines = [
         f"Made by `make bench-tight` on {datetime.date.today()}: {machine()}. Seconds are those of",
-        "`pack_lengths`, from lengths to rows.",
+        "the layout, from counts. Bounds are those that `tight` proves.",
         "",
-        "| sequences | budget | FFD | tight | bound of FFD | bound of tight | seconds |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "Without a limit on sequences:",
+        "",
+        *head,
     ]
-    for name, lengths, parameters in cases():
-        console.print(name)
-        first_fit = GreedyPacker(**parameters).pack_lengths(lengths)
-        begin = time.perf_counter()
-        plan = GreedyPacker(**parameters, method="tight").pack_lengths(lengths)
-        seconds = time.perf_counter() - begin
-        lines.append(
-            f"| {name} | {plan.max_tokens_per_batch:,} | {len(first_fit):,} | {len(plan):,} | "
-            f"{first_fit.lower_bound:,} | {plan.lower_bound:,} | {seconds:.2f} |"
-        )
+    for name, lengths, budget, parameters in unlimited_cases():
+        console.print(name, budget)
+        lines.append(row(name, lengths, budget, None, parameters))
+    lines += ["", "Under limits on sequences per batch:", "", *head]
+    for name, lengths, budget, parameters in limited_cases():
+        for limit in LIMITS:
+            console.print(name, budget, limit)
+            lines.append(row(name, lengths, budget, limit, parameters))
+    million = log_normal(1_000_000)
+    lines += ["", fullest(GreedyPacker(16_384).count_silently(million), 16_384)]
     path = write_section("algorithm.md", "make bench-tight", lines)
     console.print(f"Written to {path}")
 

@@ -83,8 +83,12 @@ void add_patterns(py::module_& module) {
     module.def(
         "coarsen",
         [](const TokenCounts& counts, std::int64_t unit, std::size_t max_sizes, bool round_down) {
-            CoarseCounts coarse = coarsen(counts, unit, max_sizes,
-                                          round_down ? Rounding::down : Rounding::nearest);
+            CoarseCounts coarse;
+            {
+                const py::gil_scoped_release release;
+                coarse = coarsen(counts, unit, max_sizes,
+                                 round_down ? Rounding::down : Rounding::nearest);
+            }
             const std::vector<std::int64_t> first_size(coarse.first_size.begin(),
                                                        coarse.first_size.end());
             return py::make_tuple(std::move(coarse.counts), to_array(first_size));

@@ -165,17 +165,13 @@ class Table {
     std::vector<double> before_;
 };
 
-// The best batches of repeated pieces, which a full table tells without a record of what was taken:
-// a piece is in a best batch if its value is the difference to the best one without it.
+// Adds the sequences of a best batch of repeated pieces. No record of what was taken is needed: a
+// piece is in a best batch if its value is the difference to the best batch without it.
 void add_repeated(const Table& table, std::span<const Piece> pieces, std::size_t state,
                   std::span<std::int64_t> sequences) {
     for (const Piece& piece : pieces) {
         while (table.has_room(piece, state) &&
                table.value(table.without(piece, state)) + piece.value == table.value(state)) {
-            // Best batches of a state without value are empty.
-            if (table.value(state) == 0) {
-                return;
-            }
             sequences[piece.size] += 1;
             state = table.without(piece, state);
         }

@@ -9,8 +9,8 @@
 
 namespace packing {
 
-// Returns the number of steps that `price_patterns` takes. Throws std::overflow_error if it does
-// not fit in 64 bits.
+// Returns the number of steps to find the best batch: states of the table times pieces. Finding all
+// patterns takes up to four times as many. Throws std::overflow_error if it does not fit in 64 bits.
 std::int64_t pricing_steps(const TokenCounts& counts);
 
 struct Pricing {
@@ -20,11 +20,12 @@ struct Pricing {
 
 // Solves the pricing problem of column generation: finds the batch of largest total dual value,
 // where duals[i] is the dual value of a sequence of counts.tokens[i] tokens. Returns that value and
-// at most `max_patterns` patterns of positive value, the best first. Each of the others is the best
-// for a prefix of the sizes of which a batch can hold all sequences, in an order that starts with
-// `first_size`, or the best, among the other sizes, with a size that those before do not have. A
-// pattern has at most as many sequences of a size as there are. Throws
-// std::overflow_error if a value is 2^53 or more.
+// at most `max_patterns` patterns of positive value, the best first. The others are the best for
+// prefixes of the sizes of which a batch can hold all sequences, in an order that starts with
+// `first_size`, together with all other sizes; then for every 4th, 16th and 64th of the other sizes
+// alone. A pattern has at most as many sequences of a size as there are. Throws std::overflow_error
+// if a value is 2^53 or more. Needs 8 to 24 bytes per state, and one per state and piece of the
+// sizes of which a batch can hold all sequences.
 //
 // The bounded knapsack problem by dynamic programming over tokens and, if their number is limited,
 // sequences: Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, chapter 7.

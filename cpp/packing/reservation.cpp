@@ -142,16 +142,16 @@ struct Batch {
             const std::int64_t tokens = remaining.tokens(size);
             // The largest number of this size that leaves room for the smallest in later slots.
             std::int64_t number = 1;
-            std::int64_t beyond = std::min(remaining.sequences(size), most);
+            std::int64_t limit = std::min(remaining.sequences(size), most);
             if (tokens > 0) {
-                beyond = std::min(beyond, (free - reserved) / tokens);
+                limit = std::min(limit, (free - reserved) / tokens);
             }
-            for (++beyond; beyond - number > 1;) {
-                const std::int64_t middle = number + (beyond - number) / 2;
+            while (number < limit) {
+                const std::int64_t middle = limit - (limit - number) / 2;
                 if (middle * tokens + smallest.tokens(slots - middle) <= free - reserved) {
                     number = middle;
                 } else {
-                    beyond = middle;
+                    limit = middle - 1;
                 }
             }
             pattern.push_back({size, number});
@@ -164,7 +164,7 @@ struct Batch {
 };
 
 // The patterns made so far.
-struct Filled {
+struct Batches {
     std::vector<Pattern> patterns;
     std::vector<std::int64_t> num_batches;
     std::int64_t num_parts = 0;
@@ -186,17 +186,17 @@ struct Filled {
 };
 
 void fill_batches(Remaining& remaining, const Limits& limits, std::int64_t max_parts,
-                  Filled& filled) {
+                  Batches& batches) {
     const std::int64_t budget = limits.max_tokens_per_batch;
     const std::int64_t places = limits.max_sequences_per_batch;
-    while (remaining.num_sequences() > 0 && filled.num_parts < max_parts) {
+    while (remaining.num_sequences() > 0 && batches.num_parts < max_parts) {
         const std::int64_t num_batches =
             std::max<std::int64_t>(1, ceil_divide(remaining.num_tokens(), budget));
         const std::int64_t mean = ceil_divide(remaining.num_sequences(), num_batches);
         const Smallest smallest(remaining, 0, remaining.end(), std::min(places, mean), budget);
         Batch batch{{}, budget, places};
         batch.fill(remaining, 0, remaining.end(), smallest, places, 0);
-        filled.use(remaining, std::move(batch.pattern), unlimited);
+        batches.use(remaining, std::move(batch.pattern), unlimited);
     }
 }
 
@@ -209,7 +209,7 @@ struct CoarsePart {
 
 // Makes batches of a coarse pattern, at most `most`.
 void refine_pattern(Remaining& remaining, const Limits& limits, std::span<const CoarsePart> parts,
-                    std::int64_t most, Filled& filled) {
+                    std::int64_t most, Batches& batches) {
     std::vector<Smallest> smallest;
     while (most > 0) {
         smallest.clear();
@@ -230,7 +230,7 @@ void refine_pattern(Remaining& remaining, const Limits& limits, std::span<const 
         if (batch.pattern.empty()) {
             return;
         }
-        most -= filled.use(remaining, std::move(batch.pattern), most);
+        most -= batches.use(remaining, std::move(batch.pattern), most);
     }
 }
 
@@ -239,13 +239,16 @@ void refine_pattern(Remaining& remaining, const Limits& limits, std::span<const 
 Layout patterns_with_reservation(TokenCounts counts, std::int64_t max_parts) {
     counts.validate();
     Remaining remaining(counts);
-    Filled filled;
-    fill_batches(remaining, counts.limits, max_parts, filled);
-    return layout_from_patterns(std::move(counts), filled.patterns, filled.num_batches);
+    Batches batches;
+    fill_batches(remaining, counts.limits, max_parts, batches);
+    return layout_from_patterns(std::move(counts), batches.patterns, batches.num_batches);
 }
 
 CoarseCounts coarsen(const TokenCounts& counts, std::int64_t unit, std::size_t max_sizes,
                      Rounding rounding) {
+    if (unit < 1 || unit > counts.limits.max_tokens_per_batch || max_sizes < 1) {
+        throw std::invalid_argument("the unit or the number of sizes is out of range");
+    }
     CoarseCounts coarse{{}, {0}};
     coarse.counts.limits.max_tokens_per_batch = counts.limits.max_tokens_per_batch / unit;
     coarse.counts.limits.max_sequences_per_batch = counts.limits.max_sequences_per_batch;
@@ -262,22 +265,32 @@ CoarseCounts coarsen(const TokenCounts& counts, std::int64_t unit, std::size_t m
         total += weight(size);
     }
     const double share = num_sizes <= max_sizes ? 0 : total / static_cast<double>(max_sizes);
+    // A size with so many sequences is not joined, since rounding would move all of them.
+    const std::int64_t many =
+        counts.num_sequences() / static_cast<std::int64_t>(std::min(max_sizes, num_sizes + 1)) + 1;
+    const auto ends = [&](std::size_t size) {
+        return size == num_sizes || counts.sequences[size] >= many ||
+               counts.sequences[size - 1] >= many;
+    };
     std::vector<std::int64_t>& joint = coarse.counts.tokens;
     for (std::size_t first = 0; first < num_sizes;) {
         std::size_t last = first;
         std::int64_t sequences = 0;
         std::int64_t tokens = 0;
-        for (double width = 0; last == first || (last < num_sizes && width < share); ++last) {
+        for (double width = 0; last == first || (width < share && !ends(last)); ++last) {
             width += weight(last);
             sequences += counts.sequences[last];
             tokens += counts.tokens[last] * counts.sequences[last];
         }
         const std::int64_t mean = tokens / sequences;
-        const std::int64_t rounded = rounding == Rounding::down
-                                         ? counts.tokens[last - 1] / unit
-                                         : mean / unit + (mean % unit >= unit - unit / 2 ? 1 : 0);
+        // The budget may be no multiple of the unit.
+        const std::int64_t rounded =
+            std::min(coarse.counts.limits.max_tokens_per_batch,
+                     rounding == Rounding::down
+                         ? counts.tokens[last - 1] / unit
+                         : mean / unit + (mean % unit >= unit - unit / 2 ? 1 : 0));
         if (joint.empty() || joint.back() != rounded) {
-            joint.push_back(std::min(rounded, coarse.counts.limits.max_tokens_per_batch));
+            joint.push_back(rounded);
             coarse.counts.sequences.push_back(0);
             coarse.first_size.push_back(0);
         }
@@ -300,19 +313,20 @@ Refined refine(const TokenCounts& counts, std::span<const std::size_t> first_siz
             std::ranges::is_sorted(first_size) && first_size.back() == counts.tokens.size() &&
             patterns.size() == num_batches.size());
     Remaining remaining(counts);
-    Filled filled;
+    Batches batches;
     std::vector<CoarsePart> parts;
     for (std::size_t i = 0; i < patterns.size(); ++i) {
         parts.clear();
         std::size_t least_size = 0;
         for (const auto& [size, sequences] : patterns[i]) {
-            require(size >= least_size && size < first_size.size() - 1 && sequences >= 1);
+            require(size >= least_size && size < first_size.size() - 1 && sequences >= 1 &&
+                    num_batches[i] >= 1);
             least_size = size + 1;
             parts.push_back({first_size[size], first_size[size + 1], sequences});
         }
-        refine_pattern(remaining, counts.limits, parts, num_batches[i], filled);
+        refine_pattern(remaining, counts.limits, parts, num_batches[i], batches);
     }
-    return {std::move(filled.patterns), std::move(filled.num_batches), remaining.sequences()};
+    return {std::move(batches.patterns), std::move(batches.num_batches), remaining.sequences()};
 }
 
 }  // namespace packing

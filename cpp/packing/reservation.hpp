@@ -12,17 +12,17 @@ namespace packing {
 // Limit on the sizes in all patterns, which corresponds to about two seconds.
 inline constexpr std::int64_t max_parts_of_patterns = std::int64_t{1} << 24;
 
-// Returns a layout in which the batches have similar numbers of sequences, for a limit on them.
+// Returns a layout for a limit on sequences, in which batches have similar numbers of them.
 //
 // A batch has as many slots as the remaining sequences need on average, at most the limit. Each
 // slot, in turn, takes the largest size that leaves room for the smallest sequences in the slots
-// after it. This pattern is used as often as the counts allow, and the next one is made from the
-// sequences that remain. After `max_parts` sizes in all patterns, the remaining sequences are packed
+// after it; tokens that are then free take more sequences, up to the limit. This pattern is used as
+// often as the counts allow, and the next one is made from the sequences that remain. After `max_parts` sizes in all patterns, the remaining sequences are packed
 // by first fit. Throws std::invalid_argument if the counts are inconsistent, std::overflow_error if
 // the number of tokens does not fit in 64 bits.
 //
-// Cost: O(parts * log(sizes)), independent of the number of sequences; there are at most
-// sizes * log2(sequences) patterns.
+// Cost: O(sizes * log(sequences)) patterns, and for each the sizes that fill its slots, times
+// log(sizes) and log(sequences).
 Layout patterns_with_reservation(TokenCounts counts,
                                  std::int64_t max_parts = max_parts_of_patterns);
 
@@ -39,9 +39,10 @@ enum class Rounding {
     nearest,  // their mean, to the nearest multiple
 };
 
-// Joins neighboring sizes to at most `max_sizes`, narrower where there are more sequences. Joint
+// Joins neighboring sizes to about `max_sizes`, narrower where there are more sequences. Joint
 // sizes, and the budget, are divided by `unit`. If they are rounded down, a bound for the coarse
-// counts holds for the original ones, too.
+// counts holds for the original ones, too. Throws std::invalid_argument if the unit is not positive
+// or exceeds the budget, or max_sizes is 0.
 CoarseCounts coarsen(const TokenCounts& counts, std::int64_t unit, std::size_t max_sizes,
                      Rounding rounding);
 
@@ -56,7 +57,7 @@ struct Refined {
 // turn, takes the largest of the sizes that were joined to its size that leaves room for the
 // smallest such sizes in the slots after it. Slots without a sequence stay empty, and batches that
 // do not fit are left out. Throws std::invalid_argument if the patterns are invalid, or those of
-// other counts.
+// other counts, and std::overflow_error if the number of tokens does not fit in 64 bits.
 Refined refine(const TokenCounts& counts, std::span<const std::size_t> first_size,
                std::span<const Pattern> patterns, std::span<const std::int64_t> num_batches);
 

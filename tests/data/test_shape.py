@@ -121,6 +121,7 @@ def test_near_the_mean_or_with_a_limit_nothing_is_logged(
         # Twice the mean.
         GreedyPacker(40, special_tokens=0).pack_lengths([40] * 2 + [10] * 4),
     ]
+    caplog.clear()
     assert [plan.shape.sequences for plan in plans] == [plan.max_sequences for plan in plans]
     assert plans[-1].max_sequences * len(plans[-1]) == 2 * plans[-1].num_sequences
     assert caplog.messages == []

@@ -131,8 +131,8 @@ class Counter(Parameters):
             ModuleNotFoundError: method="tight" and highspy is not installed.
             OverflowError: The number of tokens does not fit in 64 bits.
 
-        If method="ffd" makes over 2 % more batches than the lower bound because of a limit on
-        sequences, a packer logs one WARNING, with the number that method="tight" does not exceed.
+        If method="ffd" makes over 2 % more batches than the lower bound under a limit on sequences,
+        and patterns with reservation make fewer, a packer logs one WARNING with their number.
 
         Cost: O(runs * log(runs)), where a run is a range of batches with equally many sequences of
         one size; independent of the number of sequences. method="tight" takes seconds if First-Fit

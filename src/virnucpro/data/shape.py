@@ -1,4 +1,4 @@
-"""The shape of batches that are padded to their budget."""
+"""The shape of batches, and warnings that propose a limit on sequences or a method."""
 
 from __future__ import annotations
 
@@ -32,6 +32,13 @@ class BatchShape(NamedTuple):
 
     tokens: int
     sequences: int
+
+
+def fullest(layout: kernel.Layout) -> int:
+    """Return the number of sequences of the fullest batch; 0 without batches."""
+    runs = layout.runs
+    # The slots of a batch are filled in order, so its last run tells its sequences.
+    return int((runs["first_slot"] + runs["per_batch"]).max(initial=0))
 
 
 def warn_of_fullest(
@@ -80,7 +87,7 @@ def warn_of_limit(layout: kernel.Layout, has_groups: bool) -> bool:
     name the number of those. Returns whether it was logged.
     """
     bound, limit = kernel.lower_bound(layout), layout.counts.max_sequences_per_batch
-    if limit >= layout.counts.num_sequences or layout.num_batches <= bound * (1 + MAX_EXCESS):
+    if layout.num_batches <= bound * (1 + MAX_EXCESS) or fullest(layout) < limit:
         return False
     advice = "use method='tight'"
     if not has_groups:

@@ -67,9 +67,13 @@ def make_counts(
 ) -> TokenCounts: ...
 def first_fit_decreasing(counts: TokenCounts) -> Layout: ...
 def patterns_with_reservation(counts: TokenCounts, max_parts: int = ...) -> Layout: ...
+
+# The counts of joint sizes, and the first original size of each.
 def coarsen(
     counts: TokenCounts, unit: int, max_sizes: int, round_down: bool
 ) -> tuple[TokenCounts, NDArray[np.int64]]: ...
+
+# Patterns of original sizes, the number of batches of each, and the sequences that remain.
 def refine(
     counts: TokenCounts,
     first_size: NDArray[np.int64],

@@ -45,16 +45,21 @@ logger = logging.getLogger(__name__)
 # Limits for one pricing problem, and for the rows of the master problem.
 MAX_STEPS = 2**27
 MAX_SIZES = 4096
-# The same for coarse counts, and the highest budget that they have.
-MAX_COARSE_STEPS = 2**26
+# Limits for coarse counts: one pricing problem, sizes, and the budget.
+MAX_COARSE_STEPS = 2**27
 MAX_COARSE_SIZES = 1024
+MIN_COARSE_SIZES = 16
 MAX_COARSE_BUDGET = 4096
-# The bound and the linear program of coarse counts need be no closer than this.
+# Coarse column generation ends this close to its bound.
 COARSE_GAP = 2e-4
+# A layout this close to the bound needs no further coarse column generation.
 SMALL_GAP = 1e-3
+# Column generations for the sequences that remain after rounding.
 MAX_COARSE_ROUNDINGS = 5
-# Limit on the total steps of pricing for the same counts, which correspond to about ten seconds.
-MAX_TOTAL_STEPS = 2**31
+# Limit on the total steps of pricing in one column generation, about ten seconds.
+MAX_TOTAL_STEPS = 2**34
+# Tables that are batches per round of pricing, at most: for all sizes, and for 4, 16 and 64 parts.
+MAX_TABLES = 4
 # Rounds of pricing for all sequences, and for those that remain after rounding.
 MAX_ROUNDS = 500
 MAX_ROUNDS_REMAINING = 30
@@ -69,7 +74,7 @@ SMOOTHING = 0.6
 
 
 def lay_out(counts: kernel.TokenCounts) -> kernel.Layout:
-    """Return a layout with its bound, at most as many batches as either method without a solver.
+    """Return a layout with its bound, at most as many batches as methods without a solver.
 
     These are First-Fit Decreasing and patterns with reservation.
     """
@@ -97,7 +102,7 @@ def pack_coarsely(best: kernel.Layout) -> kernel.Layout:
     bound = columns.bound
     log_progress(best, bound)
     remaining = counts.sequences
-    filled = Filled(counts)
+    batches = Batches(counts)
     for _ in range(MAX_COARSE_ROUNDINGS):
         if best.num_batches <= bound * (1 + SMALL_GAP):
             break
@@ -109,10 +114,10 @@ def pack_coarsely(best: kernel.Layout) -> kernel.Layout:
         columns = ColumnGeneration(joint[0])
         numbers = np.floor(columns.solve() + 1e-9).astype(np.int64)
         patterns, numbers, left = kernel.refine(of_remaining, joint[1], *columns.used(numbers))
-        filled.add(patterns, sizes, numbers)
+        batches.add(patterns, sizes, numbers)
         remaining = np.zeros_like(remaining)
         remaining[sizes] = left
-        best = fewest(best, filled.complete(remaining))
+        best = fewest(best, batches.complete(remaining))
         log_progress(best, bound, remaining)
         if not numbers.any() or not remaining.any():
             break
@@ -135,7 +140,7 @@ def log_progress(
 Patterns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
 
 
-class Filled:
+class Batches:
     """Patterns with a number of batches of each."""
 
     def __init__(self, counts: kernel.TokenCounts) -> None:
@@ -195,12 +200,12 @@ def coarsen(
     few, because of a high limit on sequences.
     """
     num_sizes, budget = MAX_COARSE_SIZES, MAX_COARSE_BUDGET
-    while num_sizes >= 16:
+    while num_sizes >= MIN_COARSE_SIZES:
         unit = -(-counts.max_tokens_per_batch // budget)
         coarse = kernel.coarsen(counts, unit, num_sizes, round_down)
         if count_steps(coarse[0]) <= MAX_COARSE_STEPS:
             return coarse
-        # The error of a joint size is that of its width and of rounding.
+        # Keeps both errors of a joint size alike: that of its width, and that of rounding.
         if budget > 2 * num_sizes:
             budget //= 2
         else:
@@ -298,6 +303,10 @@ class ColumnGeneration:
         """
         counts, sizes = self.subset(remaining)
         steps = kernel.pricing_steps(counts)
+        if steps > MAX_STEPS:
+            # Few sequences of a size may be more pieces than many.
+            self.limit_reached = True
+            return np.zeros(len(self.patterns))
         bound = 0
         stability_center = first_duals(counts)
         smoothing = 1.0
@@ -309,7 +318,7 @@ class ColumnGeneration:
                 break
             num_batches, amounts, duals = solution
             duals = duals[sizes]
-            self.steps += steps
+            self.steps += MAX_TABLES * steps
             smoothed = smoothing * stability_center + (1 - smoothing) * duals
             int_duals, _ = scale_duals(smoothed, counts)
             first_size = number * 97 % len(sizes)
@@ -322,7 +331,7 @@ class ColumnGeneration:
                 self.bound = max(self.bound, bound)
                 if number % 20 == 19:
                     logger.info(
-                        "Round %d: %.1f batches, lower bound %s",
+                        "Round %d: %.1f batches of patterns, proven %s",
                         number + 1,
                         num_batches,
                         f"{bound:,}",
@@ -410,9 +419,9 @@ class ColumnGeneration:
         patterns, numbers, remaining = kernel.refine(
             self.counts, every_size, *self.used(num_batches)
         )
-        filled = Filled(self.counts)
-        filled.add(patterns, every_size, numbers)
-        return filled.complete(remaining)
+        batches = Batches(self.counts)
+        batches.add(patterns, every_size, numbers)
+        return batches.complete(remaining)
 
 
 def first_duals(counts: kernel.TokenCounts) -> NDArray[np.float64]:

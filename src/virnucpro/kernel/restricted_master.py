@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 # Limit on simplex iterations times rows, which corresponds to about ten seconds.
 MAX_TOTAL_PIVOTS = 2**27
-# Limits on an integer program: patterns, nodes of the branch-and-bound tree.
+# Limits on an integer program: patterns, and nodes of the branch-and-bound tree, of which the
+# first may take seconds.
 MAX_COLUMNS = 1500
 MAX_NODES = 100
 
@@ -80,7 +81,7 @@ class RestrictedMaster(highspy.Highs):
         return num_batches, amounts, np.maximum(0.0, solution.row_dual)
 
     def run_with_any_threads(self) -> None:
-        """Run the solver."""
+        """Run the solver, with the number of threads that another one has set if it must."""
         if self.run() == highspy.HighsStatus.kError:
             # All solvers in a process share a thread pool; another solver has set its size.
             self.setOptionValue("threads", 0)
@@ -98,6 +99,7 @@ class RestrictedMaster(highspy.Highs):
         """
         number = len(start)
         self.set_bounds(sequences, [True] * number)
+        # A program of whole numbers cannot be scaled.
         if self.scale < 1:
             return start
         columns = np.arange(number, dtype=np.int32)

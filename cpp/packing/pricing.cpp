@@ -200,6 +200,9 @@ Pricing price_patterns(const TokenCounts& counts, std::span<const std::int64_t> 
     // Throws if the size of the table overflows.
     pricing_steps(counts);
     const auto [repeated, single] = make_pieces(counts, duals, first_size);
+    if (repeated.empty() && single.empty()) {
+        return {0, {}};
+    }
     Table table(counts.limits.max_tokens_per_batch, binding_limit(counts));
     table.fill(repeated);
     const Table of_repeated = single.empty() || repeated.empty() ? Table(0, 0) : table;

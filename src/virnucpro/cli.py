@@ -135,8 +135,8 @@ def pack(
     method: Annotated[
         Method,
         typer.Option(
-            help="Exact First-Fit Decreasing, or column generation: fewer batches and a tighter "
-            "lower bound, but slower."
+            help="Exact First-Fit Decreasing, or patterns with reservation and column generation: "
+            "fewer batches and a tighter lower bound, but slower."
         ),
     ] = Method.ffd,
     special_tokens: Annotated[int, typer.Option(help="Special tokens added to each sequence.")] = 2,

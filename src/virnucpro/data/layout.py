@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from virnucpro import kernel
 from virnucpro.data.groups import check_group_offsets
-from virnucpro.data.shape import BatchShape, warn_of_fullest
+from virnucpro.data.shape import BatchShape, fullest, warn_of_fullest
 from virnucpro.data.states import are_equal, read_state
 from virnucpro.kernel.arguments import check_lengths, check_out, check_threads
 from virnucpro.kernel.limits import Limits

@@ -184,6 +184,13 @@ class Reader {
   private:
     static constexpr py::ssize_t block_size = 16;
 
+    // A record to be truncated, and its sequence as read.
+    struct Overlong {
+        py::ssize_t row;
+        py::object record;
+        py::object sequence;
+    };
+
     // Reads records up to the end of a block, or to one that read_one must read. Returns their
     // number. The memory of a block is loaded at the same time: most of it is in no cache.
     py::ssize_t read_block(py::ssize_t first) {
@@ -201,13 +208,22 @@ class Reader {
             prefetch(fields[i].id);
             prefetch(fields[i].sequence);
         }
+        std::vector<Overlong> overlong;
         py::ssize_t num_read = 0;
         for (const auto [id, sequence] : std::span(fields).first(block.size())) {
-            if (id == nullptr || !PyUnicode_CheckExact(id) || !PyUnicode_CheckExact(sequence) ||
-                PyUnicode_GET_LENGTH(sequence) > limit_) {
+            if (id == nullptr || !PyUnicode_CheckExact(id) || !PyUnicode_CheckExact(sequence)) {
                 break;
             }
-            add(first + num_read++, py::reinterpret_borrow<py::object>(id), sequence);
+            const py::ssize_t row = first + num_read++;
+            if (PyUnicode_GET_LENGTH(sequence) > limit_) {
+                overlong.push_back(
+                    {row, get_record(records_, row), py::reinterpret_borrow<py::object>(sequence)});
+            }
+            add(row, py::reinterpret_borrow<py::object>(id), sequence);
+        }
+        // Truncating may run user code, so no borrowed field is used after it.
+        for (const auto& [row, record, sequence] : overlong) {
+            truncate(row, record, sequence);
         }
         return num_read;
     }

@@ -17,7 +17,8 @@ inline std::int64_t checked_add(std::int64_t a, std::int64_t b, const char* what
 }
 
 inline std::int64_t checked_multiply(std::int64_t a, std::int64_t b, const char* what) {
-    if (b != 0 && a > std::numeric_limits<std::int64_t>::max() / b) {
+    // Dividing is slow, and most numbers have less than 32 bits.
+    if ((a | b) >> 31 != 0 && b != 0 && a > std::numeric_limits<std::int64_t>::max() / b) {
         throw std::overflow_error(std::string(what) + " does not fit in 64 bits");
     }
     return a * b;

@@ -120,6 +120,9 @@ void add_table(TokenCounts& counts, Histogram& histogram) {
     for (int part = 1; part < histogram.num_parts(); ++part) {
         std::ranges::transform(total, histogram.counts(part), total.begin(), std::plus{});
     }
+    const auto num_sizes = total.size() - static_cast<std::size_t>(std::ranges::count(total, 0));
+    counts.tokens.reserve(num_sizes);
+    counts.sequences.reserve(num_sizes);
     for (std::size_t length = total.size(); length-- > 0;) {
         if (total[length] > 0) {
             add_length(counts, length, total[length]);

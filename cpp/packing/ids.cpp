@@ -93,7 +93,13 @@ KeyedRow IdOrder::keyed(std::size_t row, std::size_t from) const {
         // A text may have changed, and be shorter than it was.
         const auto rest = points.subspan(std::min(from, points.size()));
         std::uint64_t key = 0;
-        if (rest.size() >= points_) {
+        if (sizeof(rest[0]) == 1 && bits_ == 8 && rest.size() >= 8) {
+            // Compilers load all eight bytes at once.
+            for (std::size_t i = 0; i < 8; ++i) {
+                key = key << 8 | rest[i];
+            }
+            key >>= 8;
+        } else if (rest.size() >= points_) {
             for (std::size_t i = 0; i < points_; ++i) {
                 key = key << bits_ | rest[i];
             }
@@ -128,6 +134,9 @@ bool IdOrder::less(const KeyedRow& a, const KeyedRow& b, std::size_t from) const
 void IdOrder::sort(std::span<KeyedRow> rows) const { sort(rows, prefix_, max_keys); }
 
 void IdOrder::sort(std::span<KeyedRow> rows, std::size_t from, int keys_left) const {
+    if (rows.size() < 2) {
+        return;
+    }
     std::ranges::sort(rows);
     if (texts_.empty()) {
         return;

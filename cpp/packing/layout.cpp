@@ -25,7 +25,17 @@ struct Group {
 class Groups {
   public:
     Groups(std::span<const std::int64_t> tokens, std::int64_t max_sequences)
-        : tokens_(tokens), max_sequences_(max_sequences), waiting_(tokens.size(), none) {}
+        : tokens_(tokens), max_sequences_(max_sequences), waiting_(tokens.size(), none) {
+        const std::int64_t largest = tokens.empty() ? 0 : tokens.front();
+        if (largest / table_ratio < std::ssize(tokens)) {
+            largest_fitting_.resize(static_cast<std::size_t>(largest) + 1, tokens.size());
+            for (std::size_t size = tokens.size(); size-- > 0;) {
+                const std::int64_t end = size == 0 ? largest + 1 : tokens[size - 1];
+                std::fill(largest_fitting_.begin() + tokens[size], largest_fitting_.begin() + end,
+                          size);
+            }
+        }
+    }
 
     // Opens the groups that wait for this size.
     void advance_to(std::size_t size) {
@@ -50,9 +60,7 @@ class Groups {
         if (group.num_sequences == max_sequences_) {
             return;
         }
-        const std::span<const std::int64_t> rest = tokens_.subspan(size_);
-        const auto fits = std::ranges::lower_bound(rest, group.free_tokens, std::greater{});
-        const std::size_t size = size_ + static_cast<std::size_t>(fits - rest.begin());
+        const std::size_t size = next_fitting(group.free_tokens);
         if (size == tokens_.size()) {
             return;
         }
@@ -74,6 +82,19 @@ class Groups {
         std::size_t node;
     };
     static constexpr std::size_t none = static_cast<std::size_t>(-1);
+    static constexpr std::int64_t table_ratio = 16;
+
+    // Returns the first size, from the current one on, of at most this many tokens.
+    std::size_t next_fitting(std::int64_t free_tokens) const {
+        if (!largest_fitting_.empty()) {
+            const auto last = static_cast<std::int64_t>(largest_fitting_.size()) - 1;
+            const std::int64_t tokens = std::min(free_tokens, last);
+            return std::max(size_, largest_fitting_[static_cast<std::size_t>(tokens)]);
+        }
+        const std::span<const std::int64_t> rest = tokens_.subspan(size_);
+        const auto fits = std::ranges::lower_bound(rest, free_tokens, std::greater{});
+        return size_ + static_cast<std::size_t>(fits - rest.begin());
+    }
 
     std::size_t make_node(const Group& group) {
         if (free_nodes_.empty()) {
@@ -93,6 +114,9 @@ class Groups {
 
     std::span<const std::int64_t> tokens_;
     std::int64_t max_sequences_;
+    // The first size of at most each number of tokens, if the table is small relative to the sizes:
+    // a look-up is faster than a binary search.
+    std::vector<std::size_t> largest_fitting_;
     std::size_t size_ = 0;
     std::vector<std::size_t> waiting_;  // the head of a linked list per size
     std::vector<Node> nodes_;
@@ -115,6 +139,9 @@ void first_fit(Layout& layout, std::span<const std::int64_t> sequences, Groups& 
     const std::vector<std::int64_t>& sizes = layout.counts.tokens;
     const std::int64_t budget = layout.limits().max_tokens_per_batch;
     const std::int64_t max_sequences = layout.limits().max_sequences_per_batch;
+    // Most sizes have one or a few runs.
+    layout.runs.reserve(2 * sizes.size());
+    layout.first_run.reserve(sizes.size() + 1);
     for (std::size_t size = 0; size < sizes.size(); ++size) {
         const std::int64_t tokens = sizes[size];
         const std::int64_t count = sequences[size];

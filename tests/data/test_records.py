@@ -389,8 +389,9 @@ def test_records_that_empty_the_list_while_it_is_read(num_plain: int) -> None:
     assert records == []
 
 
+@pytest.mark.parametrize("is_last", [False, True])
 @pytest.mark.parametrize("key", ["truncated", "sequence", "id"])
-def test_records_that_change_others_while_they_are_truncated(key: str) -> None:
+def test_records_that_change_others_while_they_are_truncated(key: str, is_last: bool) -> None:
     records: list[Any] = make_records(60)
     others = records[1:20] + records[21:59]
 
@@ -400,7 +401,8 @@ def test_records_that_change_others_while_they_are_truncated(key: str) -> None:
 
     for row in (0, 20, 59):
         odd: dict[Any, Any] = {Meddler(key, meddle): 1}
-        records[row] = {**odd, **make_records(1)[0]}
+        record = make_records(1)[0]
+        records[row] = {**record, **odd} if is_last else {**odd, **record}
     with contextlib.suppress(ValueError):
         GreedyPacker(100, 5).pack_sequences(records)
 

@@ -100,16 +100,18 @@ def test_few_sequences_by_the_solver_alone(case: tuple[GreedyPacker, list[int]])
     check(packer, counts, column_generation.ColumnGeneration(counts).improve(first_fit))
 
 
-@given(small_cases(), st.integers(1, 6), st.integers(1, 40), st.sampled_from([1, 100, 2000]))
+@given(small_cases(), st.integers(1, 4), st.integers(1, 12))
 def test_few_sequences_with_joint_sizes(
-    case: tuple[GreedyPacker, list[int]], sizes: int, budget: int, steps: int
+    case: tuple[GreedyPacker, list[int]], sizes: int, unit: int
 ) -> None:
     packer, lengths = case
     counts = packer.count(lengths).core
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(column_generation, "MAX_COARSE_STEPS", steps)
-        patch.setattr(column_generation, "MAX_COARSE_SIZES", sizes)
-        patch.setattr(column_generation, "MAX_COARSE_BUDGET", budget)
+        patch.setattr(
+            column_generation,
+            "coarsen",
+            lambda counts, round_down: kernel.coarsen(counts, unit, sizes, round_down),
+        )
         # No layout is good enough.
         patch.setattr(column_generation, "SMALL_GAP", -1.0)
         check(packer, counts, column_generation.pack_coarsely(kernel.first_fit_decreasing(counts)))

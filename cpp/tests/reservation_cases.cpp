@@ -157,7 +157,7 @@ CoarseCounts check_coarse(const Case& at, const TokenCounts& counts, std::int64_
         fail(at, "the limits of joint sizes are wrong");
     }
     if (joint.sequences.size() != number || first.size() != number + 1 || first.front() != 0 ||
-        first.back() != counts.tokens.size() || number > max_sizes ||
+        first.back() != counts.tokens.size() || number > 3 * max_sizes + 1 ||
         (max_sizes >= counts.tokens.size() && unit == 1 && joint.tokens != counts.tokens)) {
         fail(at, "the number of joint sizes is wrong");
     }
@@ -208,7 +208,7 @@ void check_refined(const Case& at, const TokenCounts& counts, std::mt19937_64& r
         }
     }
     for (std::int64_t& number : numbers) {
-        number += static_cast<std::int64_t>(random() % 4) - 2;
+        number = std::max<std::int64_t>(1, number + static_cast<std::int64_t>(random() % 4) - 2);
     }
     const Refined refined = refine(counts, coarse.first_size, patterns, numbers);
     const Refined expected = refine_naively(counts, coarse.first_size, patterns, numbers);

@@ -24,6 +24,7 @@
 #include "packing/layout.hpp"
 #include "packing/placement.hpp"
 #include "packing/pricing.hpp"
+#include "packing/reservation.hpp"
 #include "tests/cases.hpp"
 
 namespace {
@@ -185,6 +186,19 @@ void check_stages(int num_threads) {
                   [&] { return price_patterns(counts, values, 0, 3).patterns; });
         const std::vector<Fill> fills(3, Fill{at.limits.max_tokens_per_batch / 2, 1});
         fail_each("place", none, [&] { return place(fills, counts.tokens, at.limits); });
+        fail_each("patterns_with_reservation", none,
+                  [&] { return patterns_with_reservation(counts); });
+        const CoarseCounts coarse = coarsen(counts, 3, 5, Rounding::nearest);
+        fail_each("coarsen", none, [&] {
+            CoarseCounts again = coarsen(counts, 3, 5, Rounding::nearest);
+            return std::pair(std::move(again.counts), std::move(again.first_size));
+        });
+        const auto [guides, batches] = patterns_of(first_fit_decreasing(coarse.counts));
+        fail_each("refine", none, [&] {
+            Refined refined = refine(counts, coarse.first_size, guides, batches);
+            return std::tuple(std::move(refined.patterns), std::move(refined.num_batches),
+                              std::move(refined.remaining));
+        });
         const TokenCounts open = with_limits(counts, {60, 40, 2});
         fail_each("price_patterns, any number", none,
                   [&] { return price_patterns(open, values, 0, 3).patterns; });

@@ -314,6 +314,7 @@ void check(const Case& at, std::mt19937_64& random) {
     check_shuffled(at, layout, random);
     check_ids(at, layout, random);
     check_patterns(at, layout, random);
+    check_reservation(at, layout.counts, random);
     check_placement(at, random);
 }
 

@@ -56,6 +56,10 @@ void check_places(const Case& at, const Layout& layout, const std::vector<Rows>&
 // are those of the obvious algorithms. Patterns are random.
 void check_patterns(const Case& at, const Layout& layout, std::mt19937_64& random);
 
+// Stops the program unless patterns with reservation, joint sizes and the batches like theirs are
+// those of the obvious algorithms. Limits, joint sizes and patterns are random.
+void check_reservation(const Case& at, const TokenCounts& counts, std::mt19937_64& random);
+
 // Stops the program unless sequences are placed in open batches as the obvious algorithm places
 // them. Open batches and the order of sequences are random.
 void check_placement(const Case& at, std::mt19937_64& random);

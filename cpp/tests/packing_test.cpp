@@ -256,6 +256,7 @@ int main(int argc, char** argv) {
     check_overflow();
     check_forgeries();
     check_bad_patterns();
+    check_bad_coarse_patterns();
     check_bad_placement();
     check_shuffle();
     check_threads();

@@ -2,6 +2,8 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
+#include <numeric>
 #include <span>
 #include <stdexcept>
 #include <utility>
@@ -13,6 +15,7 @@
 #include "packing/layout.hpp"
 #include "packing/placement.hpp"
 #include "packing/pricing.hpp"
+#include "packing/reservation.hpp"
 
 namespace packing {
 
@@ -332,6 +335,57 @@ void check_bad_patterns() {
     if (lower_bound(three) != 2 || lower_bound(with_bound(three, 3)) != 3) {
         fail({}, "a layout does not have the bound that it was given");
     }
+}
+
+void check_bad_coarse_patterns() {
+    const std::vector<std::int32_t> lengths{6, 4, 4};
+    const TokenCounts counts =
+        count(std::span<const std::int32_t>(lengths), Limits{10, 10, 0, 2}, 1);
+    for (const auto& [unit, max_sizes] :
+         {std::pair<std::int64_t, std::size_t>{0, 1}, {-1, 1}, {11, 1}, {1, 0}}) {
+        expect_error<std::invalid_argument>(
+            "is out of range", [&] { coarsen(counts, unit, max_sizes, Rounding::down); });
+    }
+    const auto expect = [&](const std::vector<std::size_t>& first_size,
+                            const std::vector<Pattern>& patterns, const Rows& num_batches) {
+        expect_error<std::invalid_argument>("the coarse patterns are invalid", [&] {
+            refine(counts, first_size, patterns, num_batches);
+        });
+    };
+    expect({}, {}, {});
+    for (const std::vector<std::size_t>& wrong :
+         {std::vector<std::size_t>{0}, {1, 2}, {0, 1}, {0, 3}, {0, 2, 1, 2}}) {
+        expect(wrong, {}, {});
+    }
+    expect({0, 2}, {{{0, 1}}}, {});
+    expect({0, 2}, {{{0, 1}}}, {0});
+    expect({0, 2}, {{{0, 0}}}, {1});
+    expect({0, 2}, {{{1, 1}}}, {1});
+    expect({0, 1, 2}, {{{1, 1}, {0, 1}}}, {1});
+    expect({0, 1, 2}, {{{1, 1}, {1, 1}}}, {1});
+    // Both sizes are joined: 6 and 4, then 4 in a batch that has room for two.
+    const Refined refined = refine(counts, std::vector<std::size_t>{0, 2},
+                                   std::vector<Pattern>{{{0, 3}}}, Rows{unlimited});
+    if (refined.patterns != std::vector<Pattern>{{{0, 1}, {1, 1}}, {{1, 1}}} ||
+        refined.num_batches != Rows{1, 1} || refined.remaining != Rows{0, 0}) {
+        fail({}, "patterns of joint sizes are filled wrongly");
+    }
+    // Sums and numbers close to the largest.
+    const std::int64_t huge = std::int64_t{1} << 61;
+    TokenCounts many;
+    many.limits = {10, 10, 0, 3};
+    many.tokens = {4, 1, 0};
+    many.sequences = {huge / 4, huge, huge};
+    TokenCounts few = many;
+    few.sequences = {1, 4, 4};
+    const auto [patterns, numbers] = patterns_of(patterns_with_reservation(many));
+    const auto [few_patterns, few_numbers] = patterns_of(patterns_with_reservation(few));
+    if (std::reduce(numbers.begin(), numbers.end()) !=
+        huge / 4 * std::reduce(few_numbers.begin(), few_numbers.end())) {
+        fail({}, "many sequences with reservation need another number of batches than few");
+    }
+    many.sequences[0] = std::numeric_limits<std::int64_t>::max() / 4;
+    expect_error<std::overflow_error>("number of tokens", [&] { patterns_with_reservation(many); });
 }
 
 void check_bad_placement() {

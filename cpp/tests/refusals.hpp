@@ -32,6 +32,8 @@ void check_forgeries();
 
 void check_bad_patterns();
 
+void check_bad_coarse_patterns();
+
 void check_bad_placement();
 
 }  // namespace packing

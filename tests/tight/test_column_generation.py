@@ -16,7 +16,7 @@ from strategies import Case, cases
 
 from virnucpro import kernel
 from virnucpro.data import GreedyPacker, Layout
-from virnucpro.kernel import column_generation
+from virnucpro.kernel import column_generation, restricted_master
 from virnucpro.kernel.limits import Limits
 
 
@@ -171,29 +171,37 @@ def test_trillions_and_threads() -> None:
     assert packer.lay_out(counts) == layout
 
 
-def test_large_problems_are_left_to_other_methods(caplog: pytest.LogCaptureFixture) -> None:
+def test_large_problems_are_packed_with_joint_sizes() -> None:
     lengths = np.random.default_rng(0).integers(300_000, 600_000, 300)
     packer = GreedyPacker(2**20, 2**20, special_tokens=0)
     first_fit = packer.pack_lengths(lengths)
     plan = tight(packer).pack_lengths(lengths)
     check_plan(plan, lengths.tolist(), packer)
-    assert first_fit.lower_bound == plan.lower_bound < len(plan) < len(first_fit)
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert "are too many for column generation" in record.message
-    batches = f"in {len(plan)} batches, at least {plan.lower_bound} are needed"
-    assert f"(at most 4,096 and 134,217,728): packed without, {batches}" in record.message
+    assert first_fit.lower_bound < plan.lower_bound <= len(plan) < len(first_fit)
+    assert len(plan) <= 1.01 * plan.lower_bound
 
 
-def test_budget_beyond_all_steps(caplog: pytest.LogCaptureFixture) -> None:
+def test_budget_beyond_all_steps() -> None:
     size = 2**58
     packer = GreedyPacker(10 * size, 10 * size, special_tokens=0)
-    # Three of these never share a batch.
+    # Three of these never share a batch, which the bound by tokens does not tell.
     lengths = [7 * size // 2 + extra for extra in range(5)]
     first_fit = packer.pack_lengths(lengths)
     assert first_fit.lower_bound < len(first_fit)
-    assert tight(packer).pack_lengths(lengths) == first_fit
-    assert "are too many for column generation" in caplog.records[0].message
+    plan = tight(packer).pack_lengths(lengths)
+    check_plan(plan, lengths, packer)
+    assert plan.lower_bound == len(plan) == len(first_fit) == 3
+
+
+@pytest.mark.parametrize("budget", [4097, 5000, 2**16 - 1, 2**20 + 2**19])
+def test_budget_that_is_no_multiple_of_the_unit(budget: int) -> None:
+    """The largest sizes are rounded up to no more than the budget."""
+    lengths = [budget, budget - 1, *range(budget // 3, budget // 3 + 20)]
+    packer = GreedyPacker(budget, budget, special_tokens=0)
+    counts = packer.count(lengths).core
+    first_fit = kernel.first_fit_decreasing(counts)
+    layout = column_generation.pack_coarsely(first_fit)
+    assert layout.proven_bound <= layout.num_batches <= first_fit.num_batches
 
 
 def test_counts_beyond_the_solver_s_tolerance() -> None:
@@ -219,7 +227,8 @@ def test_odd_arguments_of_the_kernel() -> None:
 
 @pytest.mark.parametrize("limit", ["MAX_TOTAL_STEPS", "MAX_TOTAL_PIVOTS", "MAX_ROUNDS"])
 def test_work_is_limited(limit: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(column_generation, limit, 1)
+    module = restricted_master if limit == "MAX_TOTAL_PIVOTS" else column_generation
+    monkeypatch.setattr(module, limit, 1)
     lengths = triplets(501, 1)
     packer = GreedyPacker(1000, 1000, special_tokens=0)
     first_fit = packer.pack_lengths(lengths)

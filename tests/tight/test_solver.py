@@ -91,3 +91,33 @@ def test_another_use_of_the_solver_may_have_more_threads() -> None:
         highspy.Highs.resetGlobalScheduler(True)
     assert plan == alone
     assert len(plan) == 20
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        "2**62, 2**62, special_tokens=0, max_sequences_per_batch=2**31 - 1",
+        "100, special_tokens=0, max_sequences_per_batch=2**31 - 1",
+        "100, special_tokens=0, max_sequences_per_batch=2**20",
+    ],
+)
+def test_memory_is_bounded_under_high_limits(parameters: str) -> None:
+    code = (
+        "import resource, numpy as np\n"
+        "from virnucpro.data import GreedyPacker\n"
+        f"packer = GreedyPacker({parameters}, method='tight')\n"
+        "lengths = np.append(np.zeros(3_000_000, np.int8), np.repeat([34, 35], 50))\n"
+        "counts = packer.count(lengths)\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "layout = packer.lay_out(counts)\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "print(layout.lower_bound, layout.num_batches)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    kilobytes, bound, batches = map(int, result.stdout.split())
+    assert kilobytes < 400_000
+    assert 1 <= bound <= batches <= 50

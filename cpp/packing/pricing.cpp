@@ -41,8 +41,7 @@ std::int64_t binding_limit(const TokenCounts& counts) {
     const std::int64_t num_free = is_free ? counts.sequences.back() : 0;
     const std::size_t num_sizes = counts.tokens.size() - (is_free ? 1 : 0);
     const std::int64_t most = num_sizes == 0 ? 0 : budget / counts.tokens[num_sizes - 1];
-    const std::int64_t largest_batch =
-        num_free + std::min(most, counts.num_sequences() - num_free);
+    const std::int64_t largest_batch = num_free + std::min(most, counts.num_sequences() - num_free);
     return largest_batch <= max_sequences ? 0 : max_sequences;
 }
 
@@ -97,8 +96,7 @@ class Table {
     // Whether a batch of a state has room for a piece.
     bool has_room(const Piece& piece, std::size_t state) const {
         return piece.tokens <= state % width_ &&
-               (last_row_ == 0 ||
-                static_cast<std::size_t>(piece.sequences) <= state / width_);
+               (last_row_ == 0 || static_cast<std::size_t>(piece.sequences) <= state / width_);
     }
 
     // Returns the state without a piece, of a batch that has room for it.

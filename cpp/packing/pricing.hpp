@@ -10,7 +10,8 @@
 namespace packing {
 
 // Returns the number of steps to find the best batch: states of the table times pieces. Finding all
-// patterns takes up to four times as many. Throws std::overflow_error if it does not fit in 64 bits.
+// patterns takes up to four times as many. Throws std::overflow_error if it does not fit in 64
+// bits.
 std::int64_t pricing_steps(const TokenCounts& counts);
 
 struct Pricing {

@@ -41,8 +41,8 @@ class Remaining {
 
     // Returns the largest size from `first` on, of at most this many tokens.
     std::size_t at_most(std::int64_t most, std::size_t first) {
-        const auto found = std::ranges::lower_bound(std::span(tokens_).subspan(first), most,
-                                                    std::greater{});
+        const auto found =
+            std::ranges::lower_bound(std::span(tokens_).subspan(first), most, std::greater{});
         return find(smaller_, static_cast<std::size_t>(found - tokens_.begin()));
     }
 
@@ -284,11 +284,10 @@ CoarseCounts coarsen(const TokenCounts& counts, std::int64_t unit, std::size_t m
         }
         const std::int64_t mean = tokens / sequences;
         // The budget may be no multiple of the unit.
-        const std::int64_t rounded =
-            std::min(coarse.counts.limits.max_tokens_per_batch,
-                     rounding == Rounding::down
-                         ? counts.tokens[last - 1] / unit
-                         : mean / unit + (mean % unit >= unit - unit / 2 ? 1 : 0));
+        const std::int64_t rounded = std::min(
+            coarse.counts.limits.max_tokens_per_batch,
+            rounding == Rounding::down ? counts.tokens[last - 1] / unit
+                                       : mean / unit + (mean % unit >= unit - unit / 2 ? 1 : 0));
         if (joint.empty() || joint.back() != rounded) {
             joint.push_back(rounded);
             coarse.counts.sequences.push_back(0);
@@ -309,9 +308,8 @@ Refined refine(const TokenCounts& counts, std::span<const std::size_t> first_siz
             throw std::invalid_argument("the coarse patterns are invalid");
         }
     };
-    require(!first_size.empty() && first_size.front() == 0 &&
-            std::ranges::is_sorted(first_size) && first_size.back() == counts.tokens.size() &&
-            patterns.size() == num_batches.size());
+    require(!first_size.empty() && first_size.front() == 0 && std::ranges::is_sorted(first_size) &&
+            first_size.back() == counts.tokens.size() && patterns.size() == num_batches.size());
     Remaining remaining(counts);
     Batches batches;
     std::vector<CoarsePart> parts;

@@ -17,9 +17,10 @@ inline constexpr std::int64_t max_parts_of_patterns = std::int64_t{1} << 24;
 // A batch has as many slots as the remaining sequences need on average, at most the limit. Each
 // slot, in turn, takes the largest size that leaves room for the smallest sequences in the slots
 // after it; tokens that are then free take more sequences, up to the limit. This pattern is used as
-// often as the counts allow, and the next one is made from the sequences that remain. After `max_parts` sizes in all patterns, the remaining sequences are packed
-// by first fit. Throws std::invalid_argument if the counts are inconsistent, std::overflow_error if
-// the number of tokens does not fit in 64 bits.
+// often as the counts allow, and the next one is made from the sequences that remain. After
+// `max_parts` sizes in all patterns, the remaining sequences are packed by first fit. Throws
+// std::invalid_argument if the counts are inconsistent, std::overflow_error if the number of tokens
+// does not fit in 64 bits.
 //
 // Cost: O(sizes * log(sequences)) patterns, and for each the sizes that fill its slots, times
 // log(sizes) and log(sequences).

@@ -149,8 +149,8 @@ class Counter(Parameters):
         if not isinstance(counts, TokenCounts):
             raise TypeError(f"counts must be TokenCounts (got {type(counts).__name__})")
         limits = self.limits
-        core = counts.core if counts.limits is limits else counts.core.with_limits(limits)
-        core = lay_out(core, self.method)
+        of_limits = counts.core if counts.limits is limits else counts.core.with_limits(limits)
+        core = lay_out(of_limits, self.method)
         self._warn_of_limit(core, limits)
         return Layout(core, limits, self.num_threads)
 

@@ -9,8 +9,10 @@ from virnucpro.extras import needing
 
 
 def lay_out(counts: kernel.TokenCounts, method: str) -> kernel.Layout:
-    """Return the layout by First-Fit Decreasing ("ffd") or by patterns with reservation and column
-    generation ("tight")."""
+    """Return the layout by First-Fit Decreasing ("ffd"), or by column generation ("tight").
+
+    The latter starts with patterns with reservation.
+    """
     if method == "tight":
         layout: kernel.Layout = column_generation().lay_out(counts)
         return layout

@@ -271,7 +271,7 @@ class GreedyPacker(Counter):
             OverflowError: The number of tokens or of truncated residues does not fit in 64 bits.
 
         Cost: O(n), and O(n log n) with IDs, which are compared only between equal sizes. With
-        groups also O(n log n), and about 50 us per group.
+        groups also O(n log n), and about 50 us per group, or seconds with method="tight".
 
         Example:
             >>> plan = GreedyPacker(100).pack_lengths([30, 60, 60], ids=["x", "z", "y"])

@@ -9,6 +9,7 @@ import highspy
 import numpy as np
 import pytest
 from hypothesis import given
+from instances import triplets
 from proteins import random_lengths, short_lengths, times
 from reference import check_plan
 from strategies import Case, cases
@@ -64,10 +65,12 @@ def test_proposed_limit(budget: int, overlong: str, caplog: pytest.LogCaptureFix
     assert limited.max_sequences <= limit
 
 
-def test_the_same_layout_each_time() -> None:
-    packer = GreedyPacker(2**16, 2**16, max_sequences_per_batch=13, method="tight")
-    counts = packer.count(short_lengths(20000))
-    layout = packer.lay_out(counts)
+def test_the_same_layout_each_time(caplog: pytest.LogCaptureFixture) -> None:
+    packer = GreedyPacker(1000, 1000, special_tokens=0, max_sequences_per_batch=3, method="tight")
+    counts = packer.count(triplets(120, 1))
+    with caplog.at_level(logging.INFO):
+        layout = packer.lay_out(counts)
+    assert "lower bound 40" in caplog.text
     assert packer.lay_out(counts) == layout
     highspy.Highs.resetGlobalScheduler(True)
     try:

@@ -29,7 +29,6 @@ sizes.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import math
 import operator
@@ -38,7 +37,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro import kernel
-from virnucpro.kernel.restricted_master import MAX_COLUMNS, Pattern, RestrictedMaster
+from virnucpro.kernel.patterns import Batches, Pattern, fewest, split_patterns
+from virnucpro.kernel.restricted_master import MAX_COLUMNS, RestrictedMaster
 
 logger = logging.getLogger(__name__)
 
@@ -134,53 +134,6 @@ def log_progress(
         f"{bound:,}",
         "" if remaining is None else f"; {remaining.sum():,} sequences remaining",
     )
-
-
-# Concatenated patterns: the start of each, sizes, and the number of sequences of each size.
-Patterns = tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]
-
-
-class Batches:
-    """Patterns with a number of batches of each."""
-
-    def __init__(self, counts: kernel.TokenCounts) -> None:
-        self.counts = counts
-        self.parts: list[tuple[Patterns, NDArray[np.int64]]] = []
-
-    def add(
-        self, patterns: Patterns, sizes: NDArray[np.int64], num_batches: NDArray[np.int64]
-    ) -> None:
-        """Add patterns, whose sizes are those at these indices of the counts."""
-        offsets, indices, sequences = patterns
-        self.parts.append(((offsets, sizes[indices], sequences), num_batches))
-
-    def complete(self, remaining: NDArray[np.int64]) -> kernel.Layout:
-        """Return a layout with these batches and the remaining sequences.
-
-        Those are packed beside the others by first fit, or by themselves with reservation.
-        """
-        beside = self.layout(self.parts)
-        of_remaining = kernel.subset(self.counts, remaining)
-        alone = kernel.patterns_with_reservation(of_remaining)
-        (offsets, indices, sequences), numbers = kernel.patterns_of(alone)
-        last = (offsets, np.flatnonzero(remaining)[indices], sequences), numbers
-        return fewest(beside, self.layout([*self.parts, last]))
-
-    def layout(self, parts: list[tuple[Patterns, NDArray[np.int64]]]) -> kernel.Layout:
-        """Return a layout with these batches; first fit adds the remaining sequences."""
-        lengths = [np.diff(offsets) for (offsets, _, _), _ in parts]
-        return kernel.layout_from_patterns(
-            self.counts,
-            np.append(0, np.cumsum(np.concatenate(lengths))),
-            np.concatenate([sizes for (_, sizes, _), _ in parts]),
-            np.concatenate([sequences for (_, _, sequences), _ in parts]),
-            np.concatenate([numbers for _, numbers in parts]),
-        )
-
-
-def fewest(*layouts: kernel.Layout) -> kernel.Layout:
-    """Return the first layout with the fewest batches."""
-    return min(layouts, key=operator.attrgetter("num_batches"))
 
 
 def count_steps(counts: kernel.TokenCounts) -> int:
@@ -442,12 +395,3 @@ def scale_duals(
     largest = float(per_token.max()) * counts.max_tokens_per_batch
     scale = 2 ** (51 - max(0, math.frexp(largest)[1]))
     return np.floor(duals * scale).astype(np.int64), scale
-
-
-def split_patterns(
-    arrays: tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]], sizes: NDArray[np.int64]
-) -> list[Pattern]:
-    """Split concatenated patterns, and look up their sizes in `sizes`."""
-    offsets, indices, sequences = arrays
-    ranges = itertools.pairwise(offsets.tolist())
-    return [(sizes[indices[begin:end]], sequences[begin:end]) for begin, end in ranges]

@@ -6,15 +6,14 @@ import highspy
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.kernel.patterns import Pattern
+
 # Limit on simplex iterations times rows, which corresponds to about ten seconds.
 MAX_TOTAL_PIVOTS = 2**27
 # Limits on an integer program: patterns, and nodes of the branch-and-bound tree, of which the
 # first may take seconds.
 MAX_COLUMNS = 1500
 MAX_NODES = 100
-
-# Sizes, as indices into the counts, and the number of sequences of each.
-Pattern = tuple[NDArray[np.int64], NDArray[np.int64]]
 
 
 class RestrictedMaster(highspy.Highs):

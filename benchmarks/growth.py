@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,8 @@ def by_sizes(path: Path, num: int = 10_000_000) -> str:
     """Plot seconds for increasing numbers of distinct sizes; return a Markdown table."""
     random = np.random.default_rng(0)
     numbers = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
-    seconds: dict[str, list[float]] = {"pack_lengths": [], "the layout alone": []}
+    reserving = "the layout with reservation, at most 64 per batch"
+    seconds: dict[str, list[float]] = {"pack_lengths": [], "the layout alone": [], reserving: []}
     runs = []
     for number in numbers:
         lengths = random.integers(1, number + 1, num).astype(np.int32)
@@ -81,6 +83,10 @@ def by_sizes(path: Path, num: int = 10_000_000) -> str:
         seconds["pack_lengths"].append(median(lambda: packer.pack_lengths(lengths), 3))  # noqa: B023
         seconds["the layout alone"].append(
             median(lambda: kernel.first_fit_decreasing(counts), 3)  # noqa: B023
+        )
+        limited = counts.with_limits(replace(packer.limits, max_sequences_per_batch=64))
+        seconds[reserving].append(
+            median(lambda: kernel.patterns_with_reservation(limited), 1)  # noqa: B023
         )
         console.print(f"{number:,} sizes: {seconds['pack_lengths'][-1]:.3f} s, {runs[-1]:,} runs")
     figure, axes = plt.subplots(figsize=(7, 4))
@@ -97,11 +103,39 @@ def by_sizes(path: Path, num: int = 10_000_000) -> str:
     )
     save(path, figure, axes)
     lines = [
-        "| distinct sizes | runs | layout, ms | `pack_lengths`, ms |",
-        "| ---: | ---: | ---: | ---: |",
+        "| distinct sizes | runs | layout, ms | `pack_lengths`, ms | layout with reservation, ms |",
+        "| ---: | ---: | ---: | ---: | ---: |",
     ]
-    for number, run, layout, packed in zip(
-        numbers, runs, seconds["the layout alone"], seconds["pack_lengths"], strict=True
+    for number, run, packed, layout, reserved in zip(numbers, runs, *seconds.values(), strict=True):
+        lines.append(
+            f"| {number:,} | {run:,} | {layout * 1e3:.1f} | {packed * 1e3:.1f} | "
+            f"{reserved * 1e3:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def by_limits() -> str:
+    """Return a Markdown table of milliseconds for increasing limits on sequences."""
+    lines = [
+        "| sequences | sizes | limit on sequences | FFD, ms | with reservation, ms |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for name, packer, lengths in (
+        ("10 million proteins, budget 65,536", GreedyPacker(65_536), log_normal(10_000_000)),
+        (
+            "1 million documents, budget 131,072",
+            GreedyPacker(131_072, 131_072, special_tokens=0),
+            log_normal(1_000_000, 8, 1.3),
+        ),
     ):
-        lines.append(f"| {number:,} | {run:,} | {layout * 1e3:.1f} | {packed * 1e3:.1f} |")
+        counts = packer.count_silently(lengths).core
+        for limit in (4, 16, 64, 256, 1024, 4096):
+            limited = counts.with_limits(replace(packer.limits, max_sequences_per_batch=limit))
+            first_fit = median(lambda: kernel.first_fit_decreasing(limited), 3)  # noqa: B023
+            reserved = median(lambda: kernel.patterns_with_reservation(limited), 3)  # noqa: B023
+            lines.append(
+                f"| {name} | {len(counts.tokens):,} | {limit:,} | {first_fit * 1e3:.1f} | "
+                f"{reserved * 1e3:.1f} |"
+            )
+            console.print(lines[-1])
     return "\n".join(lines)

@@ -144,6 +144,10 @@ def main(quick: bool = False, output: Path = ROOT / "docs" / "explanation") -> N
             "",
             "![Time by number of distinct sizes](growth-sizes.svg)",
             "",
+            "The layout alone, under limits on sequences:",
+            "",
+            growth.by_limits(),
+            "",
         ]
         plots = [
             "![Time per sequence by number of sequences](docs/explanation/growth-sequences.svg)",

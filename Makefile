@@ -117,7 +117,7 @@ bench-job: .venv/dev
 bench-cluster: .venv/dev
 	python benchmarks/cluster.py
 
-## bench-tight: compare method="tight" with First-Fit Decreasing (five minutes)
+## bench-tight: compare method="tight" with First-Fit Decreasing (two minutes)
 bench-tight: .venv/dev
 	python benchmarks/tight.py
 

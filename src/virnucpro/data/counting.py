@@ -11,6 +11,7 @@ from virnucpro import kernel
 from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.methods import lay_out
 from virnucpro.data.overlong import (
+    count_dropped,
     describe_overlong,
     find_dropped,
     warn_of_dropped,
@@ -91,8 +92,7 @@ class Counter(Parameters):
         lengths = check_lengths(lengths)
         counts = self.count_silently(lengths)
         warn_of_truncation(counts)
-        if "drop" in (self.overlong, self.empty):
-            warn_of_dropped(lengths, counts.limits.max_residues, self.overlong, self.empty)
+        self._warn_of_dropped(lengths, counts.limits.max_residues)
         return counts
 
     def count_silently(self, lengths: ArrayLike) -> TokenCounts:
@@ -101,7 +101,7 @@ class Counter(Parameters):
         if self.overlong == "split":
             raise ValueError("overlong='split' needs pack_lengths, pack_sequences or pack_files")
         limits = self.limits
-        self._check_overlong(lengths, limits)
+        self.check_overlong(lengths, limits)
         is_dropped = self._find_dropped(lengths, limits)
         kept = lengths if is_dropped is None else lengths[~is_dropped]
         return TokenCounts(kernel.count(kept, limits, check_threads(self.num_threads)), limits)
@@ -110,7 +110,13 @@ class Counter(Parameters):
         """Return whether each sequence is dropped; None if none is."""
         return find_dropped(lengths, limits.max_residues, self.overlong, self.empty)
 
-    def _check_overlong(self, lengths: NDArray[Any], limits: Limits) -> None:
+    def _warn_of_dropped(self, lengths: NDArray[Any], limit: int) -> None:
+        """Log the numbers of sequences that are dropped, if any."""
+        if "drop" in (self.overlong, self.empty):
+            dropped = count_dropped(lengths, limit, self.overlong, self.empty)
+            warn_of_dropped(dropped, len(lengths), limit)
+
+    def check_overlong(self, lengths: NDArray[Any], limits: Limits) -> None:
         """Raise ValueError if a length exceeds a limit and is neither truncated nor dropped."""
         self.check_documents(lengths)
         limit = limits.max_residues

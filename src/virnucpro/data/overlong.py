@@ -57,6 +57,33 @@ def split(lengths: NDArray[Any], max_residues: int, overlap: int) -> Fragments:
     return Fragments(rows, starts, np.minimum(starts + max_residues, lengths[rows]))
 
 
+class Split(NamedTuple):
+    """How much was split.
+
+    Attributes:
+        sequences: Sequences that are several fragments.
+        fragments: Their fragments.
+        residues_repeated: Residues that are in a fragment and in the one before it too.
+    """
+
+    sequences: int
+    fragments: int
+    residues_repeated: int
+
+
+NO_SPLIT = Split(0, 0, 0)
+
+
+def count_split(fragments: Fragments | None) -> Split:
+    """Return how much was split."""
+    if fragments is None:
+        return NO_SPLIT
+    times = np.bincount(fragments.rows)
+    follows = fragments.rows[1:] == fragments.rows[:-1]
+    repeated = (fragments.stops[:-1] - fragments.starts[1:])[follows].sum()
+    return Split(int((times > 1).sum()), int(times[times > 1].sum()), int(repeated))
+
+
 class Chosen(NamedTuple):
     """The sequences to pack.
 
@@ -99,7 +126,6 @@ def choose(
     check_not_negative(lengths)
     rows, dropped, fragments = np.arange(len(lengths)), None, None
     if is_dropped is not None:
-        warn_of_dropped(lengths, limit, overlong, empty)
         rows, dropped = np.flatnonzero(~is_dropped), np.flatnonzero(is_dropped)
     packed = lengths[rows]
     if is_split:
@@ -191,20 +217,38 @@ def warn_of_truncation(counts: TokenCounts) -> None:
         )
 
 
-def warn_of_dropped(lengths: NDArray[Any], limit: int, overlong: str, empty: str) -> None:
+class Dropped(NamedTuple):
+    """The numbers of sequences that are dropped.
+
+    Attributes:
+        overlong: Sequences dropped because they are too long.
+        residues: Their residues.
+        empty: Sequences dropped because they have no residues.
+    """
+
+    overlong: int
+    residues: int
+    empty: int
+
+
+def count_dropped(lengths: NDArray[Any], limit: int, overlong: str, empty: str) -> Dropped:
+    """Return the numbers of sequences that are dropped."""
+    dropped = lengths[lengths > limit] if overlong == "drop" else lengths[:0]
+    num_empty = int(np.count_nonzero(lengths == 0)) if empty == "drop" else 0
+    return Dropped(len(dropped), int(dropped.sum(dtype=object)), num_empty)
+
+
+def warn_of_dropped(dropped: Dropped, num_sequences: int, limit: int) -> None:
     """Log the numbers of sequences dropped because they exceed the limit or are empty, if any."""
-    is_overlong = lengths > limit
-    number = np.count_nonzero(is_overlong)
-    if overlong == "drop" and number:
+    if dropped.overlong:
         logger.warning(
             "%s of %s sequences exceed max_length (%d), dropping: %s residues",
-            f"{number:,}",
-            f"{len(lengths):,}",
+            f"{dropped.overlong:,}",
+            f"{num_sequences:,}",
             limit,
-            f"{int(lengths[is_overlong].sum(dtype=object)):,}",
+            f"{dropped.residues:,}",
         )
-    num_empty = np.count_nonzero(lengths == 0)
-    if empty == "drop" and num_empty:
+    if dropped.empty:
         logger.warning(
-            "%s of %s sequences are empty, dropping", f"{num_empty:,}", f"{len(lengths):,}"
+            "%s of %s sequences are empty, dropping", f"{dropped.empty:,}", f"{num_sequences:,}"
         )

@@ -190,6 +190,7 @@ class GreedyPacker(Counter):
             name = f"Sequence {shown(records[np.argmax(lengths > limit)].get('id'))}"
             raise ValueError(describe_overlong(name, lengths, limit))
         chosen = choose(lengths, ids, limit, self.overlong, self.overlap, self.empty)
+        self._warn_of_dropped(lengths, limit)
         records = take_records(records, chosen, lengths, limit)
         layout = self.lay_out(TokenCounts(kernel.count(chosen.lengths, limits, threads), limits))
         places, offsets = kernel.list_rows(layout.core, chosen.lengths, chosen.ids, threads)
@@ -290,9 +291,10 @@ class GreedyPacker(Counter):
         order = None if ids is None else check_ids(ids, len(lengths))
         numbers = None if groups is None else number_groups(groups, len(lengths))
         limits, threads = self.limits, check_threads(self.num_threads)
-        self._check_overlong(lengths, limits)
+        self.check_overlong(lengths, limits)
         how = self.overlong, self.overlap, self.empty
         chosen = choose(lengths, order, limits.max_residues, *how)
+        self._warn_of_dropped(lengths, limits.max_residues)
         counts = TokenCounts(kernel.count(chosen.lengths, limits, threads), limits)
         warn_of_truncation(counts)
         if numbers is None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.data.groups import counts_of_groups
 from virnucpro.data.layout import Layout
-from virnucpro.data.overlong import EMPTY, OVERLONG, Fragments
+from virnucpro.data.overlong import EMPTY, NO_SPLIT, OVERLONG, Split, count_split
 from virnucpro.data.plan import PackingPlan
 from virnucpro.files.fasta import ReadOptions
 from virnucpro.files.sequences import InputFile, Sequences
@@ -177,23 +177,16 @@ def summarize(plan: PackingPlan) -> Summary:
         overlong=None,
         overlap=0,
         options=None,
-        totals=totals_of(plan, len(plan.dropped), plan.fragments),
+        totals=totals_of(plan, len(plan.dropped), count_split(plan.fragments)),
         inputs=[],
         empty=None,
     )
 
 
-def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None = None) -> Totals:
+def totals_of(layout: Layout, num_dropped: int = 0, split: Split = NO_SPLIT) -> Totals:
     """Return the totals that are known without the input."""
-    counts, num_rows = layout.core.counts, layout.num_sequences
-    num_split = num_fragments = repeated = 0
-    if fragments is not None:
-        times = np.bincount(fragments.rows)
-        num_rows = int(np.count_nonzero(times))
-        num_split, num_fragments = int((times > 1).sum()), int(times[times > 1].sum())
-        # Each fragment but the first of a sequence repeats what the one before it has too.
-        follows = fragments.rows[1:] == fragments.rows[:-1]
-        repeated = int((fragments.stops[:-1] - fragments.starts[1:])[follows].sum())
+    counts, repeated = layout.core.counts, split.residues_repeated
+    num_rows = layout.num_sequences - split.fragments + split.sequences
     # Rounded up, short sequences may have as many tokens as empty ones.
     size_of_empty, next_size = layout.limits.tokens(0), layout.limits.tokens(1)
     num_empty = int(counts.sequences[counts.tokens == size_of_empty].sum())
@@ -204,8 +197,8 @@ def totals_of(layout: Layout, num_dropped: int = 0, fragments: Fragments | None 
         packed=num_rows,
         dropped=num_dropped,
         truncated=layout.num_truncated,
-        split=num_split,
-        fragments=num_fragments,
+        split=split.sequences,
+        fragments=split.fragments,
         empty=num_empty if is_known else None,
         stops=None,
         lower_case=None,
@@ -232,7 +225,7 @@ def compute_totals(plan: PackingPlan, sequences: Sequences, duplicate_ids: int) 
     """Return the totals of a plan for sequences that were read."""
     lengths = sequences.lengths
     return replace(
-        totals_of(plan, len(plan.dropped), plan.fragments),
+        totals_of(plan, len(plan.dropped), count_split(plan.fragments)),
         **asdict(sequences.changes),
         empty=int((lengths == 0).sum()),
         duplicate_ids=duplicate_ids,

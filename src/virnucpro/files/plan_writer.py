@@ -118,7 +118,8 @@ def write_plan(
     options = {"use_dictionary": [name for name in DICTIONARIES if name in schema.names]}
     with pq.ParquetWriter(file, schema, write_page_checksum=True, **options) as writer:
         num_written = 0
-        for begin, end in split_batches(plan, has_residues=read_residues is not None):
+        budget, has_residues = plan.max_tokens_per_batch, read_residues is not None
+        for begin, end in split_batches(plan.offsets, budget, has_residues):
             group = make_table(plan, sequences, schema, begin, end, read_residues)
             writer.write_table(group, row_group_size=len(group))
             num_written += len(group)
@@ -193,12 +194,14 @@ def describe(
     return dict(zip(FROM_FILES, columns, strict=True))
 
 
-def split_batches(plan: PackingPlan, has_residues: bool) -> Iterator[tuple[int, int]]:
-    """Yield the range of batches, begin and end, of each row group."""
-    offsets, begin = plan.offsets, 0
+def split_batches(
+    offsets: NDArray[np.int64], max_tokens_per_batch: int, has_residues: bool
+) -> Iterator[tuple[int, int]]:
+    """Yield the range of batches, begin and end, of each row group, given the rows before each."""
+    num_batches, begin = len(offsets) - 1, 0
     # No batch has more tokens than the budget.
-    most = max(1, ROW_GROUP_TOKENS // plan.max_tokens_per_batch) if has_residues else len(plan)
-    while begin < len(plan):
+    most = max(1, ROW_GROUP_TOKENS // max_tokens_per_batch) if has_residues else num_batches
+    while begin < num_batches:
         end = int(np.searchsorted(offsets, offsets[begin] + ROW_GROUP_SIZE, side="right")) - 1
         end = min(max(end, begin + 1), begin + most)
         yield begin, end

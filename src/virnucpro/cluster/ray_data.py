@@ -1,51 +1,44 @@
-"""Packing of a Ray data set or of Parquet tables, as a whole, with tasks on its blocks."""
+"""Packing of a Ray data set as a whole, with tasks on its blocks."""
 
 from __future__ import annotations
 
-import itertools
 import logging
-from collections.abc import Iterable
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from itertools import repeat
-from os import PathLike, fsdecode
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 import ray.data
 
-from virnucpro.cluster.tables import (
-    hash_tables,
-    list_tables,
-    read_tables,
-    write_metadata,
-    write_parts,
+from virnucpro.cluster.blocks import (
+    Counted,
+    Job,
+    common_id_type,
+    count_block,
+    merge_counts,
+    warn_of_limits,
 )
-from virnucpro.cluster.tasks import (
-    ROW_COLUMN,
-    as_table,
-    execute,
-    map_blocks,
-    raise_causes,
-    single_threaded,
+from virnucpro.cluster.exchange import (
+    Exchange,
+    Group,
+    Start,
+    exchange_rows,
+    make_exchange,
+    read_group,
+    starts_of,
+    sums_before,
 )
+from virnucpro.cluster.tasks import execute, raise_causes, single_threaded, start
 from virnucpro.data.layout import Layout, TokenCounts
-from virnucpro.data.overlong import warn_of_truncation
 from virnucpro.data.packing import GreedyPacker
-from virnucpro.files.fasta import ReadChanges, ReadOptions
-from virnucpro.files.output import write_folder
-from virnucpro.files.plan_schema import make_schema
-from virnucpro.files.plan_summary import Summary, encode_summary, totals_of
-from virnucpro.files.tables import ids_of, lengths_of
-from virnucpro.kernel.arrow import check_array
-from virnucpro.text import quoted, shown
+from virnucpro.text import quoted
 
 logger = logging.getLogger(__name__)
 
-NEW_COLUMNS = ("batch", "slot", "tokens")
+# Maximum number of groups of blocks: the driver has the counts of each.
+MAX_GROUPS = 512
 
 
 def pack_dataset(
@@ -55,40 +48,50 @@ def pack_dataset(
     length_column: str = "length",
     order: str = "row",
     id_column: str = "id",
+    result: str = "rows",
 ) -> tuple[ray.data.Dataset, Layout]:
     """Pack a Ray data set as a whole; return it with the batch of each row, and the layout.
 
     The batches are exactly those that `packer` makes of all lengths as one array on one machine,
     for any blocks and any number of workers. One pass counts the blocks, the counts are added up
-    and laid out, and a second pass assigns batches block by block. Between the passes, a few
-    kilobytes per block are moved.
+    and laid out, and a second pass assigns batches block by block.
 
     Args:
         ds: The data set, one row per sequence. It is executed once. Its blocks and those of the
-            result are kept in the object store, which spills to disk.
+            result are kept in the object store, which spills to disk; `assigner` of a layout packs
+            data sets without keeping them.
         packer: The packer. Each task uses one thread.
         length_column: The column with the length of each sequence in residues, integers.
-        order: How equally long sequences are ordered: "row" by row, or "id" by ID, for which Ray
-            sorts all rows; rows with equal IDs keep their order.
+        order: How equally long sequences are ordered: "row" by row, or "id" by ID, then by row.
         id_column: The column with the IDs, all strings or all integers. Used only with order="id".
+        result: "rows" for one row per sequence, or "batches" for one row per batch, with a list in
+            each column.
 
     Returns:
-        The data set, in its own order or sorted by ID (order="id"), with the columns `batch` and
-        `slot`, the place within the batch (int32, or int64 from 2**31 sequences on), and `tokens`
-        (int64), including special tokens and padding; and the layout, with `num_batches`,
-        `efficiency`, `num_truncated` and others.
+        The data set and its layout, with `num_batches`, `efficiency`, `num_truncated` and others.
+        With result="rows", the data set has the columns `batch` and `slot`, the place within the
+        batch (int32, or int64 from 2**31 sequences on), and `tokens` (int64), including special
+        tokens and padding; it is in its own order, or with order="id" in order of batches and
+        slots, with whole batches in each block. With result="batches", the rows are in order of
+        batches: `batch` is the number of each, and all other columns, `tokens` among them, are
+        lists in order of slots. If the packer has overlong="split", there is one row or item per
+        fragment, with the positions `start` and `stop`. Rows that it drops are left out.
+
+    Logs one WARNING each with the numbers of sequences that are truncated and dropped.
 
     Raises:
-        ValueError: The packer has overlong="drop" or "split", or empty="drop"; there are no rows; a
-            column is missing, has nulls or has the name of a new column; or lengths are not
-            integers, negative, or too long with overlong="error". The message gives the number of
-            the first such block, from 0. Raised before the second pass.
+        ValueError: There are no rows; a column is missing, has nulls or has the
+            name of a new column; or lengths are not integers, negative, or too long with
+            overlong="error". The message gives the number of the first such block, from 0. Raised
+            before the second pass.
         TypeError: IDs are not all strings, all int64 or all uint64.
-        RuntimeError: Ray recomputed blocks, and their lengths changed.
+        RuntimeError: Ray recomputed blocks, and their lengths or IDs changed.
         OverflowError: The total number of tokens does not fit in 64 bits.
 
-    Cost: O(n) in tasks of one block each, plus Ray's sort with order="id". The driver needs
-    O(blocks * distinct sizes) memory. Ray reruns tasks of lost workers, with the same result.
+    Cost: O(n) in tasks of one block each; a few kilobytes per block are moved. With order="id" or
+    result="batches", rows are moved once more than needed for each of the two: in tasks of about
+    128 MiB, or a 512th of the data if that is more. The driver needs O(distinct sizes) memory for
+    each of at most 512 groups of blocks. Ray reruns tasks of lost workers, with the same result.
 
     Example:
         >>> import ray
@@ -99,251 +102,140 @@ def pack_dataset(
         2
         >>> packed.to_pandas()["batch"].tolist()
         [0, 0, 1]
+        >>> batches, _ = pack_dataset(ds, GreedyPacker(100), result="batches")
+        >>> [row["length"] for row in batches.take_all()]
+        [[60, 30], [60]]
     """
     if order not in ("row", "id"):
         raise ValueError(f"order must be 'row' or 'id' (got {quoted(order)})")
-    check_packer(packer)
-    ties = id_column if order == "id" else None
-    blocks, layout = pack_blocks(execute(ds), packer, length_column, ties)
-    return ray.data.from_arrow_refs(blocks), layout
-
-
-def pack_tables(
-    paths: str | PathLike[str] | Iterable[str | PathLike[str]],
-    output: str | PathLike[str],
-    packer: GreedyPacker,
-    *,
-    id_column: str = "id",
-    length_column: str = "length",
-) -> Summary:
-    """Pack Parquet tables of lengths as a whole; write the plan as a folder of Parquet files.
-
-    The plan is the one that `pack_files` makes of the same tables: equally long sequences are in
-    order of their IDs. `PackingPlan.load`, ``virnucpro verify`` and others read the folder. Its
-    files, in order of their names, have the rows in order of batches; `_common_metadata` has the
-    summary. The folder appears only when it is complete.
-
-    Args:
-        paths: Parquet files (`.parquet`) that all machines can read, or folders of them, in which
-            names that start with "." or "_" are ignored. Or a single path.
-        output: The folder to write, to which all machines can write.
-        packer: The packer. Each task uses one thread.
-        id_column: The column with the IDs, which are read as text.
-        length_column: The column with the length of each sequence in residues.
-
-    Returns:
-        The summary that the plan stores.
-
-    Raises:
-        FileExistsError: `output` already exists.
-        ValueError: A file is not a Parquet table with these columns or is given twice, or as for
-            `pack_dataset`.
-        OSError: A file cannot be read or written.
-
-    Cost: as for `pack_dataset` with order="id", plus another sort by Ray, by batch. The tables are
-    read twice, since they are hashed.
-    """
-    check_packer(packer)
-    output = Path(fsdecode(output)).absolute()
-    options = ReadOptions(id_column, length_column)
-    names = [paths] if isinstance(paths, (str, PathLike)) else list(paths)
-    tables = list_tables([fsdecode(name) for name in names], output, [id_column, length_column])
-    with write_folder(output) as folder, raise_causes():
-        hashed = hash_tables(tables)
-        logger.info("Reading %s files", f"{len(tables):,}")
-        blocks, layout = pack_blocks(
-            read_tables(tables, id_column, length_column), packer, "length", "id", keeps_rows=True
-        )
-        num_duplicates = count_duplicates(blocks)
-        logger.info("Sorting by batch")
-        blocks = execute(ray.data.from_arrow_refs(blocks).sort(["batch", "slot"]))
-        summary = Summary(
-            limits=packer.limits,
-            method=packer.method,
-            overlong=packer.overlong,
-            overlap=int(packer.overlap),
-            options=options,
-            totals=replace(
-                totals_of(layout), **asdict(ReadChanges()), duplicate_ids=num_duplicates
-            ),
-            inputs=ray.get(hashed),
-        )
-        logger.info("Writing")
-        schema = make_schema(layout.num_sequences >= 2**31, False, True, False)
-        write_parts(folder, blocks, schema, tables, packer.limits.max_residues)
-        write_metadata(folder, schema.with_metadata(encode_summary(summary, layout)))
-    if num_duplicates:
-        logger.warning("duplicate IDs: %s", f"{num_duplicates:,}")
-    return summary
-
-
-def check_packer(packer: GreedyPacker) -> None:
-    """Raise ValueError or TypeError unless blocks can be packed with a packer."""
+    if result not in ("rows", "batches"):
+        raise ValueError(f"result must be 'rows' or 'batches' (got {quoted(result)})")
+    if not isinstance(packer, GreedyPacker):
+        raise TypeError(f"packer must be a GreedyPacker (got {type(packer).__name__})")
     # Check the parameters, which may have been changed.
     _ = packer.limits
-    if packer.overlong in ("drop", "split"):
-        raise ValueError(
-            f"overlong={quoted(packer.overlong)} is not supported on Ray; use pack_files, or "
-            "'virnucpro pack' without --engine ray"
-        )
-    if packer.empty != "pack":
-        raise ValueError(
-            f"empty={quoted(packer.empty)} is not supported on Ray; use pack_files, or filter the "
-            "rows"
-        )
+    job = Job(single_threaded(packer), length_column, id_column if order == "id" else None)
+    logger.info("Counting")
+    groups = count_groups(execute(ds), job)
+    total = merge_counts(group.counted for group in groups)
+    id_type = None if order == "row" else common_id_type(total.kinds, id_column)
+    layout = lay_out(packer, total)
+    has_fragments = packer.overlong == "split"
+    exchange = make_exchange(job, single_threaded(layout), total, id_type, has_fragments)
+    if order == "row" and result == "rows":
+        logger.info("Assigning batches: %s", layout)
+        blocks = assign_groups(exchange, groups)
+    else:
+        logger.info("Ordering by batch: %s", layout)
+        finish = select_rows if result == "rows" else list_batches
+        num_ranges = len(exchange.batches) - 1
+        blocks, _ = exchange_rows(exchange, groups, finish, [job.new_columns] * num_ranges)
+    with raise_causes():
+        return ray.data.from_arrow_refs(blocks), layout
 
 
-def pack_blocks(
-    blocks: list[Any],
-    packer: GreedyPacker,
-    length_column: str,
-    id_column: str | None,
-    *,
-    keeps_rows: bool = False,
-) -> tuple[list[Any], Layout]:
-    """Return blocks with the batch, slot and tokens of each row, and the layout.
+def lay_out(packer: GreedyPacker, total: Counted) -> Layout:
+    """Return the layout of all sequences, and log the numbers of those truncated and dropped."""
+    layout = packer.lay_out(total.counts)
+    warn_of_limits(total)
+    logger.info("Counted: %s", total.counts)
+    return layout
 
-    With an `id_column`, rows are sorted by ID; `keeps_rows` then leaves their numbers in the column
-    `virnucpro.row`. Blocks without rows are left out.
+
+def count_groups(blocks: list[Any], job: Job) -> list[Group]:
+    """Return the blocks in groups, each with what it has. Groups without rows are left out.
+
+    Raises the error of the first invalid block.
     """
-    counting = ray.put(single_threaded(packer))
-    blocks, counts, kind = count_blocks(blocks, counting, length_column, id_column)
-    if not counts:
+    known = ray.put(job)
+    size = -(-len(blocks) // MAX_GROUPS) or 1
+    firsts = range(0, len(blocks), size)
+    of_groups = [blocks[first : first + size] for first in firsts]
+    calls = ((known, first, *some) for first, some in zip(firsts, of_groups, strict=True))
+    refs = start(count_group, calls, num_returns=2)
+    counted = ray.get([of_group for of_group, _ in refs])
+    for of_group in counted:
+        if isinstance(of_group, Exception):
+            raise of_group
+    groups = [
+        Group(some, first, of_group, details)
+        for some, first, of_group, (_, details) in zip(
+            of_groups, firsts, counted, refs, strict=True
+        )
+        if of_group is not None
+    ]
+    if not groups:
         raise ValueError("the data set has no rows")
-    total = sum(counts[1:], counts[0])
-    layout = packer.lay_out(total)
-    warn_of_truncation(total)
-    logger.info("Counted %s blocks: %s", f"{len(blocks):,}", total)
-    if id_column is not None:
-        logger.info("Sorting by %s", shown(id_column))
-        blocks = sort_by_id(blocks, counts, id_column, kind)
-        blocks, counts, _ = count_blocks(blocks, counting, length_column, None)
-        if sum(counts[1:], counts[0]) != total:
-            raise RuntimeError("the data set changed after it was counted")
-    logger.info("Assigning %s blocks: %s", f"{len(blocks):,}", layout)
-    unwanted = [] if id_column is None or keeps_rows else [ROW_COLUMN]
-    packing = ray.put((single_threaded(packer), single_threaded(layout), length_column, unwanted))
-    before = itertools.chain([None], itertools.accumulate(counts))
-    arguments = ((packing, *pair) for pair in zip(before, counts, strict=False))
-    return map_blocks(assign_block, blocks, arguments), layout
+    return groups
 
 
-def count_blocks(
-    blocks: list[Any], packer: Any, length_column: str, id_column: str | None
-) -> tuple[list[Any], list[TokenCounts], pa.DataType]:
-    """Return the blocks with rows, their counts, and the type to which IDs are cast for sorting.
-
-    The type is None if IDs keep theirs. Raises the error of the first invalid block.
-    """
-    results = ray.get(map_blocks(count_block, blocks, repeat((packer, length_column, id_column))))
-    for result in results:
-        if isinstance(result, Exception):
-            raise result
-    counted = [(block, *result) for block, result in zip(blocks, results, strict=True) if result]
-    kinds = {kind for _, _, kind in counted}
-    types = {
-        ("text",): None,
-        ("signed", "unsigned"): pa.int64(),
-        ("unsigned", "large"): pa.uint64(),
-    }
-    common = [as_type for allowed, as_type in types.items() if kinds <= {*allowed, ""}]
-    if not common:
-        raise TypeError(f"column {quoted(id_column)} must be all strings, all int64 or all uint64")
-    return [block for block, _, _ in counted], [counts for _, counts, _ in counted], common[0]
+def count_group(
+    job: Job, first: int, *blocks: Any
+) -> tuple[Counted | Exception | None, list[Counted | None]]:
+    """Return what some blocks have together, or the first error; and what each of them has."""
+    found: list[Counted | None] = []
+    for number, block in enumerate(blocks, first):
+        counted = count_block(block, number, job)
+        if isinstance(counted, Exception):
+            return counted, []
+        found.append(counted)
+    with_rows = [counted for counted in found if counted is not None]
+    return merge_counts(with_rows) if with_rows else None, found
 
 
-def count_block(
-    block: Any, number: int, packer: GreedyPacker, length_column: str, id_column: str | None
-) -> tuple[TokenCounts, str] | Exception | None:
-    """Return the counts of a block and the kind of its IDs; None if it has no rows.
-
-    Errors are returned, since Ray adds long tracebacks to raised errors.
-    """
-    try:
-        table = as_table(block)
-        check_array(table, "its columns")
-        if table.num_rows == 0:
-            # An empty block may lack the columns.
-            return None
-        for name in NEW_COLUMNS if id_column is None else (*NEW_COLUMNS, ROW_COLUMN):
-            if name in table.column_names:
-                raise ValueError(f"column {quoted(name)} already exists")
-        kind = "" if id_column is None else id_kind(ids_of(table, id_column))
-        counts = packer.count_silently(lengths_of(table, length_column))
-        # Raises OverflowError here, rather than when the counts are sent.
-        _ = counts.total_tokens
-        return counts, kind
-    except TypeError as error:
-        return TypeError(f"block {number:,}: {error}")
-    except OverflowError as error:
-        return OverflowError(f"block {number:,}: {error}")
-    except (ValueError, pa.ArrowException) as error:
-        return ValueError(f"block {number:,}: {error}")
-
-
-def id_kind(ids: Any) -> str:
-    """Return the kind of IDs: "text", "signed", "unsigned", or "large" (with 2**63 or more)."""
-    if pa.types.is_signed_integer(ids.type):
-        return "signed"
-    if pa.types.is_unsigned_integer(ids.type):
-        return "large" if pc.max(ids).as_py() >= 2**63 else "unsigned"
-    return "text"
-
-
-def sort_by_id(
-    blocks: list[Any], counts: list[TokenCounts], id_column: str, as_type: pa.DataType | None
-) -> list[Any]:
-    """Return blocks with the rows sorted by ID; rows with equal IDs keep their order."""
-    num_rows = (block_counts.num_sequences for block_counts in counts)
-    first_rows = itertools.accumulate(num_rows, initial=0)
-    numbered = map_blocks(number_rows, blocks, ((id_column, as_type, row) for row in first_rows))
-    return execute(ray.data.from_arrow_refs(numbered).sort([id_column, ROW_COLUMN]))
-
-
-def number_rows(
-    block: Any, _: int, id_column: str, as_type: pa.DataType | None, first: int
-) -> pa.Table:
-    """Return a block with the number of each row, and IDs as a type that Ray sorts correctly."""
-    table = as_table(block)
-    ids = ids_of(table, id_column)
-    if as_type is not None:
-        ids = ids.cast(as_type)
-    table = table.set_column(table.column_names.index(id_column), id_column, ids)
-    return table.append_column(ROW_COLUMN, pa.array(np.arange(first, first + table.num_rows)))
+def assign_groups(exchange: Exchange, groups: Sequence[Group]) -> list[Any]:
+    """Return references to all blocks with the batch, slot and tokens of each row."""
+    known = ray.put(exchange)
+    calls = (
+        (known, begin, before, group.details, number, block)
+        for begin, before, group in zip(
+            starts_of(groups), sums_before(groups), groups, strict=False
+        )
+        for number, block in enumerate(group.blocks)
+    )
+    refs: list[Any] = start(assign_block, calls)
+    return refs
 
 
 def assign_block(
-    block: Any,
-    number: int,
-    packing: tuple[GreedyPacker, Layout, str, list[str]],
+    exchange: Exchange,
+    begin: Start,
     before: TokenCounts | None,
-    counts: TokenCounts,
+    details: Sequence[Counted | None],
+    number: int,
+    block: Any,
 ) -> pa.Table:
-    """Return a block with the batch, slot and tokens of each row, without unwanted columns."""
-    packer, layout, length_column, unwanted = packing
-    table = as_table(block)
-    lengths = lengths_of(table, length_column)
-    if packer.count_silently(lengths) != counts:
-        # Ray recomputes a block if its machine is lost.
-        raise RuntimeError(f"block {number:,} changed after it was counted")
-    tokens = layout.limits.tokens(lengths)
-    table = table.drop_columns(unwanted)
-    columns = (layout.assign(lengths, before), layout.slots(lengths, before), tokens)
-    for name, values in zip(NEW_COLUMNS, columns, strict=True):
-        table = table.append_column(name, pa.array(values))
-    return table
+    """Return a block with the batch, slot and tokens of each row, given its number in its group."""
+    row, fragment = begin.row, begin.fragment
+    for counted in details[:number]:
+        if counted is not None:
+            before = counted.counts if before is None else before + counted.counts
+            row, fragment = row + counted.rows, fragment + counted.num_packed
+    place = Start(begin.block + number, row, fragment)
+    for rows in read_group(exchange, place, details[number : number + 1], [block]):
+        table = rows.packed
+        batches = exchange.layout.assign(rows.lengths, before)
+        slots = exchange.layout.slots(rows.lengths, before)
+        table = table.append_column("batch", pa.array(batches))
+        return select_rows(table.append_column("slot", pa.array(slots)), exchange.job.new_columns)
+    # Without rows, and perhaps without columns.
+    return pa.table({})
 
 
-def count_duplicates(blocks: list[Any]) -> int:
-    """Return the number of rows with the ID of an earlier row; blocks are sorted by `id`."""
-    found: list[tuple[int, str, str]]
-    found = ray.get(map_blocks(find_duplicates, blocks, repeat(())))
-    across = (before[2] == after[1] for before, after in itertools.pairwise(found))
-    return sum(number for number, _, _ in found) + sum(across)
+def select_rows(table: pa.Table, new_columns: Sequence[str]) -> pa.Table:
+    """Return rows with the new columns last."""
+    names = [name for name in table.column_names if name not in new_columns]
+    return table.select([*names, *new_columns])
 
 
-def find_duplicates(block: Any, _: int) -> tuple[int, str, str]:
-    """Return the number of rows of a block with the ID of the row before, its first and last ID."""
-    ids = as_table(block)["id"].combine_chunks()
-    repeated = pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1))
-    return repeated.true_count, ids[0].as_py(), ids[-1].as_py()
+def list_batches(table: pa.Table, new_columns: Sequence[str]) -> pa.Table:
+    """Return a row per batch, with lists of what its rows have, given rows in order of batches."""
+    batches = table["batch"].to_numpy()
+    begins = np.flatnonzero(np.diff(batches, prepend=-1))
+    offsets = pa.array(np.append(begins, len(batches)).astype(np.int32))
+    columns = {"batch": pa.array(batches[begins])}
+    for name in select_rows(table, new_columns).column_names:
+        if name not in ("batch", "slot"):
+            values = table[name].combine_chunks()
+            columns[name] = pa.ListArray.from_arrays(offsets, values)
+    return pa.table(columns)

@@ -1,4 +1,4 @@
-"""Tasks on the blocks of Ray data sets."""
+"""Tasks on Ray, and the exchange of rows between tasks."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from numpy.typing import NDArray
 from ray.data.block import BlockAccessor
 from ray.exceptions import RayTaskError
 
-# Row numbers, while rows are sorted.
-ROW_COLUMN = "virnucpro.row"
 # Errors that may not recur when a task is retried.
 RETRY_EXCEPTIONS = [MemoryError, OSError]
+# Times that a task is run again when its worker or machine is lost.
+MAX_RETRIES = 10
 
 
 def execute(ds: ray.data.Dataset) -> list[Any]:
@@ -32,29 +34,63 @@ def execute(ds: ray.data.Dataset) -> list[Any]:
         options.preserve_order = before
 
 
-def map_blocks(
-    function: Callable[..., Any], blocks: list[Any], arguments: Iterable[tuple[Any, ...]]
-) -> list[Any]:
-    """Start a task per block: a function of the block, its number and more arguments.
+def start(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], **options: Any) -> Any:
+    """Start a task per tuple of arguments; return references to the results.
 
-    Returns references to the results. Ray runs a task on the machine that has its block, and reruns
-    it if its worker is lost.
+    Arguments that are references are replaced by their values before the task takes a core, so
+    tasks that are run again because a machine was lost cannot wait for each other. Ray prefers the
+    machine that has most of them.
     """
-    task = remote_task(function)
-    pairs = zip(blocks, arguments, strict=False)
-    return [task.remote(block, number, *more) for number, (block, more) in enumerate(pairs)]
-
-
-def spread(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
-    """Start a task per tuple of arguments, on all machines; return references to the results."""
-    task = remote_task(function).options(scheduling_strategy="SPREAD")
+    task = remote_task(function).options(**options)
     return [task.remote(*values) for values in arguments]
+
+
+def start_spread(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Start a task per tuple of arguments on all machines, which yield their results one by one.
+
+    Returns generators of references to the results.
+    """
+    options = {"scheduling_strategy": "SPREAD", "num_returns": "streaming"}
+    found: list[Any] = start(function, arguments, **options)
+    return found
 
 
 @cache
 def remote_task(function: Callable[..., Any]) -> Any:
     """Return the function as a task; cached, since Ray sends each new task to all workers."""
-    return ray.remote(retry_exceptions=RETRY_EXCEPTIONS)(function)
+    return ray.remote(retry_exceptions=RETRY_EXCEPTIONS, max_retries=MAX_RETRIES)(function)
+
+
+def split_parts(
+    function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], num_parts: int
+) -> list[list[Any]]:
+    """Start a task per tuple of arguments, which returns a list; return references to its items."""
+    if num_parts == 1:
+        # Ray would store the list instead of its item.
+        return [[ref] for ref in start(only_part, ((function, *values) for values in arguments))]
+    found: list[list[Any]] = start(function, arguments, num_returns=num_parts)
+    return found
+
+
+def only_part(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return the only item of the list that a function returns."""
+    (part,) = function(*arguments)
+    return part
+
+
+def join_parts(
+    arguments: Iterable[tuple[Any, ...]], parts: list[list[Any]]
+) -> list[tuple[Any, ...]]:
+    """Return the arguments of tasks that each take one part of the results of all tasks.
+
+    The references in `parts` are removed from it, so that Ray frees each part once it was used.
+    """
+    found = [
+        (*values, *(of_task[number] for of_task in parts))
+        for number, values in enumerate(arguments)
+    ]
+    parts.clear()
+    return found
 
 
 @contextmanager
@@ -63,7 +99,11 @@ def raise_causes() -> Iterator[None]:
     try:
         yield
     except RayTaskError as error:
-        raise error.cause from None
+        cause: BaseException = error
+        # Of a task that lacks an argument, the cause is the error of the task that failed.
+        while isinstance(cause, RayTaskError):
+            cause = cause.cause
+        raise cause from None
 
 
 def as_table(block: Any) -> pa.Table:
@@ -71,9 +111,25 @@ def as_table(block: Any) -> pa.Table:
     return BlockAccessor.for_block(block).to_arrow()
 
 
-def count_rows(block: Any, _: int) -> int:
-    """Return the number of rows of a block."""
-    return int(BlockAccessor.for_block(block).num_rows())
+def concatenate(tables: Iterable[pa.Table]) -> pa.Table:
+    """Return tables as one, as Ray does it for blocks whose types differ."""
+    tables = list(tables)
+    with_rows = [table for table in tables if table.num_rows] or tables[:1]
+    builder = BlockAccessor.for_block(with_rows[0]).builder()
+    for table in with_rows:
+        builder.add_block(table)
+    return builder.build()
+
+
+def take(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
+    """Return rows of a table, as Ray does it for tensors too."""
+    return BlockAccessor.for_block(table).take(pa.array(rows))
+
+
+def slices(table: pa.Table, ends: Iterable[int]) -> list[pa.Table]:
+    """Return the parts of a table that end at these rows."""
+    edges = [0, *map(int, ends)]
+    return [table.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
 
 
 def single_threaded(value: Any) -> Any:

@@ -28,7 +28,7 @@ from virnucpro.files.fasta import (
     scan_fasta,
 )
 from virnucpro.files.record_file import RecordFile
-from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table
+from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table, strings_as_arrow
 from virnucpro.kernel.arrow import IdLoader
 from virnucpro.memory import SMALL, check_memory
 from virnucpro.text import shown
@@ -111,20 +111,24 @@ class Sequences:
         return [found[place] for place in places.tolist()]
 
     def find_duplicates(self, max_examples: int = 3) -> tuple[int, list[str]]:
-        """Return the number of sequences that repeat an earlier ID, and a few of these IDs."""
-        # A plan for sequences without tokens has a single batch, in order of IDs.
-        lengths = np.zeros(len(self.ids), np.int8)
-        order = GreedyPacker(1, special_tokens=0).pack_lengths(lengths, self.ids).indices
-        num_duplicates = 0
-        examples: list[str] = []
-        for begin in range(0, len(order), CHUNK):
-            ids = self.ids.take(as_arrow(order[begin : begin + CHUNK + 1]))
-            repeated = ids.slice(1).filter(pc.equal(ids.slice(1), ids.slice(0, len(ids) - 1)))
-            num_duplicates += len(repeated)
-            if len(examples) < max_examples:
-                names = pc.unique(repeated).to_pylist()
-                examples += [name for name in names if name not in examples]
-        return num_duplicates, examples[:max_examples]
+        """Return the number of sequences that repeat an earlier ID, and the first of these IDs."""
+        return find_duplicates(self.ids, max_examples)
+
+
+def find_duplicates(ids: Any, max_examples: int) -> tuple[int, list[str]]:
+    """Return the number of IDs of an array that repeat another, and the first of them in order."""
+    # A plan for sequences without tokens has a single batch, in order of IDs.
+    order = GreedyPacker(1, special_tokens=0).pack_lengths(np.zeros(len(ids), np.int8), ids).indices
+    num_duplicates = 0
+    examples: list[str] = []
+    for begin in range(0, len(order), CHUNK):
+        some = ids.take(as_arrow(order[begin : begin + CHUNK + 1]))
+        repeated = some.slice(1).filter(pc.equal(some.slice(1), some.slice(0, len(some) - 1)))
+        num_duplicates += len(repeated)
+        if len(examples) < max_examples:
+            names = pc.unique(repeated).to_pylist()
+            examples += [name for name in names if name not in examples]
+    return num_duplicates, examples[:max_examples]
 
 
 def read_files(
@@ -177,35 +181,23 @@ def read_files(
         progress(num_sequences)
 
     for path in paths:
-        before = num_sequences
-        digest = CountingHash()
-        kind = table_kind(path)
-        if kind is not None:
-            if keep_texts:
+        if keep_texts:
+            if table_kind(path) is not None:
                 raise ValueError(f"{shown(path)}: a table of lengths, which has no residues")
-            for chunk in read_length_table(path, kind, options, digest):
-                take(*chunk)
-        elif keep_texts:
             if path != "-":
                 check_regular(path)
             text = RecordFile(path, options, lambda *chunk: take(*as_chunk(*chunk)))
+            if len(text) == 0:
+                raise ValueError(f"{shown(path)}: contains no sequences")
             texts.append(text)
             changes += text.changes
+            inputs.append(InputFile(path, text.num_bytes, text.sha256, len(text)))
         else:
-            scanner = make_scanner(options, keep_residues=False)
-            for _ in scan_fasta(path, scanner, digest):
-                offsets, id_bytes, some_lengths, _ = scanner.take_lengths()
-                if len(some_lengths):
-                    take(*as_chunk(offsets, id_bytes, some_lengths))
-            changes += ReadChanges(*scanner.changes)
-        # Of the parts of a table, some may be empty.
-        if num_sequences == before and kind is None:
-            raise ValueError(f"{shown(path)}: contains no sequences")
-        num_read = num_sequences - before
-        size, sha256 = digest.num_bytes, digest.hexdigest()
-        if keep_texts:
-            size, sha256 = texts[-1].num_bytes, texts[-1].sha256
-        inputs.append(InputFile(str(path), size, sha256, num_read))
+            reader = FileReader(path, options)
+            for chunk in reader:
+                take(*chunk)
+            changes += reader.changes
+            inputs.append(reader.input)
     if num_sequences == 0:
         raise ValueError(f"{paths[-1]}: contains no sequences")
     # Free the chunks of lengths before the IDs are copied.
@@ -259,3 +251,61 @@ def read_length_table(
             # Copies, since parts of a batch would keep all of it in memory.
             yield pa.concat_arrays([ids, ids[:0]]), lengths.copy()
             num_rows += batch.num_rows
+
+
+class FileReader:
+    """Reads the IDs and lengths of the sequences of one file, and on request their residues.
+
+    Iterate over it once, and then use its attributes.
+
+    Args:
+        path: The file, of any kind that `read_files` reads.
+        options: How to read it.
+        keep_residues: Whether to read the residues too, of FASTA only.
+
+    Attributes:
+        input: What was read.
+        changes: Numbers of characters changed or removed by the options.
+
+    Raises:
+        ValueError, MemoryError, OSError: As `read_files`.
+    """
+
+    input: InputFile
+    changes: ReadChanges
+
+    def __init__(self, path: str, options: ReadOptions, keep_residues: bool = False) -> None:
+        self.path, self.options, self.keep_residues = path, options, keep_residues
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        """Yield IDs, lengths, and with `keep_residues` an Arrow array of residues."""
+        digest, num_sequences = CountingHash(), 0
+        self.changes = ReadChanges()
+        kind = table_kind(self.path)
+        if kind is None:
+            chunks = self._read_fasta(digest)
+        else:
+            chunks = read_length_table(self.path, kind, self.options, digest)
+        for chunk in chunks:
+            num_sequences += len(chunk[1])
+            yield chunk
+        # Of the parts of a table, some may be empty.
+        if num_sequences == 0 and kind is None:
+            raise ValueError(f"{shown(self.path)}: contains no sequences")
+        self.input = InputFile(self.path, digest.num_bytes, digest.hexdigest(), num_sequences)
+
+    def _read_fasta(self, digest: CountingHash) -> Iterator[tuple[Any, ...]]:
+        scanner = make_scanner(self.options, self.keep_residues)
+        for _ in scan_fasta(self.path, scanner, digest):
+            if not self.keep_residues:
+                offsets, id_bytes, lengths, _ = scanner.take_lengths()
+                if len(lengths):
+                    yield as_chunk(offsets, id_bytes, lengths)
+                continue
+            records = scanner.take_records()
+            if records:
+                ids, texts = zip(*records, strict=True)
+                residues = strings_as_arrow(texts, is_large=True)
+                lengths = np.array(list(map(len, texts)), np.int64)
+                yield strings_as_arrow(ids, is_large=True), lengths, residues
+        self.changes = ReadChanges(*scanner.changes)

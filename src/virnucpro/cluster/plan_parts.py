@@ -1,0 +1,99 @@
+"""Write plans as folders of Parquet files, each by a task."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from virnucpro.files.plan_reader import METADATA
+from virnucpro.files.plan_schema import integer_of
+from virnucpro.files.plan_writer import DICTIONARIES, ROW_GROUP_SIZE, split_batches
+from virnucpro.files.sequences import InputFile
+from virnucpro.files.tables import as_arrow, strings_as_arrow
+from virnucpro.kernel.limits import Limits
+
+
+class PlanFolder(NamedTuple):
+    """What all files of a plan have in common.
+
+    Attributes:
+        folder: The folder.
+        schema: Their schema.
+        inputs: The input files.
+        limits: The limits of the plan.
+    """
+
+    folder: Path
+    schema: Any
+    inputs: Sequence[InputFile]
+    limits: Limits
+
+    def describe(self, table: pa.Table) -> pa.Table:
+        """Return rows with the columns of the plan, given those of an exchange."""
+        rows = table["row"].to_numpy()
+        ends = np.cumsum([file.sequences for file in self.inputs])
+        files = np.searchsorted(ends, rows, side="right").astype(np.int32)
+        names = strings_as_arrow([file.text for file in self.inputs])
+        is_dropped, is_split = "batch" not in table.column_names, "fragment" in self.schema.names
+        is_overlong = pc.greater(table["length"], self.limits.max_residues)
+        columns = {name: table[name] for name in table.column_names}
+        columns["file"] = pa.DictionaryArray.from_arrays(as_arrow(files), names)
+        columns["truncated"] = pc.and_(is_overlong, not is_split and not is_dropped)
+        for field in self.schema:
+            if field.name not in columns or (field.name == "sequence" and is_dropped):
+                columns[field.name] = pa.nulls(len(rows), field.type)
+            elif pa.types.is_integer(field.type):
+                columns[field.name] = columns[field.name].cast(field.type)
+        return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
+
+
+def write_part(table: pa.Table, of_part: tuple[Any, int]) -> None:
+    """Write rows in order of batches and slots to the file of a number, in groups of batches."""
+    plan, number = of_part
+    batches = table["batch"].to_numpy()
+    offsets = np.append(np.flatnonzero(np.diff(batches, prepend=-1)), len(batches))
+    has_residues = "sequence" in plan.schema.names
+    groups = split_batches(offsets, plan.limits.max_tokens_per_batch, has_residues)
+    ends = [int(offsets[end]) for _, end in groups]
+    write_groups(plan.describe(table), [0, *ends], plan, number)
+
+
+def write_dropped(plan: PlanFolder, number: int, *tables: pa.Table) -> None:
+    """Write dropped rows to the file of a number."""
+    table = plan.describe(pa.concat_tables(tables))
+    write_groups(table, [*range(0, len(table), ROW_GROUP_SIZE), len(table)], plan, number)
+
+
+def write_groups(table: pa.Table, edges: Sequence[int], plan: PlanFolder, number: int) -> None:
+    """Write a file of the plan, with a row group between two edges each."""
+    # Files are read in order of their names.
+    path = plan.folder / f"part-{number:05}.parquet"
+    # Ray may run a task again while a lost worker still writes.
+    unfinished = path.parent.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    options = {"use_dictionary": [name for name in DICTIONARIES if name in plan.schema.names]}
+    with pq.ParquetWriter(unfinished, plan.schema, write_page_checksum=True, **options) as writer:
+        for begin, end in zip(edges, edges[1:], strict=False):
+            writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
+    sync(unfinished)
+    unfinished.replace(path)
+
+
+def write_metadata(plan: PlanFolder, metadata: Any) -> None:
+    """Write the file of a plan with its schema and metadata."""
+    path = plan.folder / METADATA
+    pq.write_metadata(plan.schema.with_metadata(metadata), path)
+    sync(path)
+
+
+def sync(path: Path) -> None:
+    """Write a file to its disk; otherwise, a crash could leave it incomplete."""
+    with path.open("rb+") as file:
+        os.fsync(file)

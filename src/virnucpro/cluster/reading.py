@@ -1,0 +1,238 @@
+"""Read files of sequences with tasks: small files together, large tables in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import ray
+
+from virnucpro.cluster.blocks import Counted, Job, count_table, merge_counts
+from virnucpro.cluster.exchange import Group
+from virnucpro.cluster.ranges import MAX_RANGES
+from virnucpro.cluster.tasks import start, start_spread
+from virnucpro.files.errors import explain_errors
+from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, open_file, read_chunks
+from virnucpro.files.sequences import FileReader, InputFile, table_kind
+from virnucpro.files.tables import as_arrow, check_table, ids_of, lengths_of, open_parquet, read_groups
+from virnucpro.text import quoted, shown
+
+# Rows and bytes of a block, at most, unless a single row group of a table has more.
+BLOCK_ROWS = 2**20
+BLOCK_BYTES = 2**26
+# Bytes of files that a task reads, at least where there are cores for more tasks, and at most.
+MIN_BYTES = 2**22
+MAX_BYTES = 2**26
+
+
+class Source(NamedTuple):
+    """What one task reads: whole files, or row groups of a Parquet table.
+
+    Attributes:
+        names: The files.
+        groups: The numbers of the row groups; None for all of each file.
+        first_row: The first row of the first group.
+        num_rows: The rows of the groups.
+    """
+
+    names: list[str]
+    groups: range | None = None
+    first_row: int = 0
+    num_rows: int = 0
+
+
+class Found(NamedTuple):
+    """What is known of a block that was read.
+
+    Attributes:
+        counted: What it has; None if it has no rows.
+        inputs: The files that end with it.
+        changes: Characters changed or removed in these files.
+        overlong: The file, ID and length of the first sequence above the limit.
+    """
+
+    counted: Counted | None
+    inputs: list[InputFile]
+    changes: ReadChanges
+    overlong: tuple[str, str, int] | None
+
+
+@dataclass(frozen=True)
+class ReadFiles:
+    """What was read.
+
+    Attributes:
+        groups: The blocks, with the columns `id` and `length`, and `sequence` on request.
+        inputs: The files, in order.
+        changes: Characters changed or removed in all of them.
+        overlong: The file, ID and length of the first sequence above the limit.
+    """
+
+    groups: list[Group]
+    inputs: list[InputFile]
+    changes: ReadChanges
+    overlong: tuple[str, str, int] | None
+
+
+def read_on_ray(
+    inputs: Sequence[tuple[str, int | None]], job: Job, options: ReadOptions, sequences: bool
+) -> ReadFiles:
+    """Read files, given their names and sizes in bytes, into the object store.
+
+    Raises:
+        ValueError: A file is empty, damaged or not in its format, or a length is not valid.
+        OSError: A file cannot be read.
+    """
+    sources = list(divide_files(inputs, options, int(ray.cluster_resources().get("CPU", 1))))
+    whole = {name for source in sources if source.groups is not None for name in source.names}
+    hashes = dict(zip(whole, start(describe_file, ((name,) for name in whole)), strict=True))
+    known = ray.put((job, options, sequences))
+    readers = start_spread(read_source, ((known, source) for source in sources))
+    blocks: list[Any] = []
+    counted: list[Counted] = []
+    read: dict[str, InputFile] = {}
+    changes, overlong = ReadChanges(), None
+    for reader in readers:
+        for block in reader:
+            found: Found = ray.get(next(reader))
+            changes += found.changes
+            overlong = overlong or found.overlong
+            for file in found.inputs:
+                before = read.get(file.name)
+                num_before = before.sequences if before else 0
+                read[file.name] = replace(file, sequences=num_before + file.sequences)
+            if found.counted is not None:
+                blocks.append(block)
+                counted.append(found.counted)
+    for name, (size, sha256) in zip(hashes, ray.get(list(hashes.values())), strict=True):
+        read[name] = replace(read[name], bytes=size, sha256=sha256)
+    if not blocks:
+        raise ValueError(f"{shown(inputs[-1][0])}: contains no sequences")
+    size = -(-len(blocks) // MAX_RANGES)
+    groups = [
+        Group(
+            blocks[first : first + size],
+            first,
+            merge_counts(counted[first : first + size]),
+            counted[first : first + size],
+        )
+        for first in range(0, len(blocks), size)
+    ]
+    return ReadFiles(groups, list(read.values()), changes, overlong)
+
+
+def divide_files(
+    inputs: Sequence[tuple[str, int | None]], options: ReadOptions, num_cores: int
+) -> Iterator[Source]:
+    """Yield what each task reads, in order of the files."""
+    total = sum(size or 0 for _, size in inputs)
+    most = max(MIN_BYTES, min(MAX_BYTES, total // (4 * num_cores)))
+    bundle: list[str] = []
+    num_bytes = 0
+    for name, size in inputs:
+        is_split = table_kind(name) == "parquet" and (size or 0) > most
+        if bundle and (is_split or num_bytes + (size or most) > most):
+            yield Source(bundle)
+            bundle, num_bytes = [], 0
+        if is_split:
+            yield from divide_table(name, options)
+        else:
+            bundle.append(name)
+            num_bytes += size or most
+    if bundle:
+        yield Source(bundle)
+
+
+def divide_table(name: str, options: ReadOptions) -> Iterator[Source]:
+    """Yield row groups of a Parquet table that together have about the rows of a block."""
+    with explain_errors(name), open_parquet(name) as file:
+        check_table(file.schema_arrow, [options.id_column, options.length_column])
+        metadata = file.metadata
+        sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    begin = first_row = num_rows = 0
+    for group, size in enumerate(sizes):
+        if num_rows and num_rows + size > BLOCK_ROWS:
+            yield Source([name], range(begin, group), first_row, num_rows)
+            begin, first_row, num_rows = group, first_row + num_rows, 0
+        num_rows += size
+    yield Source([name], range(begin, len(sizes)), first_row, num_rows)
+
+
+def describe_file(name: str) -> tuple[int, str]:
+    """Return the size and the SHA-256 of a file."""
+    digest = CountingHash()
+    with open_file(name) as file:
+        for _ in read_chunks(file, name, digest):
+            pass
+    return digest.num_bytes, digest.hexdigest()
+
+
+def read_source(known: tuple[Job, ReadOptions, bool], source: Source) -> Iterator[Any]:
+    """Yield blocks, each followed by what is known of it."""
+    job, options, sequences = known
+    read: list[InputFile] = []
+    changes = ReadChanges()
+    tables: list[pa.Table] = []
+    overlong: tuple[str, str, int] | None = None
+
+    def take_block() -> Iterator[Any]:
+        nonlocal overlong, changes
+        block = pa.concat_tables(tables).combine_chunks() if tables else pa.table({})
+        yield block
+        counted = count_table(block, job) if block.num_rows else None
+        yield Found(counted, read.copy(), changes, overlong)
+        read.clear()
+        tables.clear()
+        overlong, changes = None, ReadChanges()
+
+    for name in source.names:
+        if source.groups is None:
+            reader = FileReader(name, options, sequences)
+        else:
+            reader = GroupReader(source, options)
+        for ids, lengths, *texts in reader:
+            columns = {"id": ids, "length": as_arrow(lengths)}
+            tables.append(pa.table({**columns, **({"sequence": texts[0]} if texts else {})}))
+            limit = job.packer.limits.max_residues
+            if overlong is None and lengths.max(initial=0) > limit:
+                row = int((lengths > limit).argmax())
+                overlong = name, ids[row].as_py(), int(lengths[row])
+            if (
+                sum(len(table) for table in tables) >= BLOCK_ROWS
+                or sum(table.nbytes for table in tables) >= BLOCK_BYTES
+            ):
+                yield from take_block()
+        read.append(reader.input)
+        changes += reader.changes
+    yield from take_block()
+
+
+class GroupReader:
+    """Reads row groups of a Parquet table; see `FileReader`, but without size and hash."""
+
+    changes = ReadChanges()
+
+    def __init__(self, source: Source, options: ReadOptions) -> None:
+        self.source, self.options = source, options
+
+    @property
+    def input(self) -> InputFile:
+        """The rows read."""
+        return InputFile(self.source.names[0], 0, "", self.source.num_rows)
+
+    def __iter__(self) -> Iterator[tuple[Any, Any]]:
+        columns = [self.options.id_column, self.options.length_column]
+        (name,), groups, row, num_rows = self.source
+        end = row + num_rows
+        with explain_errors(name), open_parquet(name) as file:
+            if file.num_row_groups < groups.stop:
+                raise ValueError("changed while it was read")
+            for batch in read_groups(name, file, groups, columns):
+                ids = ids_of(batch, columns[0], row).cast(pa.large_string())
+                lengths = lengths_of(batch, columns[1], row)
+                row += len(lengths)
+                yield ids, lengths
+            if row != end:
+                raise ValueError("changed while it was read")

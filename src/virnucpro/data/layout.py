@@ -11,8 +11,17 @@ from virnucpro import kernel
 from virnucpro.data.batch_totals import BatchTotals
 from virnucpro.data.groups import check_group_offsets
 from virnucpro.data.states import are_equal, read_state
-from virnucpro.kernel.arguments import check_lengths, check_out, check_threads
-from virnucpro.kernel.limits import Limits
+from virnucpro.kernel.arguments import (
+    check_integer,
+    check_lengths,
+    check_out,
+    check_pairs,
+    check_threads,
+)
+from virnucpro.kernel.limits import MAX_TOKENS, Limits
+
+# The widest budget, with the other defaults of GreedyPacker.
+WIDEST = Limits(MAX_TOKENS)
 
 
 class TokenCounts:
@@ -33,6 +42,72 @@ class TokenCounts:
     def __init__(self, core: kernel.TokenCounts, limits: Limits) -> None:
         self.core = core
         self.limits = limits
+
+    @classmethod
+    def from_pairs(
+        cls,
+        tokens: ArrayLike,
+        sequences: ArrayLike,
+        limits: Limits = WIDEST,
+        *,
+        num_truncated: int = 0,
+        truncated_residues: int = 0,
+        padding_tokens: int | None = None,
+    ) -> TokenCounts:
+        """Return counts from a histogram that another program made, such as DuckDB or Polars.
+
+        They equal what `GreedyPacker.count` returns for the lengths of these sequences.
+
+        Args:
+            tokens: Sizes in tokens, including special tokens and padding, after truncation: those
+                that ``limits.tokens(lengths)`` returns. In any order; a size may repeat.
+            sequences: Number of sequences of each size, at least 1, an array or list as long as
+                `tokens`. Both are 1-D arrays of any integer type and stride, or lists of int.
+            limits: The `limits` of the packer that lays the counts out; by default those of
+                ``GreedyPacker(max_tokens_per_batch)``, for any budget of at least 1,024 tokens.
+            num_truncated: Number of truncated sequences, which sizes do not tell.
+            truncated_residues: Number of residues removed by truncation.
+            padding_tokens: Number of tokens of all sequences that are padding. Required if
+                `multiple_of` is not 1, and otherwise 0.
+
+        Raises:
+            ValueError: A size is one that no sequence has under the limits, a number of sequences
+                is not positive, an array is not one-dimensional, their lengths differ, or one of
+                the last three arguments does not fit the sizes or is missing.
+            TypeError: An argument has the wrong type. Floats are refused: in DuckDB, ``count(*)``
+                is an integer, and ``sum(n)`` is one after ``::BIGINT``.
+            OverflowError: The number of sequences or of tokens does not fit in 64 bits.
+
+        Cost: O(n log(n)).
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker, TokenCounts
+            >>> counts = TokenCounts.from_pairs([32, 502, 32], [1, 1, 2])
+            >>> counts == GreedyPacker(4096).count([30, 30, 500, 30])
+            True
+        """
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be Limits (got {type(limits).__name__})")
+        sizes, numbers = check_pairs(tokens, sequences, ("tokens", "sequences"))
+        if padding_tokens is None:
+            if limits.multiple_of > 1:
+                raise ValueError(
+                    "padding_tokens must be given, as sizes do not tell it "
+                    f"(got multiple_of={limits.multiple_of:,})"
+                )
+            padding_tokens = 0
+        totals = {
+            "num_truncated": num_truncated,
+            "truncated_residues": truncated_residues,
+            "padding_tokens": padding_tokens,
+        }
+        core = kernel.counts_from_pairs(
+            limits=limits,
+            tokens=sizes.astype(np.int64, copy=False),
+            sequences=numbers.astype(np.int64, copy=False),
+            **{name: check_integer(total, name, 0, 2**63 - 1) for name, total in totals.items()},
+        )
+        return cls(core, limits)
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -216,6 +291,46 @@ class Layout(BatchTotals):
             array([1, 0, 0], dtype=int32)
         """
         return self._assign(kernel.assign_slots, lengths, before, out)
+
+    def place(
+        self, tokens: ArrayLike, rank: ArrayLike
+    ) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.signedinteger[Any]]]:
+        """Return the batch and the slot of sequences, each given by its size and its rank.
+
+        The rank of a sequence is its number among all sequences of its size, from 0, in the order
+        of ties. With ranks in row order, the places are those that `assign` and `slots` return;
+        with ranks by ID, those of a plan with IDs. Rows may come in any order and in any parts, so
+        a database that numbers the rows of each size can place them.
+
+        Args:
+            tokens: Size of each sequence in tokens, one of `TokenCounts.tokens`.
+            rank: Its rank, an array or list as long as `tokens`. Both are 1-D arrays of any integer
+                type and stride, or lists of int.
+
+        Returns:
+            The batch of each sequence, and its slot in the batch from 0, the longest sequence
+            first: two new arrays [n] of int32, or of int64 if the layout has 2**31 sequences or
+            more.
+
+        Raises:
+            ValueError: The layout has no sequence of such a size or rank; an array is not
+                one-dimensional, or their lengths differ; or the layout is that of a plan with
+                groups, which sizes do not tell.
+            TypeError: An argument has the wrong type.
+
+        Cost: one pass, O(1) per row if the ranks of each size increase, and otherwise O(log(runs)).
+        Arrays of other types than int32 and int64 are copied.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).place([32, 62, 62], [0, 0, 1])
+            (array([0, 0, 1], dtype=int32), array([1, 0, 0], dtype=int32))
+        """
+        if self.group_offsets is not None:
+            raise ValueError("a plan with groups cannot place sequences by their sizes")
+        sizes, ranks = check_pairs(tokens, rank, ("tokens", "rank"))
+        return kernel.place_ranks(self.core, sizes, ranks, check_threads(self.num_threads))
 
     def _assign(
         self, assign: Any, lengths: ArrayLike, before: TokenCounts | None, out: NDArray[Any] | None

@@ -95,7 +95,7 @@ def test_what_engines_return() -> None:
 
 
 def test_no_pairs() -> None:
-    for none in ([], np.empty(0, np.uint16), np.empty(0)):
+    for none in (np.empty(0, np.int64), np.empty(0, np.uint16), np.empty(0)):
         counts = TokenCounts.from_pairs(none, none)
         assert counts == GreedyPacker(4096).count([])
         assert GreedyPacker(4096).lay_out(counts).num_batches == 0

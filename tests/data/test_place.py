@@ -126,7 +126,7 @@ def test_every_integer_type_and_stride(dtype: str) -> None:
 def test_no_rows() -> None:
     packer = GreedyPacker(100)
     for lengths in ([], [30]):
-        for none in ([], np.empty(0, np.uint8), np.empty(0)):
+        for none in (np.empty(0, np.int64), np.empty(0, np.uint8), np.empty(0)):
             batches, slots = packer.lay_out(packer.count(lengths)).place(none, none)
             assert batches.shape == slots.shape == (0,)
             assert batches.dtype == slots.dtype == np.int32

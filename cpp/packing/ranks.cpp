@@ -88,17 +88,22 @@ void place_ranks(const Layout& layout, std::span<const Tokens> tokens, std::span
     const std::size_t num_sizes = layout.counts.tokens.size();
     const Sizes sizes(layout.counts.tokens, num_rows);
     const int parts = num_parts(num_rows, threads);
-    // The last run that each part has used of each size, as the next sequence is often in it.
+    // The last run that each part has used of each size, as the next sequence is often in it. Few
+    // rows of many sizes are placed sooner without.
+    const bool keeps_runs = num_sizes <= num_rows;
     std::vector<const Run*> last_runs;
-    last_runs.reserve(static_cast<std::size_t>(parts) * num_sizes);
-    for (int part = 0; part < parts; ++part) {
-        for (std::size_t size = 0; size < num_sizes; ++size) {
-            last_runs.push_back(layout.runs_of(size).data());
+    if (keeps_runs) {
+        last_runs.reserve(static_cast<std::size_t>(parts) * num_sizes);
+        for (int part = 0; part < parts; ++part) {
+            for (std::size_t size = 0; size < num_sizes; ++size) {
+                last_runs.push_back(layout.runs_of(size).data());
+            }
         }
     }
     std::vector<Fault> faults(static_cast<std::size_t>(parts));
     parallel_for(parts, [&, tokens, ranks, batches, slots](int part) noexcept {
-        const Run** const last = last_runs.data() + static_cast<std::size_t>(part) * num_sizes;
+        const Run** const last =
+            keeps_runs ? last_runs.data() + static_cast<std::size_t>(part) * num_sizes : nullptr;
         const auto [begin, end] = part_of(num_rows, parts, part);
         for (std::size_t row = begin; row < end; ++row) {
             const std::int64_t of_row = read_once(tokens[row]);
@@ -108,11 +113,14 @@ void place_ranks(const Layout& layout, std::span<const Tokens> tokens, std::span
                 faults[static_cast<std::size_t>(part)] = {true, row, size, of_row, rank};
                 return;
             }
-            const Run* run = last[size];
+            const Run* run = keeps_runs ? last[size] : layout.runs_of(size).data();
             std::int64_t in_run = rank - run->first_sequence;
             if (in_run < 0 || in_run >= run->num_batches * run->per_batch) {
-                run = last[size] = find_run(layout.runs_of(size), rank);
+                run = find_run(layout.runs_of(size), rank);
                 in_run = rank - run->first_sequence;
+                if (keeps_runs) {
+                    last[size] = run;
+                }
             }
             batches[row] = static_cast<Number>(run->first_batch + in_run / run->per_batch);
             slots[row] = static_cast<Number>(run->first_slot + in_run % run->per_batch);

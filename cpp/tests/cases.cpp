@@ -129,11 +129,16 @@ void check_ranks(const Case& at, const Layout& layout, const Rows& batch_of, con
             tokens[i] = at.tokens(at.lengths[row]);
             ranks[i] = static_cast<std::int32_t>(rank_of[row]);
         }
+        // In two pieces, of which the smaller may have fewer rows than there are sizes.
+        const std::size_t cut = random() % (num_rows + 1);
         std::vector<Number> batches(num_rows);
         std::vector<Number> slots(num_rows);
-        place_ranks(layout, std::span<const std::int64_t>(tokens),
-                    std::span<const std::int32_t>(ranks), std::span(batches), std::span(slots),
-                    at.threads);
+        for (const auto& [begin, end] : {std::pair{std::size_t{0}, cut}, {cut, num_rows}}) {
+            place_ranks(layout, std::span<const std::int64_t>(tokens).subspan(begin, end - begin),
+                        std::span<const std::int32_t>(ranks).subspan(begin, end - begin),
+                        std::span(batches).subspan(begin, end - begin),
+                        std::span(slots).subspan(begin, end - begin), at.threads);
+        }
         for (std::size_t i = 0; i < num_rows; ++i) {
             const auto row = static_cast<std::size_t>(order[i]);
             if (batches[i] != batch_of[row] || slots[i] != slot_of[row]) {

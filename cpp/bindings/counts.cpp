@@ -39,20 +39,25 @@ void add_counts(py::module_& module) {
             .def(py::self == py::self);
     seal(type);
 
-    module.def(
-        "make_counts",
-        [](const Limits& limits, const Int64Array& tokens, const Int64Array& sequences,
-           std::int64_t num_truncated, std::int64_t truncated_residues,
-           std::int64_t padding_tokens) {
-            TokenCounts counts{
-                limits,        to_vector(tokens, "tokens"), to_vector(sequences, "sequences"),
-                num_truncated, truncated_residues,          padding_tokens};
-            counts.validate();
-            return counts;
-        },
-        py::kw_only(), py::arg("limits"), py::arg("tokens").noconvert(),
-        py::arg("sequences").noconvert(), py::arg("num_truncated"), py::arg("truncated_residues"),
-        py::arg("padding_tokens") = 0);
+    const auto define_maker = [&module](const char* name, const auto& make) {
+        module.def(
+            name,
+            [make](const Limits& limits, const Int64Array& tokens, const Int64Array& sequences,
+                   std::int64_t num_truncated, std::int64_t truncated_residues,
+                   std::int64_t padding_tokens) {
+                return make(TokenCounts{limits, to_vector(tokens, "tokens"),
+                                        to_vector(sequences, "sequences"), num_truncated,
+                                        truncated_residues, padding_tokens});
+            },
+            py::kw_only(), py::arg("limits"), py::arg("tokens").noconvert(),
+            py::arg("sequences").noconvert(), py::arg("num_truncated"),
+            py::arg("truncated_residues"), py::arg("padding_tokens") = 0);
+    };
+    define_maker("make_counts", [](TokenCounts counts) {
+        counts.validate();
+        return counts;
+    });
+    define_maker("counts_from_pairs", &from_pairs);
 
     module.def(
         "count",

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <iterator>
+#include <limits>
 #include <span>
 #include <utility>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "bindings/families.hpp"
 #include "packing/counts.hpp"
 #include "packing/layout.hpp"
+#include "packing/ranks.hpp"
 
 namespace py = pybind11;
 using namespace packing;
@@ -86,6 +88,20 @@ py::array_t<std::int64_t> to_first_run(const Layout& layout) {
     return first_run;
 }
 
+template <class Number, class Tokens, class Rank>
+py::tuple place_as(const Layout& layout, std::span<const Tokens> tokens,
+                   std::span<const Rank> ranks, int num_threads) {
+    py::array_t<Number> batches(static_cast<py::ssize_t>(tokens.size()));
+    py::array_t<Number> slots(batches.size());
+    const std::span batch_of = mutable_view<Number>(batches);
+    const std::span slot_of = mutable_view<Number>(slots);
+    {
+        const py::gil_scoped_release release;
+        place_ranks(layout, tokens, ranks, batch_of, slot_of, num_threads);
+    }
+    return py::make_tuple(batches, slots);
+}
+
 }  // namespace
 
 void add_layouts(py::module_& module) {
@@ -151,4 +167,20 @@ void add_layouts(py::module_& module) {
                                              tokens.data());
         },
         py::arg("layout"), py::arg("first"), py::arg("last"));
+
+    module.def(
+        "place_ranks",
+        [](const Layout& layout, const py::array& tokens, const py::array& ranks, int num_threads) {
+            const bool is_narrow =
+                layout.counts.num_sequences() <= std::numeric_limits<std::int32_t>::max();
+            return with_number(tokens, "tokens", [&]<class Tokens>(Tokens) {
+                return with_number(ranks, "ranks", [&]<class Rank>(Rank) {
+                    const std::span<const Tokens> sizes = view<Tokens>(tokens);
+                    const std::span<const Rank> numbers = view<Rank>(ranks);
+                    return is_narrow ? place_as<std::int32_t>(layout, sizes, numbers, num_threads)
+                                     : place_as<std::int64_t>(layout, sizes, numbers, num_threads);
+                });
+            });
+        },
+        py::arg("layout"), py::arg("tokens"), py::arg("ranks"), py::arg("num_threads"));
 }

@@ -5,6 +5,8 @@
 #include <limits>
 #include <stdexcept>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "packing/checked.hpp"
 #include "packing/histogram.hpp"
@@ -276,6 +278,49 @@ void TokenCounts::validate() const {
     }
     require(least <= padding_tokens && padding_tokens <= most,
             "the number of padding tokens is out of range");
+}
+
+TokenCounts from_pairs(const TokenCounts& pairs) {
+    const Limits& limits = pairs.limits;
+    limits.validate();
+    if (pairs.tokens.size() != pairs.sequences.size()) {
+        throw std::invalid_argument("there must be one number of sequences per size");
+    }
+    const auto require = [](bool holds, const char* name, std::size_t pair, const std::string& what,
+                            std::int64_t got) {
+        if (!holds) {
+            throw std::invalid_argument(name + ("[" + std::to_string(pair)) + "] must be " + what +
+                                        " (got " + std::to_string(got) + ")");
+        }
+    };
+    const std::int64_t longest = limits.tokens(unlimited);
+    std::vector<std::pair<std::int64_t, std::int64_t>> sorted;
+    sorted.reserve(pairs.tokens.size());
+    for (std::size_t pair = 0; pair < pairs.tokens.size(); ++pair) {
+        const std::int64_t tokens = pairs.tokens[pair];
+        const std::int64_t sequences = pairs.sequences[pair];
+        require(tokens >= limits.special_tokens && tokens <= longest, "tokens", pair,
+                "from " + std::to_string(limits.special_tokens) + " to " + std::to_string(longest),
+                tokens);
+        require(tokens == limits.round_up(tokens), "tokens", pair,
+                "a multiple of " + std::to_string(limits.multiple_of), tokens);
+        require(sequences >= 1, "sequences", pair, "at least 1", sequences);
+        sorted.emplace_back(tokens, sequences);
+    }
+    std::ranges::sort(sorted, std::greater{});
+    TokenCounts counts = pairs;
+    counts.tokens.clear();
+    counts.sequences.clear();
+    for (const auto& [tokens, sequences] : sorted) {
+        if (counts.tokens.empty() || counts.tokens.back() != tokens) {
+            counts.tokens.push_back(tokens);
+            counts.sequences.push_back(0);
+        }
+        counts.sequences.back() =
+            checked_add(counts.sequences.back(), sequences, "the number of sequences");
+    }
+    counts.validate();
+    return counts;
 }
 
 TokenCounts add(const TokenCounts& a, const TokenCounts& b) {

@@ -24,6 +24,7 @@
 #include "packing/layout.hpp"
 #include "packing/placement.hpp"
 #include "packing/pricing.hpp"
+#include "packing/ranks.hpp"
 #include "packing/reservation.hpp"
 #include "tests/cases.hpp"
 
@@ -169,6 +170,7 @@ void check_stages(int num_threads) {
     const std::size_t num_rows = lengths.size();
     if (num_threads == 1) {
         fail_each("add", none, [&] { return add(counts, half); });
+        fail_each("from_pairs", none, [&] { return from_pairs(counts); });
         fail_each("subset", none, [&] { return subset(counts, counts.sequences); });
         fail_each("first_fit_decreasing", none, [&] { return first_fit_decreasing(counts); });
         fail_each("validate", none, [&] {
@@ -211,6 +213,15 @@ void check_stages(int num_threads) {
             return true;
         });
     }
+    const Rows ranks(counts.tokens.size());
+    Rows places(2 * ranks.size());
+    fail_each("place_ranks" + on, places, [&] {
+        const std::span all(places);
+        place_ranks(layout, std::span<const std::int64_t>(counts.tokens),
+                    std::span<const std::int64_t>(ranks), all.first(ranks.size()),
+                    all.subspan(ranks.size()), threads);
+        return true;
+    });
     Rows scratch(num_rows);
     Rows offsets(static_cast<std::size_t>(layout.num_batches) + 1);
     Rows rows(num_rows, -1);

@@ -5,9 +5,11 @@
 #include <cstdlib>
 #include <functional>
 #include <iterator>
+#include <map>
 #include <numeric>
 
 #include "packing/checked.hpp"
+#include "packing/ranks.hpp"
 
 namespace packing {
 
@@ -102,6 +104,52 @@ std::vector<Rows> list(const Case& at, const Layout& layout, const Ids& ids) {
     return batches;
 }
 
+namespace {
+
+// Sequences by their tokens and their number among those of their size, in row order and at random.
+template <class Number>
+void check_ranks(const Case& at, const Layout& layout, const Rows& batch_of, const Rows& slot_of,
+                 std::mt19937_64& random) {
+    const std::size_t num_rows = at.lengths.size();
+    std::map<std::int64_t, std::int64_t> numbers;
+    Rows rank_of(num_rows);
+    for (std::size_t row = 0; row < num_rows; ++row) {
+        rank_of[row] = numbers[at.tokens(at.lengths[row])]++;
+    }
+    Rows tokens(num_rows);
+    std::vector<std::int32_t> ranks(num_rows);
+    Rows order(num_rows);
+    std::iota(order.begin(), order.end(), 0);
+    for (const bool by_row : {true, false}) {
+        if (!by_row) {
+            std::ranges::shuffle(order, random);
+        }
+        for (std::size_t i = 0; i < num_rows; ++i) {
+            const auto row = static_cast<std::size_t>(order[i]);
+            tokens[i] = at.tokens(at.lengths[row]);
+            ranks[i] = static_cast<std::int32_t>(rank_of[row]);
+        }
+        // In two pieces, of which the smaller may have fewer rows than there are sizes.
+        const std::size_t cut = random() % (num_rows + 1);
+        std::vector<Number> batches(num_rows);
+        std::vector<Number> slots(num_rows);
+        for (const auto& [begin, end] : {std::pair{std::size_t{0}, cut}, {cut, num_rows}}) {
+            place_ranks(layout, std::span<const std::int64_t>(tokens).subspan(begin, end - begin),
+                        std::span<const std::int32_t>(ranks).subspan(begin, end - begin),
+                        std::span(batches).subspan(begin, end - begin),
+                        std::span(slots).subspan(begin, end - begin), at.threads);
+        }
+        for (std::size_t i = 0; i < num_rows; ++i) {
+            const auto row = static_cast<std::size_t>(order[i]);
+            if (batches[i] != batch_of[row] || slots[i] != slot_of[row]) {
+                fail(at, "places of sequences by their rank differ");
+            }
+        }
+    }
+}
+
+}  // namespace
+
 void check_places(const Case& at, const Layout& layout, const std::vector<Rows>& expected,
                   std::mt19937_64& random) {
     Rows batch_of(at.lengths.size());
@@ -142,6 +190,8 @@ void check_places(const Case& at, const Layout& layout, const std::vector<Rows>&
             fail(at, "batches of narrow lengths differ");
         }
     }
+    check_ranks<std::int32_t>(at, layout, batch_of, slot_of, random);
+    check_ranks<std::int64_t>(at, layout, batch_of, slot_of, random);
 }
 
 namespace {
@@ -309,6 +359,13 @@ void check(const Case& at, std::mt19937_64& random) {
     }
     if (tokens_of_batches(layout, 0, layout.num_batches) != all_sizes) {
         fail(at, "the tokens of all batches differ");
+    }
+    TokenCounts pairs = layout.counts;
+    pairs.tokens = all_sizes;
+    std::ranges::shuffle(pairs.tokens, random);
+    pairs.sequences.assign(all_sizes.size(), 1);
+    if (from_pairs(pairs) != layout.counts) {
+        fail(at, "counts of single sequences differ");
     }
     check_places(at, layout, expected, random);
     check_shuffled(at, layout, random);

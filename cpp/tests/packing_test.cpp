@@ -258,6 +258,7 @@ int main(int argc, char** argv) {
     check_bad_patterns();
     check_bad_coarse_patterns();
     check_bad_placement();
+    check_bad_pairs_and_ranks();
     check_shuffle();
     check_threads();
     check_concurrency(static_cast<std::uint64_t>(seed), in_parts);

@@ -36,4 +36,7 @@ void check_bad_coarse_patterns();
 
 void check_bad_placement();
 
+// Pairs of sizes and numbers of sequences, and sequences that a layout does not have.
+void check_bad_pairs_and_ranks();
+
 }  // namespace packing

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from virnucpro import kernel
+from virnucpro.data.batch_totals import BatchTotals
 from virnucpro.data.groups import check_group_offsets
-from virnucpro.data.shape import BatchShape, fullest, warn_of_fullest
 from virnucpro.data.states import are_equal, read_state
-from virnucpro.kernel.arguments import check_lengths, check_out, check_threads
-from virnucpro.kernel.limits import Limits
+from virnucpro.kernel.arguments import (
+    check_integer,
+    check_lengths,
+    check_out,
+    check_pairs,
+    check_threads,
+)
+from virnucpro.kernel.limits import MAX_TOKENS, Limits
+
+# The widest budget, with the other defaults of GreedyPacker.
+WIDEST = Limits(MAX_TOKENS)
 
 
 class TokenCounts:
@@ -34,6 +42,72 @@ class TokenCounts:
     def __init__(self, core: kernel.TokenCounts, limits: Limits) -> None:
         self.core = core
         self.limits = limits
+
+    @classmethod
+    def from_pairs(
+        cls,
+        tokens: ArrayLike,
+        sequences: ArrayLike,
+        limits: Limits = WIDEST,
+        *,
+        num_truncated: int = 0,
+        truncated_residues: int = 0,
+        padding_tokens: int | None = None,
+    ) -> TokenCounts:
+        """Return counts from a histogram that another program made, such as DuckDB or Polars.
+
+        They equal what `GreedyPacker.count` returns for the lengths of these sequences.
+
+        Args:
+            tokens: Sizes in tokens, including special tokens and padding, after truncation: those
+                that ``limits.tokens(lengths)`` returns. In any order; a size may repeat.
+            sequences: Number of sequences of each size, at least 1, an array or list as long as
+                `tokens`. Both are 1-D arrays of any integer type and stride, or lists of int.
+            limits: The `limits` of the packer that lays the counts out; by default those of
+                ``GreedyPacker(max_tokens_per_batch)``, for any budget of at least 1,024 tokens.
+            num_truncated: Number of truncated sequences, which sizes do not tell.
+            truncated_residues: Number of residues removed by truncation.
+            padding_tokens: Number of tokens of all sequences that are padding. Required if
+                `multiple_of` is not 1, and otherwise 0.
+
+        Raises:
+            ValueError: A size is one that no sequence has under the limits, a number of sequences
+                is not positive, an array is not one-dimensional, their lengths differ, or one of
+                the last three arguments does not fit the sizes or is missing.
+            TypeError: An argument has the wrong type. Floats are refused: in DuckDB, ``count(*)``
+                is an integer, and ``sum(n)`` is one after ``::BIGINT``.
+            OverflowError: The number of sequences or of tokens does not fit in 64 bits.
+
+        Cost: O(n log(n)).
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker, TokenCounts
+            >>> counts = TokenCounts.from_pairs([32, 502, 32], [1, 1, 2])
+            >>> counts == GreedyPacker(4096).count([30, 30, 500, 30])
+            True
+        """
+        if not isinstance(limits, Limits):
+            raise TypeError(f"limits must be Limits (got {type(limits).__name__})")
+        sizes, numbers = check_pairs(tokens, sequences, ("tokens", "sequences"))
+        if padding_tokens is None:
+            if limits.multiple_of > 1:
+                raise ValueError(
+                    "padding_tokens must be given, as sizes do not tell it "
+                    f"(got multiple_of={limits.multiple_of:,})"
+                )
+            padding_tokens = 0
+        totals = {
+            "num_truncated": num_truncated,
+            "truncated_residues": truncated_residues,
+            "padding_tokens": padding_tokens,
+        }
+        core = kernel.counts_from_pairs(
+            limits=limits,
+            tokens=sizes.astype(np.int64, copy=False),
+            sequences=numbers.astype(np.int64, copy=False),
+            **{name: check_integer(total, name, 0, 2**63 - 1) for name, total in totals.items()},
+        )
+        return cls(core, limits)
 
     @property
     def tokens(self) -> NDArray[np.int64]:
@@ -126,7 +200,7 @@ class TokenCounts:
         return f"TokenCounts({self.num_sequences:,} sequences of {len(self.tokens):,} sizes)"
 
 
-class Layout:
+class Layout(BatchTotals):
     """Batches without rows: the number of sequences of each size in each batch.
 
     Returned by `GreedyPacker.lay_out`. Given lengths, and the counts of the rows before them, a
@@ -160,133 +234,6 @@ class Layout:
         self.limits = limits
         self.num_threads = num_threads
         self.group_offsets = group_offsets
-
-    @property
-    def max_tokens_per_batch(self) -> int:
-        """Token budget per batch, including special tokens."""
-        return self.limits.max_tokens_per_batch
-
-    @property
-    def max_sequence_length(self) -> int:
-        """Maximum residues kept per sequence; at most what fits in a batch."""
-        return self.limits.max_residues
-
-    @property
-    def special_tokens(self) -> int:
-        """Number of special tokens added to each sequence."""
-        return self.limits.special_tokens
-
-    @property
-    def max_sequences_per_batch(self) -> int | None:
-        """Maximum sequences per batch, or None if unlimited."""
-        return self.limits.max_sequences_per_batch
-
-    @property
-    def multiple_of(self) -> int:
-        """Number to a multiple of which the tokens of each sequence are rounded up."""
-        return self.limits.multiple_of
-
-    @property
-    def num_batches(self) -> int:
-        """Number of batches."""
-        return self.core.num_batches
-
-    @property
-    def num_sequences(self) -> int:
-        """Number of sequences."""
-        return self.core.counts.num_sequences
-
-    @property
-    def max_sequences(self) -> int:
-        """Sequences of the fullest batch; 0 without batches. Computed on each access in O(runs)."""
-        return fullest(self.core)
-
-    @functools.cached_property
-    def shape(self) -> BatchShape:
-        """The budget and `max_sequences`, the shape that every batch fits in.
-
-        The budget is rounded down to a multiple of `multiple_of`.
-
-        Batches padded to this shape run in one captured CUDA graph. If there is no limit on
-        sequences and the fullest batch has more than twice as many as the mean, as for First-Fit
-        Decreasing on proteins, one WARNING proposes a limit, and, unless the plan has groups, says
-        how many batches method="tight" makes at most under this limit. For proteins, the mean,
-        rounded up, is a limit that costs at most a tenth of a percent.
-
-        Raises:
-            ValueError: There are no batches.
-
-        Cost: O(runs). The WARNING takes milliseconds for proteins of up to 1,022 residues, however
-        many; at most seconds for a hundred thousand sizes.
-
-        Example:
-            >>> from virnucpro.data import GreedyPacker
-            >>> packer = GreedyPacker(100)
-            >>> layout = packer.lay_out(packer.count([30, 60, 60]))
-            >>> layout.shape
-            BatchShape(tokens=100, sequences=2)
-        """
-        max_sequences = self.max_sequences
-        if max_sequences == 0:
-            raise ValueError(f"a {type(self).__name__} without batches has no shape")
-        has_groups = self.group_offsets is not None
-        warn_of_fullest(self.core, self.limits, max_sequences, has_groups)
-        return BatchShape(self.limits.usable_tokens, max_sequences)
-
-    @property
-    def num_truncated(self) -> int:
-        """Number of truncated sequences."""
-        return self.core.counts.num_truncated
-
-    @property
-    def truncated_residues(self) -> int:
-        """Number of residues removed by truncation."""
-        return self.core.counts.truncated_residues
-
-    @property
-    def total_tokens(self) -> int:
-        """Tokens in all batches, including special tokens, not padding."""
-        return self.core.counts.total_tokens
-
-    @property
-    def padding_tokens(self) -> int:
-        """Number of tokens in all batches added by rounding up to a multiple of `multiple_of`."""
-        return self.core.counts.padding_tokens
-
-    @property
-    def efficiency(self) -> float:
-        """`total_tokens` divided by the sum of the budgets of all batches; 0.0 without batches."""
-        if self.num_batches == 0:
-            return 0.0
-        return self.total_tokens / (self.num_batches * self.max_tokens_per_batch)
-
-    @property
-    def lower_bound(self) -> int:
-        """Lower bound on the number of batches of any packing.
-
-        The bound L2 of Martello and Toth (Lower Bounds and Reduction Procedures for the Bin
-        Packing Problem, Discrete Applied Mathematics 28, 1990). At least
-        ``ceil((total_tokens + padding_tokens) / max_tokens_per_batch)`` and, with a limit on
-        sequences, ``ceil(num_sequences / max_sequences_per_batch)``. With method="tight", also at
-        least the bound proven by column generation (A. A. Farley, A Note on Bounding a Class of
-        Linear Programming Problems, Including Cutting Stock Problems, Operations Research 38,
-        1990). For a plan with groups, the sum of the bounds of its groups, so a bound for packings
-        in which groups share no batch.
-        """
-        return kernel.lower_bound(self.core)
-
-    @property
-    def proven_optimal(self) -> bool:
-        """Whether the number of batches equals the lower bound."""
-        return self.num_batches == self.lower_bound
-
-    @property
-    def batch_tokens(self) -> NDArray[np.int64]:
-        """Tokens of each batch with padding, int64 [num_batches]; computed on each access.
-
-        Cost: O(num_batches).
-        """
-        return kernel.batch_tokens(self.core)
 
     def assign(
         self,
@@ -344,6 +291,46 @@ class Layout:
             array([1, 0, 0], dtype=int32)
         """
         return self._assign(kernel.assign_slots, lengths, before, out)
+
+    def place(
+        self, tokens: ArrayLike, rank: ArrayLike
+    ) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.signedinteger[Any]]]:
+        """Return the batch and the slot of sequences, each given by its size and its rank.
+
+        The rank of a sequence is its number among all sequences of its size, from 0, in the order
+        of ties. With ranks in row order, the places are those that `assign` and `slots` return;
+        with ranks by ID, those of a plan with IDs. Rows may come in any order and in any parts, so
+        a database that numbers the rows of each size can place them.
+
+        Args:
+            tokens: Size of each sequence in tokens, one of `TokenCounts.tokens`.
+            rank: Its rank, an array or list as long as `tokens`. Both are 1-D arrays of any integer
+                type and stride, or lists of int.
+
+        Returns:
+            The batch of each sequence, and its slot in the batch from 0, the longest sequence
+            first: two new arrays [n] of int32, or of int64 if the layout has 2**31 sequences or
+            more.
+
+        Raises:
+            ValueError: The layout has no sequence of such a size or rank; an array is not
+                one-dimensional, or their lengths differ; or the layout is that of a plan with
+                groups, which sizes do not tell.
+            TypeError: An argument has the wrong type.
+
+        Cost: one pass, O(1) per row if the ranks of each size increase, and otherwise O(log(runs)).
+        Arrays of other types than int32 and int64 are copied.
+
+        Example:
+            >>> from virnucpro.data import GreedyPacker
+            >>> packer = GreedyPacker(100)
+            >>> packer.lay_out(packer.count([30, 60, 60])).place([32, 62, 62], [0, 0, 1])
+            (array([0, 0, 1], dtype=int32), array([1, 0, 0], dtype=int32))
+        """
+        if self.group_offsets is not None:
+            raise ValueError("a plan with groups cannot place sequences by their sizes")
+        sizes, ranks = check_pairs(tokens, rank, ("tokens", "rank"))
+        return kernel.place_ranks(self.core, sizes, ranks, check_threads(self.num_threads))
 
     def _assign(
         self, assign: Any, lengths: ArrayLike, before: TokenCounts | None, out: NDArray[Any] | None

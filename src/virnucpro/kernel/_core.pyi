@@ -65,6 +65,17 @@ def make_counts(
     truncated_residues: int,
     padding_tokens: int = 0,
 ) -> TokenCounts: ...
+
+# As make_counts, of sizes in any order, those of equal sizes added up.
+def counts_from_pairs(
+    *,
+    limits: Limits,
+    tokens: NDArray[np.int64],
+    sequences: NDArray[np.int64],
+    num_truncated: int,
+    truncated_residues: int,
+    padding_tokens: int = 0,
+) -> TokenCounts: ...
 def first_fit_decreasing(counts: TokenCounts) -> Layout: ...
 def patterns_with_reservation(counts: TokenCounts, max_parts: int = ...) -> Layout: ...
 
@@ -121,6 +132,11 @@ def assign_batches(
 def assign_slots(
     layout: Layout, lengths: Lengths, before: TokenCounts | None, out: Rows, num_threads: int
 ) -> None: ...
+
+# The batches and the slots of sequences, given by size and number among those of their size.
+def place_ranks(
+    layout: Layout, tokens: Rows, ranks: Rows, num_threads: int
+) -> tuple[Rows, Rows]: ...
 def list_rows(
     layout: Layout, lengths: Lengths, ids: OrderedIds | None, num_threads: int
 ) -> tuple[Rows, NDArray[np.int64]]: ...

@@ -73,30 +73,57 @@ def check_list(values: Iterable[Any], name: str, wanted: str) -> list[Any]:
 
 def check_lengths(lengths: ArrayLike) -> NDArray[np.integer[Any]]:
     """Return lengths as a contiguous integer array, without copying when possible."""
-    if not hasattr(lengths, "__array__"):
+    return check_integers(lengths, "lengths")
+
+
+def check_integers(values: ArrayLike, name: str) -> NDArray[np.integer[Any]]:
+    """Return integers as a contiguous array, without copying when possible."""
+    if not hasattr(values, "__array__"):
         wanted = "a list or an array of integers"
-        return check_length_objects(check_list(lengths, "lengths", wanted))  # type: ignore[arg-type]
-    array = check_dimension(lengths, "lengths")
+        return check_integer_objects(check_list(values, name, wanted), name)  # type: ignore[arg-type]
+    array = check_dimension(values, name)
     if array.size == 0:
         return np.empty(0, np.int64)
     if array.dtype.kind not in "iu":
-        raise TypeError(f"lengths must be integers (got {array.dtype})")
+        raise TypeError(f"{name} must be integers (got {array.dtype})")
     return plain(array)
 
 
-def check_length_objects(lengths: list[Any]) -> NDArray[np.int64]:
+def check_integer_objects(values: list[Any], name: str) -> NDArray[np.int64]:
     """Return a list of Python integers as an array."""
-    if not all(map(is_integer_type, set(map(type, lengths)))):
-        position = next(i for i, n in enumerate(lengths) if not is_integer_type(type(n)))
-        raise TypeError(f"lengths[{position}] must be an integer (got {quoted(lengths[position])})")
-    numbers = list(map(int, lengths))
+    if not all(map(is_integer_type, set(map(type, values)))):
+        position = next(i for i, n in enumerate(values) if not is_integer_type(type(n)))
+        raise TypeError(f"{name}[{position}] must be an integer (got {quoted(values[position])})")
+    numbers = list(map(int, values))
     try:
         return np.array(numbers, dtype=np.int64)
     except OverflowError:
         position = next(i for i, n in enumerate(numbers) if not -(2**63) <= n < 2**63)
         raise ValueError(
-            f"lengths[{position}] does not fit in int64 (got {numbers[position]})"
+            f"{name}[{position}] does not fit in int64 (got {numbers[position]})"
         ) from None
+
+
+def check_pairs(
+    first: ArrayLike, second: ArrayLike, names: tuple[str, str]
+) -> tuple[NDArray[np.signedinteger[Any]], NDArray[np.signedinteger[Any]]]:
+    """Return two equally long integer arrays, each int32 or int64, copied only if necessary."""
+    arrays = check_signed(first, names[0]), check_signed(second, names[1])
+    if len(arrays[0]) != len(arrays[1]):
+        raise ValueError(
+            f"{names[0]} and {names[1]} must have the same length "
+            f"(got {len(arrays[0]):,} and {len(arrays[1]):,})"
+        )
+    return arrays
+
+
+def check_signed(values: ArrayLike, name: str) -> NDArray[np.signedinteger[Any]]:
+    """Return integers as a contiguous array of int32 or int64, without copying when possible."""
+    array = check_integers(values, name)
+    if array.dtype == np.uint64 and array.max() >= 2**63:
+        return check_integer_objects(array.tolist(), name)
+    is_narrow = np.can_cast(array.dtype, np.int32)
+    return array.astype(np.int32 if is_narrow else np.int64, copy=False)
 
 
 def check_ids(

@@ -12,6 +12,7 @@
 #include "bindings/arrays.hpp"
 #include "bindings/families.hpp"
 #include "packing/assign.hpp"
+#include "packing/hashes.hpp"
 #include "packing/ids.hpp"
 #include "packing/layout.hpp"
 
@@ -178,6 +179,20 @@ void add_rows(py::module_& module) {
             });
         },
         py::arg("layout"), py::arg("lengths"), py::arg("ids"), py::arg("num_threads"));
+
+    module.def(
+        "hash_texts",
+        [](const py::array& offsets, const py::array& texts) {
+            const std::vector<Text> each = texts_of(offsets, texts);
+            py::array_t<std::uint64_t> hashes(static_cast<py::ssize_t>(each.size()));
+            const std::span to = mutable_view<std::uint64_t>(hashes);
+            {
+                const py::gil_scoped_release release;
+                hash_texts(each, to);
+            }
+            return hashes;
+        },
+        py::arg("offsets"), py::arg("texts"));
 
     module.def(
         "shuffle_rows",

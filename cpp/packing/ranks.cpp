@@ -55,7 +55,7 @@ struct Fault {
 };
 
 [[noreturn]] void throw_fault(const Layout& layout, const Fault& fault) {
-    const std::string row = "[" + std::to_string(fault.row) + "]";
+    const std::string row = std::string("[") + std::to_string(fault.row) + "]";
     if (fault.size == layout.counts.tokens.size()) {
         throw std::invalid_argument("tokens" + row +
                                     " is a size that the layout does not have (got " +

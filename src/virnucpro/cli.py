@@ -10,7 +10,7 @@ import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,13 +24,13 @@ from virnucpro.terminal import (
     print_message,
     print_output,
     progress_display,
-    stderr,
 )
 from virnucpro.text import shown
 
 # Each command imports what it needs, so that --help and --version are fast.
 if TYPE_CHECKING:
     from virnucpro.data.packing import GreedyPacker
+    from virnucpro.files.plan_summary import Summary
 
 app = typer.Typer(
     add_completion=False,
@@ -180,7 +180,7 @@ def pack(
     engine: Annotated[
         Engine,
         typer.Option(
-            help="Run in this process, or on the Ray cluster at RAY_ADDRESS (Parquet tables only)."
+            help="Run in this process, or on the Ray cluster at RAY_ADDRESS, else on this machine."
         ),
     ] = Engine.local,
     quiet: Quiet = False,
@@ -213,22 +213,8 @@ def pack(
         with exit_on_error():
             # Fail before reading the input if highspy is missing.
             column_generation()
-    if engine is Engine.ray:
-        unsupported = {
-            "--overlong drop": overlong is Overlong.drop,
-            "--overlong split": overlong is Overlong.split_up,
-            "--sequences": sequences,
-            "--duplicates error": duplicates is Duplicates.error,
-            "--keep-stop": keep_stop,
-            "--keep-case": keep_case,
-            "--drop-gaps": drop_gaps,
-            "--threads": threads is not None,
-        }
-        if any(unsupported.values()):
-            names = ", ".join(name for name, is_given in unsupported.items() if is_given)
-            raise typer.BadParameter(f"--engine ray does not support {names}")
-        pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
-        return
+    if engine is Engine.ray and threads is not None:
+        raise typer.BadParameter("--engine ray does not support --threads")
     from virnucpro.jobs.labels import label_totals
     from virnucpro.jobs.pack import pack_files
 
@@ -239,59 +225,45 @@ def pack(
         uppercase=not keep_case,
         drop_gaps=drop_gaps,
     )
+    how: dict[str, Any] = {
+        "options": options,
+        "duplicates": duplicates.value,
+        "sequences": sequences,
+    }
     with exit_on_error():
-        with log_to_stderr(quiet), progress_display(quiet) as progress:
-            summary = pack_files(
-                inputs,
-                output,
-                packer,
-                options=options,
-                duplicates=duplicates.value,
-                sequences=sequences,
-                progress=progress,
-            )
+        if engine is Engine.ray:
+            summary = pack_on_ray(inputs, output, packer, how, quiet)
+        else:
+            with log_to_stderr(quiet), progress_display(quiet) as progress:
+                summary = pack_files(inputs, output, packer, progress=progress, **how)
         if not quiet:
             print_message(make_table(label_totals(summary.totals)))
             print_message(f"Plan written to {shown(output)}")
 
 
 def pack_on_ray(
-    inputs: list[str],
-    output: Path,
-    packer: GreedyPacker,
-    id_column: str,
-    length_column: str,
-    quiet: bool,
-) -> None:
-    """Pack Parquet tables on a Ray cluster."""
-    with exit_on_error(), needing("--engine ray", "ray"):
+    inputs: list[str], output: Path, packer: GreedyPacker, how: dict[str, Any], quiet: bool
+) -> Summary:
+    """Pack sequences on a Ray cluster."""
+    with needing("--engine ray", "ray"):
         import ray
 
-        from virnucpro.cluster.ray_data import pack_tables
-        from virnucpro.cluster.tables import list_tables
-    from virnucpro.jobs.labels import label_totals
+        from virnucpro.cluster.pack import check_arguments, pack_files_on_ray
 
-    shows_progress = stderr().is_terminal and not quiet
     # Ray prints to stdout.
-    with exit_on_error(), log_to_stderr(quiet), redirect_stdout(sys.stderr):
-        list_tables(inputs, output.absolute(), [id_column, length_column])
+    with log_to_stderr(quiet), redirect_stdout(sys.stderr):
+        # Before Ray is started, which takes seconds.
+        check_arguments(inputs, output, packer, **how)
         # Ray replaces it by one that leaves workers writing.
         handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
-        ray.data.DataContext.get_current().enable_progress_bars = shows_progress
-        # The errors that Ray Data logs are also raised.
-        logging.getLogger("ray.data").setLevel(logging.CRITICAL)
         signal.signal(signal.SIGTERM, handler)
-        columns = {"id_column": id_column, "length_column": length_column}
         try:
-            summary = pack_tables(inputs, output, packer, **columns)
-        except (ray.exceptions.RayError, TypeError, RuntimeError) as error:
+            return pack_files_on_ray(inputs, output, packer, **how)
+        except (ray.exceptions.RayError, RuntimeError) as error:
             # The last line of Ray's message gives the cause.
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise OSError(shown(lines[-1])) from error
-    if not quiet:
-        print_message(make_table(label_totals(summary.totals)))
-        print_message(f"Plan written to {shown(output)}")
 
 
 @app.command()

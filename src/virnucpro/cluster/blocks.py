@@ -159,9 +159,7 @@ def count_table(table: pa.Table, job: Job) -> Counted:
     return Counted(
         counts,
         rows=len(lengths),
-        dropped=count_dropped(
-            lengths, limits.max_residues, job.packer.overlong, job.packer.empty
-        ),
+        dropped=count_dropped(lengths, limits.max_residues, job.packer.overlong, job.packer.empty),
         split=count_split(chosen.fragments),
         empty=int(np.count_nonzero(lengths == 0)),
         residues=int(lengths.sum(dtype=object)),
@@ -177,7 +175,9 @@ def count_bytes(table: pa.Table, job: Job, ids: Any) -> int:
         return int(table.nbytes)
     offsets, _ = text_buffers(ids)
     num_bytes = BYTES_OF_NUMBERS * len(table) + int(offsets[-1] - offsets[0])
-    return num_bytes + sum(table[name].nbytes - 8 * len(table) for name in table.column_names if name == "sequence")
+    if "sequence" in table.column_names:
+        num_bytes += pc.sum(pc.binary_length(table["sequence"])).as_py()
+    return num_bytes
 
 
 def choose_rows(lengths: NDArray[np.int64], packer: GreedyPacker) -> Chosen:
@@ -300,9 +300,7 @@ def choose_table(
     return Rows(packed, dropped, kept)
 
 
-def keep_residues(
-    table: pa.Table, starts: NDArray[np.int64], stops: NDArray[np.int64]
-) -> pa.Table:
+def keep_residues(table: pa.Table, starts: NDArray[np.int64], stops: NDArray[np.int64]) -> pa.Table:
     """Return a table with the part of each sequence that is packed."""
     texts = table["sequence"].to_pylist()
     ranges = zip(texts, starts.tolist(), stops.tolist(), strict=True)

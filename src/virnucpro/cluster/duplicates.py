@@ -10,58 +10,81 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
+from virnucpro import kernel
 from virnucpro.cluster.exchange import Group
 from virnucpro.cluster.ranges import count_ranges
 from virnucpro.cluster.tasks import join_parts, slices, split_parts, start, take
 from virnucpro.files.sequences import find_duplicates
 from virnucpro.kernel.arrow import text_buffers
 
-# Weights of the bytes of an ID, by place; those further on have the weights of the first again.
-WEIGHTS = np.random.default_rng(0).integers(0, 2**63, 64, np.uint64) * 2 + 1
+# Bytes of a hash.
+HASH_BYTES = 8
+# Hashes that several sequences have, of which each task gets a copy; if there are more, all IDs
+# are exchanged.
+MAX_REPEATED = 2**22
 
 
 def count_duplicates(groups: Sequence[Group], max_examples: int = 3) -> tuple[int, list[str]]:
     """Return the number of sequences that repeat an earlier ID, and the first of these IDs.
 
-    The IDs are exchanged between tasks by their hashes, so that equal ones meet.
+    Tasks exchange the hashes of all IDs, and then the IDs whose hashes occur more than once.
     """
-    num_parts = count_ranges(sum(group.counted.num_bytes for group in groups))
-    parts = split_parts(split_ids, ((num_parts, *group.blocks) for group in groups), num_parts)
-    calls = join_parts(((max_examples,) for _ in range(num_parts)), parts)
-    found: list[tuple[int, list[str]]] = ray.get(start(count_repeated, calls))
-    examples = sorted(name for _, names in found for name in names)
-    return sum(number for number, _ in found), examples[:max_examples]
+    num_rows = sum(group.counted.rows for group in groups)
+    num_parts = count_ranges(num_rows * HASH_BYTES)
+    parts = split_parts(split_hashes, ((num_parts, *group.blocks) for group in groups), num_parts)
+    found = start(find_repeated, join_parts([()] * num_parts, parts), num_returns=3)
+    distinct = sum(ray.get([of_part[1] for of_part in found]))
+    if distinct == 0:
+        return 0, []
+    repeated = None
+    num_bytes = sum(group.counted.num_bytes for group in groups)
+    if distinct <= MAX_REPEATED:
+        repeated = np.concatenate(ray.get([of_part[0] for of_part in found]))
+        num_bytes = num_bytes * sum(ray.get([of_part[2] for of_part in found])) // num_rows
+    num_parts = count_ranges(num_bytes)
+    known = ray.put(repeated)
+    calls = ((known, num_parts, *group.blocks) for group in groups)
+    parts = split_parts(split_ids, calls, num_parts)
+    counts = ray.get(start(count_repeated, join_parts([(max_examples,)] * num_parts, parts)))
+    examples = sorted(name for _, names in counts for name in names)
+    return sum(number for number, _ in counts), examples[:max_examples]
 
 
-def split_ids(num_parts: int, *blocks: Any) -> list[pa.Table]:
-    """Return the IDs of blocks in parts, so that equal ones are in the same part."""
-    ids = pa.chunked_array([chunk for block in blocks for chunk in block["id"].chunks])
-    table = pa.table({"id": ids.combine_chunks()})
-    if num_parts == 1:
-        return [table]
-    numbers = hash_texts(table["id"].combine_chunks()) % np.uint64(num_parts)
-    order = np.argsort(numbers.astype(np.int16), kind="stable")
-    ends = np.cumsum(np.bincount(numbers.astype(np.int16), minlength=num_parts))
-    return slices(take(table, order), ends)
+def hash_ids(ids: Any) -> NDArray[np.uint64]:
+    """Return a hash of each ID of a column of large strings."""
+    hashes = [kernel.hash_texts(*text_buffers(chunk)) for chunk in ids.chunks]
+    return np.concatenate([np.empty(0, np.uint64), *hashes])
 
 
-def hash_texts(ids: Any, chunk: int = 2**16) -> NDArray[np.uint64]:
-    """Return a hash of each ID of an array of large strings: the weighted sum of its bytes."""
-    hashes = np.zeros(len(ids), np.uint64)
-    for begin in range(0, len(ids), chunk):
-        offsets, texts = text_buffers(ids.slice(begin, chunk))
-        lengths = np.diff(offsets)
-        some = texts[offsets[0] : offsets[-1]].astype(np.uint64) + np.uint64(1)
-        begins = offsets[:-1] - offsets[0]
-        places = np.arange(len(some)) - np.repeat(begins, lengths)
-        some *= WEIGHTS[places % len(WEIGHTS)]
-        with_bytes = lengths > 0
-        sums = np.add.reduceat(some, begins[with_bytes]) if len(some) else some
-        hashes[begin : begin + chunk][with_bytes] = sums
-    return hashes >> np.uint64(32)
+def split_hashes(num_parts: int, *blocks: Any) -> list[NDArray[np.uint64]]:
+    """Return the hashes of the IDs of blocks by ranges of hashes."""
+    hashes = np.sort(np.concatenate([hash_ids(block["id"]) for block in blocks]))
+    edges = [2**64 * part // num_parts for part in range(1, num_parts)]
+    return np.split(hashes, np.searchsorted(hashes, np.array(edges, np.uint64)))
+
+
+def find_repeated(*parts: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], int, int]:
+    """Return the hashes that occur more than once, in order, their number, and that of all rows."""
+    hashes = np.sort(np.concatenate(parts))
+    begins = np.flatnonzero(np.diff(hashes, prepend=hashes[:1] ^ np.uint64(1)))
+    numbers = np.diff(begins, append=len(hashes))
+    is_repeated = numbers > 1
+    return hashes[begins[is_repeated]], int(is_repeated.sum()), int(numbers[is_repeated].sum())
+
+
+def split_ids(repeated: NDArray[np.uint64] | None, num_parts: int, *blocks: Any) -> list[pa.Table]:
+    """Return the IDs of blocks that may occur more than once, in parts by their hashes."""
+    table = pa.concat_tables([block.select(["id"]) for block in blocks])
+    hashes = hash_ids(table["id"])
+    if repeated is not None:
+        places = np.minimum(np.searchsorted(repeated, hashes), len(repeated) - 1)
+        rows = np.flatnonzero(repeated[places] == hashes)
+        table, hashes = take(table, rows), hashes[rows]
+    numbers = (hashes % np.uint64(num_parts)).astype(np.int16)
+    order = np.argsort(numbers, kind="stable")
+    return slices(take(table, order), np.cumsum(np.bincount(numbers, minlength=num_parts)))
 
 
 def count_repeated(max_examples: int, *parts: pa.Table) -> tuple[int, list[str]]:
     """Return the number of IDs that repeat an earlier one, and the first of these IDs."""
-    ids = pa.concat_tables(parts)["id"].combine_chunks()
-    return find_duplicates(ids, max_examples)
+    return find_duplicates(pa.concat_tables(parts)["id"].combine_chunks(), max_examples)

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.cluster.blocks import Counted, Job, Position, Rows, choose_table
 from virnucpro.cluster.ranges import (
-    MAX_RANGES,
     SAMPLES,
     SizeRange,
     Tie,
@@ -143,10 +142,11 @@ def exchange_rows(
         groups.clear()
         parts = split_parts(split_sizes, calls, num_sizes + 2)
         calls.clear()
-        dropped, numbers = [[of_task.pop(-2) for of_task in parts], [of_task.pop() for of_task in parts]]
+        numbers = [of_task.pop() for of_task in parts]
+        dropped = [of_task.pop() for of_task in parts]
         # Of the parts of one size, each begins with the rank at which the one before ends.
         ranks = find_first_ranks(exchange.sizes, sum(ray.get(numbers)))
-        calls = join_parts([(known, *pair) for pair in enumerate(ranks)], parts)
+        calls = join_parts([(known, rank) for rank in ranks], parts)
         parts = split_parts(order_sizes, calls, num_batches)
     else:
         before = sums_before(groups)
@@ -246,21 +246,21 @@ def split_sizes(
     tokens = packed["tokens"].to_numpy()
     order = order_rows(tokens, None)
     ordered = -tokens[order]
-    ends = []
-    firsts = {size: np.searchsorted(ordered, -size) for size in exchange.ties}
+    ends_of_parts: dict[int, list[int]] = {}
     for size, ties in exchange.ties.items():
-        first, end = firsts[size], np.searchsorted(ordered, -size, side="right")
+        first, end = (int(np.searchsorted(ordered, -size, side)) for side in ("left", "right"))
         places = order[first:end]
         ids = packed[exchange.job.id_column].take(pa.array(places)).combine_chunks()
         places = places[order_rows(np.zeros(len(places), np.int8), check_ids(ids, len(ids)))]
         order[first:end] = places
         by_id = Ties(packed[exchange.job.id_column], places, begin.fragment)
-        firsts[size] = first + np.array([*find_ties(ties, by_id), len(places)])
-    for of_size in exchange.sizes:
-        if of_size.largest in firsts:
-            ends.append(int(firsts[of_size.largest][of_size.part]))
-        else:
-            ends.append(int(np.searchsorted(ordered, -of_size.smallest, side="right")))
+        ends_of_parts[size] = [*(first + place for place in find_ties(ties, by_id)), end]
+    ends = [
+        ends_of_parts[largest][part]
+        if largest in ends_of_parts
+        else int(np.searchsorted(ordered, -smallest, side="right"))
+        for largest, smallest, part in exchange.sizes
+    ]
     dropped = concatenate(of_block.dropped for of_block in rows)
     return [*slices(take(packed, order), ends), dropped, np.diff(ends, prepend=0)]
 
@@ -287,7 +287,7 @@ def order_rows(tokens: NDArray[Any], ids: OrderedIds | None) -> NDArray[Any]:
     return rows
 
 
-def order_sizes(exchange: Exchange, number: int, first_rank: int, *parts: Any) -> list[pa.Table]:
+def order_sizes(exchange: Exchange, first_rank: int, *parts: Any) -> list[pa.Table]:
     """Return the rows of a range of sizes, with batch and slot, by ranges of batches."""
     table = concatenate(parts)
     tokens = table["tokens"].to_numpy()

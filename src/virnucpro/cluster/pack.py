@@ -7,9 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from os import PathLike, fsdecode
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 
@@ -72,16 +70,8 @@ def pack_files_on_ray(
     in the object store, which spills to disk. The driver needs O(distinct sizes) memory per million
     sequences.
     """
-    if not isinstance(packer, GreedyPacker):
-        raise TypeError(f"packer must be a GreedyPacker (got {type(packer).__name__})")
-    if duplicates not in ("report", "error"):
-        raise ValueError(f"duplicates must be 'report' or 'error' (got {quoted(duplicates)})")
     options = check_options(options)
-    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
-    found = list_inputs([fsdecode(path) for path in paths], sequences)
-    if packer.method == "tight":
-        # Raises if highspy is missing.
-        column_generation()
+    found = check_arguments(inputs, output, packer, options, duplicates, sequences)
     limits = packer.limits
     # Sequences above the limit are named, with their file.
     counting = single_threaded(packer)
@@ -125,8 +115,26 @@ def pack_files_on_ray(
     return summary
 
 
-def list_inputs(names: list[str], sequences: bool) -> list[tuple[str, int | None]]:
-    """Return the files to read, with their sizes."""
+def check_arguments(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    output: str | PathLike[str],
+    packer: GreedyPacker,
+    options: ReadOptions | None = None,
+    duplicates: str = "report",
+    sequences: bool = False,
+) -> list[tuple[str, int | None]]:
+    """Return the files to read and their sizes, if `pack_files_on_ray` can have its arguments."""
+    if not isinstance(packer, GreedyPacker):
+        raise TypeError(f"packer must be a GreedyPacker (got {type(packer).__name__})")
+    if duplicates not in ("report", "error"):
+        raise ValueError(f"duplicates must be 'report' or 'error' (got {quoted(duplicates)})")
+    check_options(options)
+    _ = packer.limits
+    if packer.method == "tight":
+        # Raises if highspy is missing.
+        column_generation()
+    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
+    names = [fsdecode(path) for path in paths]
     if not names:
         raise ValueError("inputs must name at least one file")
     return [(name, Path(name).stat().st_size) for name in names]
@@ -158,9 +166,7 @@ def write_rows(
     """Write all rows, those dropped last, in files with consecutive numbers."""
     num_dropped = [group.counted.num_dropped for group in groups]
     has_fragments = total.split.sequences > 0
-    exchange = make_exchange(
-        job, single_threaded(layout), total, pa.large_string(), has_fragments
-    )
+    exchange = make_exchange(job, single_threaded(layout), total, pa.large_string(), has_fragments)
     num_parts = len(exchange.batches) - 1
     known = ray.put(plan)
     # References within arguments are not replaced by Ray, so each task gets the plan itself.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from collections.abc import Sequence
@@ -14,7 +15,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from virnucpro.files.plan_reader import METADATA
-from virnucpro.files.plan_schema import integer_of
 from virnucpro.files.plan_writer import DICTIONARIES, ROW_GROUP_SIZE, split_batches
 from virnucpro.files.sequences import InputFile
 from virnucpro.files.tables import as_arrow, strings_as_arrow
@@ -80,7 +80,7 @@ def write_groups(table: pa.Table, edges: Sequence[int], plan: PlanFolder, number
     unfinished = path.parent.with_name(f"{path.name}.{uuid.uuid4().hex}")
     options = {"use_dictionary": [name for name in DICTIONARIES if name in plan.schema.names]}
     with pq.ParquetWriter(unfinished, plan.schema, write_page_checksum=True, **options) as writer:
-        for begin, end in zip(edges, edges[1:], strict=False):
+        for begin, end in itertools.pairwise(edges):
             writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
     sync(unfinished)
     unfinished.replace(path)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -16,8 +16,15 @@ from virnucpro.cluster.tasks import start, start_spread
 from virnucpro.files.errors import explain_errors
 from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, open_file, read_chunks
 from virnucpro.files.sequences import FileReader, InputFile, table_kind
-from virnucpro.files.tables import as_arrow, check_table, ids_of, lengths_of, open_parquet, read_groups
-from virnucpro.text import quoted, shown
+from virnucpro.files.tables import (
+    as_arrow,
+    check_table,
+    ids_of,
+    lengths_of,
+    open_parquet,
+    read_groups,
+)
+from virnucpro.text import shown
 
 # Rows and bytes of a block, at most, unless a single row group of a table has more.
 BLOCK_ROWS = 2**20
@@ -187,11 +194,12 @@ def read_source(known: tuple[Job, ReadOptions, bool], source: Source) -> Iterato
         tables.clear()
         overlong, changes = None, ReadChanges()
 
-    for name in source.names:
-        if source.groups is None:
-            reader = FileReader(name, options, sequences)
-        else:
-            reader = GroupReader(source, options)
+    readers: list[FileReader | GroupReader]
+    if source.groups is None:
+        readers = [FileReader(name, options, sequences) for name in source.names]
+    else:
+        readers = [GroupReader(source, options, source.groups)]
+    for name, reader in zip(source.names, readers, strict=True):
         for ids, lengths, *texts in reader:
             columns = {"id": ids, "length": as_arrow(lengths)}
             tables.append(pa.table({**columns, **({"sequence": texts[0]} if texts else {})}))
@@ -214,8 +222,8 @@ class GroupReader:
 
     changes = ReadChanges()
 
-    def __init__(self, source: Source, options: ReadOptions) -> None:
-        self.source, self.options = source, options
+    def __init__(self, source: Source, options: ReadOptions, groups: range) -> None:
+        self.source, self.options, self.groups = source, options, groups
 
     @property
     def input(self) -> InputFile:
@@ -224,12 +232,12 @@ class GroupReader:
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         columns = [self.options.id_column, self.options.length_column]
-        (name,), groups, row, num_rows = self.source
-        end = row + num_rows
+        (name,), row = self.source.names, self.source.first_row
+        end = row + self.source.num_rows
         with explain_errors(name), open_parquet(name) as file:
-            if file.num_row_groups < groups.stop:
+            if file.num_row_groups < self.groups.stop:
                 raise ValueError("changed while it was read")
-            for batch in read_groups(name, file, groups, columns):
+            for batch in read_groups(name, file, self.groups, columns):
                 ids = ids_of(batch, columns[0], row).cast(pa.large_string())
                 lengths = lengths_of(batch, columns[1], row)
                 row += len(lengths)

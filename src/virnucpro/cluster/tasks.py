@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -34,7 +34,9 @@ def execute(ds: ray.data.Dataset) -> list[Any]:
         options.preserve_order = before
 
 
-def start(function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], **options: Any) -> Any:
+def start(
+    function: Callable[..., Any], arguments: Iterable[tuple[Any, ...]], **options: Any
+) -> list[Any]:
     """Start a task per tuple of arguments; return references to the results.
 
     Arguments that are references are replaced by their values before the task takes a core, so
@@ -51,8 +53,7 @@ def start_spread(function: Callable[..., Any], arguments: Iterable[tuple[Any, ..
     Returns generators of references to the results.
     """
     options = {"scheduling_strategy": "SPREAD", "num_returns": "streaming"}
-    found: list[Any] = start(function, arguments, **options)
-    return found
+    return start(function, arguments, **options)
 
 
 @cache
@@ -68,8 +69,7 @@ def split_parts(
     if num_parts == 1:
         # Ray would store the list instead of its item.
         return [[ref] for ref in start(only_part, ((function, *values) for values in arguments))]
-    found: list[list[Any]] = start(function, arguments, num_returns=num_parts)
-    return found
+    return start(function, arguments, num_returns=num_parts)
 
 
 def only_part(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -128,8 +128,8 @@ def take(table: pa.Table, rows: NDArray[Any]) -> pa.Table:
 
 def slices(table: pa.Table, ends: Iterable[int]) -> list[pa.Table]:
     """Return the parts of a table that end at these rows."""
-    edges = [0, *map(int, ends)]
-    return [table.slice(a, b - a) for a, b in zip(edges, edges[1:], strict=False)]
+    edges = itertools.pairwise([0, *map(int, ends)])
+    return [table.slice(begin, end - begin) for begin, end in edges]
 
 
 def single_threaded(value: Any) -> Any:

@@ -14,6 +14,7 @@ from virnucpro.extras import needing
 from virnucpro.kernel.limits import Limits
 
 if TYPE_CHECKING:
+    from virnucpro.cluster.pack import pack_files_on_ray
     from virnucpro.cluster.ray_data import pack_dataset
     from virnucpro.files.fasta import ReadOptions
     from virnucpro.files.plan_summary import Summary, Totals
@@ -57,6 +58,7 @@ __all__ = [
     "model_inputs",
     "pack_dataset",
     "pack_files",
+    "pack_files_on_ray",
     "packed_sdpa",
     "unpack",
 ]
@@ -83,6 +85,7 @@ LAZY = {
     "model_inputs": ("model.inputs", "torch"),
     "pack_dataset": ("cluster.ray_data", "ray"),
     "pack_files": ("jobs.pack", "cli"),
+    "pack_files_on_ray": ("cluster.pack", "ray,cli"),
     "packed_sdpa": ("model.attention", "torch"),
     "unpack": ("model.batches", "torch"),
 }

@@ -140,6 +140,9 @@ def place_ranks(
 def list_rows(
     layout: Layout, lengths: Lengths, ids: OrderedIds | None, num_threads: int
 ) -> tuple[Rows, NDArray[np.int64]]: ...
+
+# A hash of each text, texts[offsets[i]:offsets[i + 1]] in UTF-8.
+def hash_texts(offsets: NDArray[np.int64], texts: NDArray[np.uint8]) -> NDArray[np.uint64]: ...
 def shuffle_rows(layout: Layout, rows: Rows, seed: int, num_threads: int) -> Rows: ...
 
 # None unless all records are plain. With a limit, longer records are replaced by truncated copies.

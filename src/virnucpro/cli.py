@@ -346,7 +346,8 @@ def verify(
     Prints one line per error found. Exits with status 1 if there are any, and with status 2 if the
     plan or its input cannot be read.
     """
-    from virnucpro.files.fasta import ReadOptions, is_regular
+    from virnucpro.files.fasta import ReadOptions
+    from virnucpro.files.places import is_regular
     from virnucpro.files.plan_reader import open_plan
     from virnucpro.files.sequences import read_files
     from virnucpro.files.verify import verify_plan

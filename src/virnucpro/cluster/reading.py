@@ -14,8 +14,10 @@ from virnucpro.cluster.exchange import Group
 from virnucpro.cluster.ranges import MAX_RANGES
 from virnucpro.cluster.tasks import start, start_spread
 from virnucpro.files.errors import explain_errors
-from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, open_file, read_chunks
-from virnucpro.files.sequences import FileReader, InputFile, table_kind
+from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, read_chunks
+from virnucpro.files.inputs import table_kind
+from virnucpro.files.places import open_input
+from virnucpro.files.sequences import FileReader, InputFile
 from virnucpro.files.tables import as_arrow, check_table, ids_of, lengths_of, open_parquet, read_groups
 from virnucpro.text import quoted, shown
 
@@ -163,7 +165,7 @@ def divide_table(name: str, options: ReadOptions) -> Iterator[Source]:
 def describe_file(name: str) -> tuple[int, str]:
     """Return the size and the SHA-256 of a file."""
     digest = CountingHash()
-    with open_file(name) as file:
+    with open_input(name) as file:
         for _ in read_chunks(file, name, digest):
             pass
     return digest.num_bytes, digest.hexdigest()

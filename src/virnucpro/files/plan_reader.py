@@ -21,7 +21,7 @@ from virnucpro.data.layout import Layout
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.plan import PackingPlan
 from virnucpro.files import old_plans, tables
-from virnucpro.files.fasta import check_exists
+from virnucpro.files.places import check_exists
 from virnucpro.files.plan_schema import (
     FROM_FILES,
     IF_SPLIT,

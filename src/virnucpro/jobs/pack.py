@@ -14,10 +14,11 @@ from virnucpro.data.methods import column_generation
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
+from virnucpro.files.inputs import table_kind
 from virnucpro.files.output import write_file
 from virnucpro.files.plan_summary import Summary, compute_totals
 from virnucpro.files.plan_writer import ReadResidues, encoding_of, write_plan
-from virnucpro.files.sequences import Sequences, read_files, table_kind
+from virnucpro.files.sequences import Sequences, read_files
 from virnucpro.kernel.limits import Limits
 from virnucpro.text import quoted, shown
 

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.data.groups import counts_of_groups
 from virnucpro.extras import needing
-from virnucpro.files.fasta import is_regular
 from virnucpro.files.output import write_file
+from virnucpro.files.places import is_regular
 from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
 from virnucpro.files.plan_summary import Summary
 from virnucpro.jobs.labels import label_totals

@@ -78,11 +78,14 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT...",
         help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), - for "
-        "standard input, or tables of lengths (.fai, .parquet, .arrow, .tsv).",
+        "standard input, or tables of lengths (.fai, .parquet, .arrow, .tsv). Also folders, "
+        "patterns in quotes (*, ?, [], **) and URIs (s3://bucket/folder).",
         show_default=False,
     ),
 ]
-Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan written by `pack`.")]
+Plan = Annotated[
+    str, typer.Argument(metavar="PLAN", help="Plan written by `pack`, or its URI (s3://...).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Suppress all output except errors.")]
 
 
@@ -116,12 +119,12 @@ def main(
 def pack(
     inputs: Inputs,
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--output",
             metavar="PLAN",
-            help="File to write, .parquet or .arrow (a folder with --engine ray).",
+            help="File to write, or its URI, .parquet or .arrow (a folder with --engine ray).",
         ),
     ],
     max_tokens: Annotated[int, typer.Option(help="Token budget per batch.")] = 4096,
@@ -227,8 +230,9 @@ def pack(
         if any(unsupported.values()):
             names = ", ".join(name for name, is_given in unsupported.items() if is_given)
             raise typer.BadParameter(f"--engine ray does not support {names}")
-        pack_on_ray(inputs, output, packer, id_column, length_column, quiet)
+        pack_on_ray(inputs, Path(output), packer, id_column, length_column, quiet)
         return
+    from virnucpro.files.places import name_of
     from virnucpro.jobs.labels import label_totals
     from virnucpro.jobs.pack import pack_files
 
@@ -252,7 +256,7 @@ def pack(
             )
         if not quiet:
             print_message(make_table(label_totals(summary.totals)))
-            print_message(f"Plan written to {shown(output)}")
+            print_message(f"Plan written to {shown(name_of(output))}")
 
 
 def pack_on_ray(
@@ -347,16 +351,18 @@ def verify(
     plan or its input cannot be read.
     """
     from virnucpro.files.fasta import ReadOptions
-    from virnucpro.files.places import is_regular
+    from virnucpro.files.inputs import find_inputs
+    from virnucpro.files.places import is_regular, is_uri
     from virnucpro.files.plan_reader import open_plan
     from virnucpro.files.sequences import read_files
     from virnucpro.files.verify import verify_plan
 
     with exit_on_error(status=2):
         file = open_plan(plan)
+        plan = file.name
         names = inputs or [recorded.name for recorded in file.summary.inputs]
         for name in names if not inputs else ():
-            if name == "-" or not is_regular(name):
+            if name == "-" or not (is_uri(name) or is_regular(name)):
                 found = "is standard input" if name == "-" else "is not found from this folder"
                 raise FileNotFoundError(
                     f"{shown(name)}: an input of {shown(plan)}, {found}; give the inputs after PLAN"
@@ -365,11 +371,12 @@ def verify(
         if names:
             has_residues = "sequence" in file.schema.names
             options = file.summary.options or ReadOptions()
-            with progress_display(quiet) as progress:
+            with log_to_stderr(quiet), progress_display(quiet) as progress:
+                paths = [found.path for found in find_inputs(names)]
                 sequences = read_files(
-                    names, options, lambda done: progress("reading", done), has_residues
+                    paths, options, lambda done: progress("reading", done), has_residues
                 )
-        findings = verify_plan(plan, sequences)
+        findings = verify_plan(file.origin, sequences)
     for finding in findings:
         print_error(f"{shown(plan)}: {finding}")
     if findings:
@@ -383,7 +390,7 @@ def verify(
 def report(
     plan: Plan,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="HTML", help="HTML file to write.")
+        str, typer.Option("-o", "--output", metavar="HTML", help="HTML file to write, or its URI.")
     ],
 ) -> None:
     """Write an HTML report on a plan.
@@ -391,8 +398,9 @@ def report(
     The report contains the summary, and plots of sequence lengths, batch fill and sequences per
     batch.
     """
+    from virnucpro.files.places import name_of
     from virnucpro.jobs.report import write_report
 
     with exit_on_error():
         write_report(plan, output)
-    print_message(f"Report written to {shown(output)}")
+    print_message(f"Report written to {shown(name_of(output))}")

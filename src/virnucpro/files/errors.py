@@ -30,7 +30,8 @@ def explain_errors(
         OSError: It cannot be read.
     """
     make = describe or at_path
-    is_remote, path = is_uri(path), name_of(path)
+    # Plans are read from copies.
+    is_remote, path = describe is None and is_uri(path), name_of(path)
     try:
         yield
     except MemoryError as error:

@@ -13,7 +13,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, unquote_to_bytes
-from urllib.request import url2pathname
 
 from virnucpro.extras import needing
 from virnucpro.text import first_line, shown
@@ -135,7 +134,12 @@ def as_local(path: str | PathLike[str]) -> str:
         raise ValueError(
             f"{shown(path)}: a file:// URI has no host, an absolute path, and %3F for ?"
         )
-    return url2pathname(match[3]) if os.name == "nt" else os.fsdecode(unquote_to_bytes(match[3]))
+    if os.name == "nt":
+        # Takes long to import.
+        from urllib.request import url2pathname
+
+        return url2pathname(match[3])
+    return os.fsdecode(unquote_to_bytes(match[3]))
 
 
 def file_name(path: str | PathLike[str]) -> str:

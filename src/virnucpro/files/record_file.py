@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.files.copies import LocalCopy
 from virnucpro.files.fasta import (
     MAGIC_BYTES,
     CountingHash,
@@ -27,7 +25,6 @@ from virnucpro.files.fasta import (
     read_chunks,
     scan_fasta,
 )
-from virnucpro.files.output import NamedFile, TemporaryFolder, copy_folder
 from virnucpro.files.places import as_local, is_uri, name_of, open_input
 from virnucpro.text import quoted, shown
 
@@ -179,22 +176,12 @@ class RecordFile:
         if is_plain:
             read(digest, None)
             return PlainText(self.path, identity, digest.hexdigest(), digest.num_bytes)
-        folder = copy_folder()
-        place = folder.path / secrets.token_hex(8)
-        text = PlainText(str(place), (), "", 0, folder)
-        # Runs only in this process; also at the exit of worker processes, which skip atexit.
-        remove = Finalize(text, partial(place.unlink, missing_ok=True), exitpriority=0)
-        name = f"a temporary copy of {shown(self.name)} in {shown(folder.path.parent)}"
-        try:
-            with io.BufferedWriter(NamedFile(place, name)) as copy:
-                read(digest, copy)
-                copy.flush()
-                text.identity, text.sha256 = file_identity(copy), digest.hexdigest()
-                text.num_bytes = digest.num_bytes
-        except BaseException:
-            remove()
-            raise
-        return text
+        copy = LocalCopy(self.name)
+        with copy.open() as file:
+            read(digest, file)
+            file.flush()
+            identity = file_identity(file)
+        return PlainText(str(copy.path), identity, digest.hexdigest(), digest.num_bytes, copy)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -213,14 +200,14 @@ class PlainText:
         identity: The `file_identity` of the text.
         sha256: The hash of the FASTA file, compressed or not.
         num_bytes: The size of the FASTA file.
-        folder: The folder of the copy, in the process that made it.
+        copy: The copy, in the process that made it.
     """
 
     path: str
     identity: tuple[int, ...]
     sha256: str
     num_bytes: int
-    folder: TemporaryFolder | None = None
+    copy: LocalCopy | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PlainText, (self.path, self.identity, self.sha256, self.num_bytes)

@@ -277,10 +277,8 @@ class FileReader:
             yield chunk
         # Of the parts of a table, some may be empty.
         if num_sequences == 0 and kind is None:
-            raise ValueError(f"{shown(name_of(self.path))}: contains no sequences")
-        self.input = InputFile(
-            name_of(self.path), digest.num_bytes, digest.hexdigest(), num_sequences
-        )
+            raise ValueError(f"{shown(name)}: contains no sequences")
+        self.input = InputFile(name, digest.num_bytes, digest.hexdigest(), num_sequences)
 
     def _read_fasta(self, digest: CountingHash) -> Iterator[tuple[Any, ...]]:
         scanner = make_scanner(self.options, self.keep_residues)

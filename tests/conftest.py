@@ -51,3 +51,25 @@ def batch_converter(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
     from models import fair_esm_converter
 
     return tokenizer if request.param == "huggingface" else fair_esm_converter()
+
+
+@pytest.fixture(scope="session")
+def stores() -> Iterator[Any]:
+    """A server of objects as S3's; see `object_store`."""
+    from object_store import run_store
+
+    with run_store() as store:
+        yield store
+
+
+@pytest.fixture
+def store(stores: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The same server, empty, with its keys in the environment."""
+    from object_store import KEYS
+
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    stores.clear()
+    return stores

@@ -21,7 +21,8 @@ import pyarrow.parquet as pq
 from damages import NAMED, cut, extend, flip, overwrite
 
 from virnucpro.data import GreedyPacker, pack_files
-from virnucpro.files.sequences import read_files, table_kind
+from virnucpro.files.inputs import table_kind
+from virnucpro.files.sequences import read_files
 
 DRAW = random.Random(1)
 IDS = [f"protein|{number % 300}|é" for number in range(350)]

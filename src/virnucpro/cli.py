@@ -9,7 +9,6 @@ import signal
 import sys
 from contextlib import redirect_stdout
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -78,11 +77,14 @@ Inputs = Annotated[
     typer.Argument(
         metavar="INPUT...",
         help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), - for "
-        "standard input, or tables of lengths (.fai, .parquet, .arrow, .tsv).",
+        "standard input, or tables of lengths (.fai, .parquet, .arrow, .tsv). Also folders, "
+        "patterns in quotes (*, ?, [], **) and URIs (s3://bucket/folder).",
         show_default=False,
     ),
 ]
-Plan = Annotated[Path, typer.Argument(metavar="PLAN", help="Plan written by `pack`.")]
+Plan = Annotated[
+    str, typer.Argument(metavar="PLAN", help="Plan written by `pack`, or its URI (s3://...).")
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Suppress all output except errors.")]
 
 
@@ -116,12 +118,12 @@ def main(
 def pack(
     inputs: Inputs,
     output: Annotated[
-        Path,
+        str,
         typer.Option(
             "-o",
             "--output",
             metavar="PLAN",
-            help="File to write, .parquet or .arrow (a folder with --engine ray).",
+            help="File to write, or its URI, .parquet or .arrow (a folder with --engine ray).",
         ),
     ],
     max_tokens: Annotated[int, typer.Option(help="Token budget per batch.")] = 4096,
@@ -215,6 +217,7 @@ def pack(
             column_generation()
     if engine is Engine.ray and threads is not None:
         raise typer.BadParameter("--engine ray does not support --threads")
+    from virnucpro.files.places import name_of
     from virnucpro.jobs.labels import label_totals
     from virnucpro.jobs.pack import pack_files
 
@@ -238,11 +241,11 @@ def pack(
                 summary = pack_files(inputs, output, packer, progress=progress, **how)
         if not quiet:
             print_message(make_table(label_totals(summary.totals)))
-            print_message(f"Plan written to {shown(output)}")
+            print_message(f"Plan written to {shown(name_of(output))}")
 
 
 def pack_on_ray(
-    inputs: list[str], output: Path, packer: GreedyPacker, how: dict[str, Any], quiet: bool
+    inputs: list[str], output: str, packer: GreedyPacker, how: dict[str, Any], quiet: bool
 ) -> Summary:
     """Pack sequences on a Ray cluster."""
     with needing("--engine ray", "ray"):
@@ -318,16 +321,19 @@ def verify(
     Prints one line per error found. Exits with status 1 if there are any, and with status 2 if the
     plan or its input cannot be read.
     """
-    from virnucpro.files.fasta import ReadOptions, is_regular
+    from virnucpro.files.fasta import ReadOptions
+    from virnucpro.files.inputs import find_inputs
+    from virnucpro.files.places import is_regular, is_uri
     from virnucpro.files.plan_reader import open_plan
     from virnucpro.files.sequences import read_files
     from virnucpro.files.verify import verify_plan
 
     with exit_on_error(status=2):
         file = open_plan(plan)
+        plan = file.name
         names = inputs or [recorded.name for recorded in file.summary.inputs]
         for name in names if not inputs else ():
-            if name == "-" or not is_regular(name):
+            if name == "-" or not (is_uri(name) or is_regular(name)):
                 found = "is standard input" if name == "-" else "is not found from this folder"
                 raise FileNotFoundError(
                     f"{shown(name)}: an input of {shown(plan)}, {found}; give the inputs after PLAN"
@@ -336,11 +342,12 @@ def verify(
         if names:
             has_residues = "sequence" in file.schema.names
             options = file.summary.options or ReadOptions()
-            with progress_display(quiet) as progress:
+            with log_to_stderr(quiet), progress_display(quiet) as progress:
+                paths = [found.path for found in find_inputs(names)]
                 sequences = read_files(
-                    names, options, lambda done: progress("reading", done), has_residues
+                    paths, options, lambda done: progress("reading", done), has_residues
                 )
-        findings = verify_plan(plan, sequences)
+        findings = verify_plan(file.origin, sequences)
     for finding in findings:
         print_error(f"{shown(plan)}: {finding}")
     if findings:
@@ -354,7 +361,7 @@ def verify(
 def report(
     plan: Plan,
     output: Annotated[
-        Path, typer.Option("-o", "--output", metavar="HTML", help="HTML file to write.")
+        str, typer.Option("-o", "--output", metavar="HTML", help="HTML file to write, or its URI.")
     ],
 ) -> None:
     """Write an HTML report on a plan.
@@ -362,8 +369,9 @@ def report(
     The report contains the summary, and plots of sequence lengths, batch fill and sequences per
     batch.
     """
+    from virnucpro.files.places import name_of
     from virnucpro.jobs.report import write_report
 
     with exit_on_error():
         write_report(plan, output)
-    print_message(f"Report written to {shown(output)}")
+    print_message(f"Report written to {shown(name_of(output))}")

@@ -81,8 +81,8 @@ def log_to_stderr(quiet: bool) -> Iterator[None]:
         handler = RichHandler(console=stderr(), show_level=False, show_path=False)
         handler.setFormatter(PrintableFormatter())
     level = logging.INFO if is_terminal else logging.WARNING
-    names = () if quiet else ("kernel.column_generation", "cluster.ray_data", "jobs.pack")
-    loggers = [logging.getLogger(f"virnucpro.{name}") for name in names]
+    names = ("kernel.column_generation", "cluster.ray_data", "files.inputs", "jobs.pack")
+    loggers = [] if quiet else [logging.getLogger(f"virnucpro.{name}") for name in names]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

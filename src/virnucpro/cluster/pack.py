@@ -6,7 +6,6 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from os import PathLike, fsdecode
-from pathlib import Path
 
 import pyarrow as pa
 import ray
@@ -22,9 +21,11 @@ from virnucpro.data.layout import Layout
 from virnucpro.data.methods import column_generation
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.output import write_folder
+from virnucpro.files.inputs import Input, find_inputs
+from virnucpro.files.output_folder import check_folder, write_folder
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import Summary, Totals, encode_summary, totals_of
+from virnucpro.files.sequences import check_have_residues
 from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,8 @@ def check_arguments(
     options: ReadOptions | None = None,
     duplicates: str = "report",
     sequences: bool = False,
-) -> list[tuple[str, int | None]]:
-    """Return the files to read and their sizes, if `pack_files_on_ray` can have its arguments."""
+) -> list[Input]:
+    """Return the files to read, if `pack_files_on_ray` can have its arguments."""
     if not isinstance(packer, GreedyPacker):
         raise TypeError(f"packer must be a GreedyPacker (got {type(packer).__name__})")
     if duplicates not in ("report", "error"):
@@ -137,7 +138,13 @@ def check_arguments(
     names = [fsdecode(path) for path in paths]
     if not names:
         raise ValueError("inputs must name at least one file")
-    return [(name, Path(name).stat().st_size) for name in names]
+    if "-" in names:
+        raise ValueError("standard input cannot be read on Ray")
+    files = find_inputs(names)
+    if sequences:
+        check_have_residues([file.path for file in files])
+    check_folder(output, [*names, *(file.path for file in files)])
+    return files
 
 
 def overlong_error(first: tuple[str, str, int], max_residues: int, total: Counted) -> ValueError:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import os
-import uuid
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from virnucpro.files.output_folder import write_into
 from virnucpro.files.plan_reader import METADATA
 from virnucpro.files.plan_writer import DICTIONARIES, ROW_GROUP_SIZE, split_batches
 from virnucpro.files.sequences import InputFile
@@ -31,7 +29,7 @@ class PlanFolder(NamedTuple):
         limits: The limits of the plan.
     """
 
-    folder: Path
+    folder: str
     schema: Any
     inputs: Sequence[InputFile]
     limits: Limits
@@ -74,26 +72,17 @@ def write_dropped(plan: PlanFolder, number: int, *tables: pa.Table) -> None:
 
 def write_groups(table: pa.Table, edges: Sequence[int], plan: PlanFolder, number: int) -> None:
     """Write a file of the plan, with a row group between two edges each."""
-    # Files are read in order of their names.
-    path = plan.folder / f"part-{number:05}.parquet"
-    # Ray may run a task again while a lost worker still writes.
-    unfinished = path.parent.with_name(f"{path.name}.{uuid.uuid4().hex}")
     options = {"use_dictionary": [name for name in DICTIONARIES if name in plan.schema.names]}
-    with pq.ParquetWriter(unfinished, plan.schema, write_page_checksum=True, **options) as writer:
+    # Files are read in order of their names.
+    with (
+        write_into(plan.folder, f"part-{number:05}.parquet") as path,
+        pq.ParquetWriter(path, plan.schema, write_page_checksum=True, **options) as writer,
+    ):
         for begin, end in itertools.pairwise(edges):
             writer.write_table(table.slice(begin, end - begin), row_group_size=end - begin)
-    sync(unfinished)
-    unfinished.replace(path)
 
 
 def write_metadata(plan: PlanFolder, metadata: Any) -> None:
     """Write the file of a plan with its schema and metadata."""
-    path = plan.folder / METADATA
-    pq.write_metadata(plan.schema.with_metadata(metadata), path)
-    sync(path)
-
-
-def sync(path: Path) -> None:
-    """Write a file to its disk; otherwise, a crash could leave it incomplete."""
-    with path.open("rb+") as file:
-        os.fsync(file)
+    with write_into(plan.folder, METADATA) as path:
+        pq.write_metadata(plan.schema.with_metadata(metadata), path)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -14,8 +17,10 @@ from virnucpro.cluster.exchange import Group
 from virnucpro.cluster.ranges import MAX_RANGES
 from virnucpro.cluster.tasks import start, start_spread
 from virnucpro.files.errors import explain_errors
-from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, open_file, read_chunks
-from virnucpro.files.sequences import FileReader, InputFile, table_kind
+from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, read_chunks
+from virnucpro.files.inputs import Input, table_kind
+from virnucpro.files.places import open_input
+from virnucpro.files.sequences import FileReader, InputFile
 from virnucpro.files.tables import (
     as_arrow,
     check_table,
@@ -38,13 +43,13 @@ class Source(NamedTuple):
     """What one task reads: whole files, or row groups of a Parquet table.
 
     Attributes:
-        names: The files.
+        inputs: The files.
         groups: The numbers of the row groups; None for all of each file.
         first_row: The first row of the first group.
         num_rows: The rows of the groups.
     """
 
-    names: list[str]
+    inputs: list[Input]
     groups: range | None = None
     first_row: int = 0
     num_rows: int = 0
@@ -84,18 +89,19 @@ class ReadFiles:
 
 
 def read_on_ray(
-    inputs: Sequence[tuple[str, int | None]], job: Job, options: ReadOptions, sequences: bool
+    inputs: Sequence[Input], job: Job, options: ReadOptions, sequences: bool
 ) -> ReadFiles:
-    """Read files, given their names and sizes in bytes, into the object store.
+    """Read files into the object store.
 
     Raises:
         ValueError: A file is empty, damaged or not in its format, or a length is not valid.
         OSError: A file cannot be read.
     """
     sources = list(divide_files(inputs, options, int(ray.cluster_resources().get("CPU", 1))))
-    whole = {name for source in sources if source.groups is not None for name in source.names}
-    hashes = dict(zip(whole, start(describe_file, ((name,) for name in whole)), strict=True))
-    known = ray.put((job, options, sequences))
+    folder = str(Path.cwd())
+    tables = {source.inputs[0] for source in sources if source.groups is not None}
+    hashes = dict(zip(tables, start(hash_file, ((file, folder) for file in tables)), strict=True))
+    known = ray.put((job, options, sequences, folder))
     readers = start_spread(read_source, ((known, source) for source in sources))
     blocks: list[Any] = []
     counted: list[Counted] = []
@@ -113,10 +119,10 @@ def read_on_ray(
             if found.counted is not None:
                 blocks.append(block)
                 counted.append(found.counted)
-    for name, (size, sha256) in zip(hashes, ray.get(list(hashes.values())), strict=True):
-        read[name] = replace(read[name], bytes=size, sha256=sha256)
+    for table, (size, sha256) in zip(hashes, ray.get(list(hashes.values())), strict=True):
+        read[table.name] = replace(read[table.name], bytes=size, sha256=sha256)
     if not blocks:
-        raise ValueError(f"{shown(inputs[-1][0])}: contains no sequences")
+        raise ValueError(f"{shown(inputs[-1].name)}: contains no sequences")
     size = -(-len(blocks) // MAX_RANGES)
     groups = [
         Group(
@@ -130,55 +136,72 @@ def read_on_ray(
     return ReadFiles(groups, list(read.values()), changes, overlong)
 
 
-def divide_files(
-    inputs: Sequence[tuple[str, int | None]], options: ReadOptions, num_cores: int
-) -> Iterator[Source]:
+def divide_files(inputs: Sequence[Input], options: ReadOptions, num_cores: int) -> Iterator[Source]:
     """Yield what each task reads, in order of the files."""
-    total = sum(size or 0 for _, size in inputs)
+    total = sum(file.size or 0 for file in inputs)
     most = max(MIN_BYTES, min(MAX_BYTES, total // (4 * num_cores)))
-    bundle: list[str] = []
+    bundle: list[Input] = []
     num_bytes = 0
-    for name, size in inputs:
-        is_split = table_kind(name) == "parquet" and (size or 0) > most
-        if bundle and (is_split or num_bytes + (size or most) > most):
+    for file in inputs:
+        size = most if file.size is None else file.size
+        is_divided = table_kind(file.path) == "parquet" and size > most
+        if bundle and (is_divided or num_bytes + size > most):
             yield Source(bundle)
             bundle, num_bytes = [], 0
-        if is_split:
-            yield from divide_table(name, options)
+        if is_divided:
+            yield from divide_table(file, options)
         else:
-            bundle.append(name)
-            num_bytes += size or most
+            bundle.append(file)
+            num_bytes += size
     if bundle:
         yield Source(bundle)
 
 
-def divide_table(name: str, options: ReadOptions) -> Iterator[Source]:
+def divide_table(table: Input, options: ReadOptions) -> Iterator[Source]:
     """Yield row groups of a Parquet table that together have about the rows of a block."""
-    with explain_errors(name), open_parquet(name) as file:
+    with explain_errors(table.path), open_parquet(table.path) as file:
         check_table(file.schema_arrow, [options.id_column, options.length_column])
         metadata = file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
     begin = first_row = num_rows = 0
     for group, size in enumerate(sizes):
         if num_rows and num_rows + size > BLOCK_ROWS:
-            yield Source([name], range(begin, group), first_row, num_rows)
+            yield Source([table], range(begin, group), first_row, num_rows)
             begin, first_row, num_rows = group, first_row + num_rows, 0
         num_rows += size
-    yield Source([name], range(begin, len(sizes)), first_row, num_rows)
+    yield Source([table], range(begin, len(sizes)), first_row, num_rows)
 
 
-def describe_file(name: str) -> tuple[int, str]:
+@contextmanager
+def working_folder(folder: str) -> Iterator[None]:
+    """Run a task in a folder, if this machine has it, so that paths are those of the driver."""
+    before = Path.cwd()
+    with suppress(OSError):
+        os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+def hash_file(file: Input, folder: str) -> tuple[int, str]:
     """Return the size and the SHA-256 of a file."""
     digest = CountingHash()
-    with open_file(name) as file:
-        for _ in read_chunks(file, name, digest):
+    with working_folder(folder), open_input(file.path) as source:
+        for _ in read_chunks(source, file.name, digest):
             pass
     return digest.num_bytes, digest.hexdigest()
 
 
-def read_source(known: tuple[Job, ReadOptions, bool], source: Source) -> Iterator[Any]:
+def read_source(known: tuple[Job, ReadOptions, bool, str], source: Source) -> Iterator[Any]:
     """Yield blocks, each followed by what is known of it."""
-    job, options, sequences = known
+    job, options, sequences, folder = known
+    with working_folder(folder):
+        yield from read_blocks(job, options, sequences, source)
+
+
+def read_blocks(job: Job, options: ReadOptions, sequences: bool, source: Source) -> Iterator[Any]:
+    """Yield blocks, each followed by what is known of it."""
     read: list[InputFile] = []
     changes = ReadChanges()
     tables: list[pa.Table] = []
@@ -196,17 +219,17 @@ def read_source(known: tuple[Job, ReadOptions, bool], source: Source) -> Iterato
 
     readers: list[FileReader | GroupReader]
     if source.groups is None:
-        readers = [FileReader(name, options, sequences) for name in source.names]
+        readers = [FileReader(file.path, options, sequences) for file in source.inputs]
     else:
         readers = [GroupReader(source, options, source.groups)]
-    for name, reader in zip(source.names, readers, strict=True):
+    for file, reader in zip(source.inputs, readers, strict=True):
         for ids, lengths, *texts in reader:
             columns = {"id": ids, "length": as_arrow(lengths)}
             tables.append(pa.table({**columns, **({"sequence": texts[0]} if texts else {})}))
             limit = job.packer.limits.max_residues
             if overlong is None and lengths.max(initial=0) > limit:
                 row = int((lengths > limit).argmax())
-                overlong = name, ids[row].as_py(), int(lengths[row])
+                overlong = file.name, ids[row].as_py(), int(lengths[row])
             if (
                 sum(len(table) for table in tables) >= BLOCK_ROWS
                 or sum(table.nbytes for table in tables) >= BLOCK_BYTES
@@ -228,16 +251,16 @@ class GroupReader:
     @property
     def input(self) -> InputFile:
         """The rows read."""
-        return InputFile(self.source.names[0], 0, "", self.source.num_rows)
+        return InputFile(self.source.inputs[0].name, 0, "", self.source.num_rows)
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
         columns = [self.options.id_column, self.options.length_column]
-        (name,), row = self.source.names, self.source.first_row
+        path, row = self.source.inputs[0].path, self.source.first_row
         end = row + self.source.num_rows
-        with explain_errors(name), open_parquet(name) as file:
+        with explain_errors(path), open_parquet(path) as file:
             if file.num_row_groups < self.groups.stop:
                 raise ValueError("changed while it was read")
-            for batch in read_groups(name, file, self.groups, columns):
+            for batch in read_groups(path, file, self.groups, columns):
                 ids = ids_of(batch, columns[0], row).cast(pa.large_string())
                 lengths = lengths_of(batch, columns[1], row)
                 row += len(lengths)

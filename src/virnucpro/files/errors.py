@@ -8,6 +8,7 @@ from os import PathLike
 
 import pyarrow as pa
 
+from virnucpro.files.places import is_uri, name_of
 from virnucpro.text import first_line, shown
 
 
@@ -29,6 +30,8 @@ def explain_errors(
         OSError: It cannot be read.
     """
     make = describe or at_path
+    # Plans are read from copies.
+    is_remote, path = describe is None and is_uri(path), name_of(path)
     try:
         yield
     except MemoryError as error:
@@ -45,7 +48,10 @@ def explain_errors(
             raise
         raise at_path(path, shown(error)) from error
     except OSError as error:
-        # pyarrow raises OSError, without a number, for files that are damaged.
+        # pyarrow raises OSError, without a number, for files that are damaged; and for stores that
+        # cannot be reached.
+        if is_remote:
+            raise OSError(f"{shown(path)}: cannot be read ({first_line(error)})") from error
         if error.errno is None:
             raise make(path, f"damaged: {first_line(error)}") from error
         raise type(error)(f"{shown(path)}: cannot be read ({shown(error.strerror)})") from error

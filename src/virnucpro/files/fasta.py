@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import astuple, dataclass
 from itertools import chain
 from os import PathLike
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from virnucpro import kernel
 from virnucpro.extras import needing
+from virnucpro.files.places import name_of, open_input
 from virnucpro.text import quoted, shown
 
 # The empty block at the end of a complete bgzip file (SAM specification, section 4.1.2).
@@ -144,8 +143,8 @@ def read_fasta(
     r"""Yield the ID and the sequence of each record.
 
     Args:
-        path: A FASTA file, plain or compressed (gzip, bgzip, bzip2, xz or Zstandard); "-" for
-            standard input.
+        path: A FASTA file, plain or compressed (gzip, bgzip, bzip2, xz or Zstandard); its URI,
+            such as ``s3://bucket/a.fa``; or "-" for standard input.
         options: How to read the file; None for the defaults of `ReadOptions`.
         digest: A `hashlib` hash to update with the bytes of the file.
 
@@ -160,6 +159,7 @@ def read_fasta(
     Cost: one pass; memory for the longest record and a few MiB.
 
     Example:
+        >>> from pathlib import Path
         >>> from tempfile import TemporaryDirectory
         >>> with TemporaryDirectory() as folder:
         ...     path = Path(folder, "proteins.fasta")
@@ -183,8 +183,8 @@ def scan_fasta(
     If `copy` is not None, the decompressed text is also written to it. The other arguments and
     the errors are those of `read_fasta`.
     """
-    name = "standard input" if os.fspath(path) == "-" else str(path)
-    with open_file(path) as file:
+    name = "standard input" if os.fspath(path) == "-" else name_of(path)
+    with open_input(path) as file:
         for text in decompress(read_chunks(file, name, digest), name):
             try:
                 scanner.feed(text)
@@ -214,54 +214,17 @@ def check_fault(scanner: kernel.FastaScanner, name: str) -> None:
     raise ValueError(f"{shown(name)}: {prefix}{where}{reason}")
 
 
-def open_file(path: str | PathLike[str]) -> io.FileIO:
-    """Open a file, or standard input, for reading."""
-    if os.fspath(path) == "-":
-        try:
-            return io.FileIO(0, closefd=False)
-        except OSError as error:
-            raise OSError(f"standard input: cannot be read ({error.strerror})") from error
-    check_exists(Path(path))
-    try:
-        return io.FileIO(path)
-    except OSError as error:
-        raise type(error)(f"{shown(path)}: cannot be read ({error.strerror})") from error
-
-
-def check_exists(path: Path) -> None:
-    """Raise OSError if a path does not exist or is a directory."""
-    try:
-        mode = path.stat().st_mode
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise FileNotFoundError(f"{shown(path)}: no such file") from error
-    except OSError as error:
-        raise OSError(f"{shown(path)}: cannot be read ({error.strerror})") from error
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{shown(path)}: is a directory")
-
-
-def is_regular(path: str) -> bool:
-    """Return whether a path is that of a regular file."""
-    try:
-        return Path(path).is_file()
-    except OSError:
-        return False
-
-
-def check_regular(path: str) -> None:
-    """Raise if a file does not exist, or cannot be read more than once."""
-    check_exists(Path(path))
-    if not is_regular(path):
-        raise ValueError(f"{shown(path)}: not a regular file, so it cannot be read more than once")
-
-
-def read_chunks(file: io.FileIO, name: str, digest: Digest | None = None) -> Iterator[bytes]:
+def read_chunks(
+    file: io.FileIO | io.BufferedReader, name: str, digest: Digest | None = None
+) -> Iterator[bytes]:
     """Yield the bytes of a file in chunks, each hashed while the caller works on it."""
 
     def read() -> bytes:
         try:
             chunk = file.read(CHUNK)
         except OSError as error:
+            if error.strerror is None:
+                raise
             raise OSError(f"{shown(name)}: cannot be read ({error.strerror})") from error
         if chunk is None:
             raise BlockingIOError(f"{shown(name)}: cannot be read (non-blocking input)")

@@ -23,14 +23,16 @@ def is_old_arrow(schema: pa.Schema) -> bool:
     return bool(schema.names == ["rows", "tokens"])
 
 
-def load_saved(path: Path, schema: pa.Schema) -> PackingPlan:
+def load_saved(path: Path, schema: pa.Schema, name: str) -> PackingPlan:
     """Return the plan of an Arrow file of version 4, with its schema, read into memory.
+
+    Messages have the name.
 
     Raises:
         ValueError: The file is damaged.
         OSError: The file cannot be read.
     """
-    with explain_errors(path), open_source(path) as source:
+    with explain_errors(name), open_source(path) as source:
         table = pa.Table.from_batches(read_arrow(source, schema.names), schema)
         check_array(table, "its columns")
         table = table.combine_chunks()
@@ -38,29 +40,29 @@ def load_saved(path: Path, schema: pa.Schema) -> PackingPlan:
         pa.large_list(pa.int32()),
         pa.large_list(pa.int64()),
     ):
-        raise not_a_plan(path, f"column 'rows' has type {table.schema.field('rows').type}")
+        raise not_a_plan(name, f"column 'rows' has type {table.schema.field('rows').type}")
     try:
         state = json.loads((table.schema.metadata or {})[PLAN_KEY])
     except (KeyError, ValueError, RecursionError) as error:
-        raise not_a_plan(path, "no summary in its metadata") from error
-    layout = decode_layout(path, state)
+        raise not_a_plan(name, "no summary in its metadata") from error
+    layout = decode_layout(name, state)
     rows = pa.concat_arrays([pa.array([], table["rows"].type), *table["rows"].chunks])
     if rows.null_count or rows.flatten().null_count:
-        raise not_a_plan(path, "column 'rows' contains nulls")
+        raise not_a_plan(name, "column 'rows' contains nulls")
     indices = rows.flatten().to_numpy()
     offsets = np.append(0, np.cumsum(rows.value_lengths().to_numpy()))
     if not np.array_equal(offsets, kernel.batch_offsets(layout.core)):
-        raise not_a_plan(path, "the rows of a plan do not match its layout")
+        raise not_a_plan(name, "the rows of a plan do not match its layout")
     if len(indices) and (indices.min() < 0 or (np.bincount(indices) > 1).any()):
-        raise not_a_plan(path, "a row is negative or occurs more than once")
+        raise not_a_plan(name, "a row is negative or occurs more than once")
     return PackingPlan(layout, indices)
 
 
-def find_layout(path: Path, summary: Summary, table: pa.Table) -> Layout:
+def find_layout(path: str, summary: Summary, table: pa.Table) -> Layout:
     """Return the layout of the batches of a Parquet file of version 4.
 
     Args:
-        path: The file.
+        path: The file, for messages.
         summary: Its summary.
         table: Its columns `batch` and `tokens`.
 

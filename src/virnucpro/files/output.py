@@ -1,4 +1,4 @@
-"""Files and folders that appear only once they are complete, and temporary copies."""
+"""Files that appear only once they are complete, and temporary files and folders."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from virnucpro.text import shown
+from virnucpro.files.places import BUCKETS, as_local, info_of, is_uri, name_of, parse, resolve
+from virnucpro.text import first_line, shown
 
 if sys.platform == "win32":
     fcntl: Any = None
@@ -41,20 +42,27 @@ def write_file(
 
     An existing file is replaced only then, and the new one has its mode and owner. The path is
     resolved and a temporary file is made beside it before anything else, so a place that cannot be
-    written to is an error before any work.
+    written to is an error before any work. The file of a URI is written to the folder for temporary
+    files first.
 
     Args:
-        path: The file, which may exist. A link is followed.
+        path: The file, which may exist. A link is followed. Or a URI, such as ``s3://bucket/a``.
         inputs: Files and folders that are read in the meantime, which `path` must not be or be in;
             "-" for standard input.
 
     Raises:
-        ValueError: The path is also an input, or standard output or error.
+        ValueError: The path is also an input, or standard output or error; or pyarrow does not know
+            the scheme of the URI.
         OSError: No regular file can be written there.
     """
-    name = shown(os.fsdecode(path))
+    path = as_local(path)
+    if is_uri(path):
+        with write_remote(path, inputs) as file:
+            yield file
+        return
+    name = shown(path)
     with name_errors(name):
-        target = find_target(Path(os.fsdecode(path)))
+        target = find_target(Path(path))
         check_not_input(target, name, inputs)
         folder = TemporaryFolder(target.parent)
     try:
@@ -75,30 +83,73 @@ def write_file(
 
 
 @contextmanager
-def write_folder(path: str | PathLike[str]) -> Iterator[Path]:
-    """Yield a folder to write files to, which becomes `path` if no error is raised.
+def write_remote(uri: str, inputs: Iterable[str | PathLike[str]]) -> Iterator[BinaryIO]:
+    """Yield a temporary file, which is copied to a URI if no error is raised; see `write_file`."""
+    name = shown(name_of(uri))
+    system, target = resolve(uri)
+    check_remote(uri, inputs)
+    folder = copy_folder()
+    local = folder.path / secrets.token_hex(8)
+    try:
+        label = f"a temporary copy of {name} in {shown(folder.path.parent)}"
+        with io.BufferedWriter(NamedFile(local, label)) as file:
+            yield file
+        with name_errors(name):
+            upload(local, system, target)
+    finally:
+        local.unlink(missing_ok=True)
+
+
+def check_remote(uri: str, inputs: Iterable[str | PathLike[str]]) -> None:
+    """Raise an error if the file of a URI cannot be written, as far as can be told, or is an input.
 
     Raises:
-        FileExistsError: The path exists.
-        OSError: No folder can be made there.
+        ValueError: It is in the inputs.
+        OSError: It is a folder, its bucket does not exist, or the store cannot be reached.
     """
-    name = shown(os.fsdecode(path))
-    target = Path(os.fsdecode(path)).absolute()
-    with name_errors(name):
-        if os.path.lexists(target):
-            raise FileExistsError("already exists")
-        target = find_parent(target) / target.name
-        folder = TemporaryFolder(target.parent)
-        unfinished = folder.path / "unfinished"
-        unfinished.mkdir()
+    place = parse(uri)
+    name = shown(place.name)
+    if place.path.endswith("/") or info_of(uri).type.name == "Directory":
+        raise IsADirectoryError(f"{name}: is a directory")
+    for other in filter(is_uri, map(os.fsdecode, inputs)):
+        given = parse(other)
+        if given[:2] == place[:2]:
+            if given.path == place.path:
+                raise ValueError(f"{name}: output is also an input")
+            if place.path.startswith(given.path.rstrip("/") + "/"):
+                raise ValueError(f"{name}: output is inside an input folder")
+    # In a store of objects, there need not be a folder.
+    if place.scheme in BUCKETS and info_of(place._replace(path="").uri).type.name != "Directory":
+        raise FileNotFoundError(f"{name}: its bucket does not exist")
+
+
+def upload(local: Path, system: Any, target: str) -> None:
+    """Copy a file of this machine to a file system of pyarrow."""
+    import pyarrow.fs
+
+    # Stores show an object when all of it has come. An error in Python between two writes to a
+    # stream of pyarrow would end it, as if it were complete.
+    here = pyarrow.fs.LocalFileSystem()
     try:
-        yield unfinished
-        with name_errors(name):
-            sync_folder(unfinished)
-            unfinished.rename(target)
-            sync_folder(target.parent)
-    finally:
-        folder.remove()
+        pyarrow.fs.copy_files(
+            str(local), target, source_filesystem=here, destination_filesystem=system
+        )
+        size = system.get_file_info(target).size
+    except (OSError, ValueError, NotImplementedError) as error:
+        raise OSError(f"cannot be written ({first_line(error)})") from error
+    if size != local.stat().st_size:
+        raise OSError(f"cannot be written ({size} of {local.stat().st_size:,} bytes arrived)")
+
+
+def check_output(path: str | PathLike[str], inputs: Iterable[str | PathLike[str]]) -> None:
+    """Raise the errors of `write_file` that can be told before."""
+    path = as_local(path)
+    if is_uri(path):
+        check_remote(path, inputs)
+        return
+    name = shown(path)
+    with name_errors(name):
+        check_not_input(find_target(Path(path)), name, inputs)
 
 
 def find_target(path: Path) -> Path:
@@ -209,7 +260,7 @@ def name_errors(name: str) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno is None:
-            raise type(error)(f"{name}: {error}") from error
+            raise type(error)(f"{name}: {first_line(error)}") from error
         raise type(error)(f"{name}: cannot be written ({error.strerror})") from error
 
 

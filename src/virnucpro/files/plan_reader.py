@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from os import PathLike
@@ -16,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from virnucpro import kernel
 from virnucpro.data.layout import Layout
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.plan import PackingPlan
 from virnucpro.files import old_plans, tables
-from virnucpro.files.fasta import check_exists
+from virnucpro.files.copies import fetch
+from virnucpro.files.places import as_local, check_exists, is_uri, join, name_of
+from virnucpro.files.plan_checks import as_numbers, check_numbers, compare_layout, make_fragments
 from virnucpro.files.plan_schema import (
     FROM_FILES,
     IF_SPLIT,
@@ -57,10 +57,13 @@ class PlanFile:
     """A plan on disk, of which the schema and the summary have been read.
 
     Args:
-        path: A plan file, or a folder of them.
+        path: A plan file, or a folder of them, or the URI of one.
 
     Attributes:
-        path: The path.
+        name: The path or URI for messages, without secrets.
+        path: The path, that of a temporary copy for a URI.
+        origin: The path or URI as given.
+        copy: The copy, which is removed with this object; None for a path.
         parts: The files with the rows, in order.
         is_arrow: Whether it is an Arrow file.
         schema: The schema of the columns.
@@ -73,9 +76,13 @@ class PlanFile:
     """
 
     def __init__(self, path: str | PathLike[str]) -> None:
-        self.path = Path(os.fsdecode(path))
-        self.parts, self.is_arrow = find_parts(self.path)
-        with explain_errors(self.path):
+        self.origin, self.name = as_local(path), name_of(path)
+        self.path, self.copy = Path(self.origin), None
+        if is_uri(self.origin):
+            self.copy = fetch(self.origin, lambda names: choose_parts(self.name, names))
+            self.path = self.copy.path
+        self.parts, self.is_arrow = find_parts(self.path, self.name)
+        with explain_errors(self.name):
             if self.is_arrow:
                 with open_source(self.path) as source:
                     file = pa.ipc.open_file(source)
@@ -88,17 +95,17 @@ class PlanFile:
                     self.schema = file.schema_arrow
             self.is_old_arrow = old_plans.is_old_arrow(self.schema)
             if not self.is_old_arrow:
-                self.summary, self._state = decode_summary(self.path, self.schema.metadata)
-                check_schema(self.path, self.schema)
+                self.summary, self._state = decode_summary(self.name, self.schema.metadata)
+                check_schema(self.name, self.schema)
 
     @functools.cached_property
     def layout(self) -> Layout:
         """The layout of the plan. May raise ValueError if it is damaged."""
         if self._state["version"] == 4:
-            return old_plans.find_layout(self.path, self.summary, self.read(["batch", "tokens"]))
-        layout = decode_layout(self.path, self._state)
+            return old_plans.find_layout(self.name, self.summary, self.read(["batch", "tokens"]))
+        layout = decode_layout(self.name, self._state)
         if layout.limits != self.summary.limits:
-            raise not_a_plan(self.path, "its layout has other limits")
+            raise not_a_plan(self.name, "its layout has other limits")
         return layout
 
     @functools.cached_property
@@ -106,7 +113,7 @@ class PlanFile:
         """The number of rows, which is read without the rows."""
         if self.is_arrow:
             return self.stored.buffers.num_rows
-        with explain_errors(self.path):
+        with explain_errors(self.name):
             num_rows = 0
             for part in self.parts:
                 with open_parquet(part) as file:
@@ -116,13 +123,13 @@ class PlanFile:
     @functools.cached_property
     def stored(self) -> StoredRows:
         """The rows of an Arrow file."""
-        with explain_errors(self.path):
-            return StoredRows(self.path)
+        with explain_errors(self.name):
+            return StoredRows(self.path, self.name if is_uri(self.origin) else "")
 
     @functools.cached_property
     def checksums(self) -> dict[str, NDArray[np.int64]] | None:
         """The checksums of the rows, by column and block, if the file has them."""
-        return decode_checksums(self.path, self._state)
+        return decode_checksums(self.name, self._state)
 
     @property
     def has_stored_rows(self) -> bool:
@@ -144,9 +151,13 @@ class PlanFile:
         """Raise ValueError unless the file has the rows that it should have."""
         if self.num_rows != self.expected_rows:
             raise ValueError(
-                f"{shown(self.path)}: damaged: it has {self.num_rows:,} rows, expected "
+                f"{shown(self.name)}: damaged: it has {self.num_rows:,} rows, expected "
                 f"{self.expected_rows:,}"
             )
+
+    def name_of(self, part: Path) -> str:
+        """Return what messages call one of the files."""
+        return self.name if part == self.path else join(self.name, part.name)
 
     def read(self, columns: Sequence[str] = COLUMNS) -> pa.Table:
         """Return columns of all rows, those that the file has, each in one chunk.
@@ -157,7 +168,7 @@ class PlanFile:
         """
         names = [name for name in self.schema.names if name in columns]
         schema = pa.schema([self.schema.field(name) for name in names])
-        with explain_errors(self.path):
+        with explain_errors(self.name):
             check_memory(8 * len(names) * self.num_rows, f"{self.num_rows:,} rows")
             if self.is_arrow:
                 # Not mapped, since the file might shrink while it is read.
@@ -171,12 +182,12 @@ class PlanFile:
             try:
                 check_array(table, "its columns")
             except ValueError as error:
-                raise not_a_plan(self.path, str(error)) from error
+                raise not_a_plan(self.name, str(error)) from error
             check_memory(table.nbytes, f"a copy of {self.num_rows:,} rows")
             table = table.combine_chunks()
         for name in names:
             if name not in NULLABLE and table[name].null_count:
-                raise not_a_plan(self.path, f"column {quoted(name)} contains nulls")
+                raise not_a_plan(self.name, f"column {quoted(name)} contains nulls")
         return table
 
     def iterate(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
@@ -185,7 +196,7 @@ class PlanFile:
         Errors are those of `read`, but columns are not checked for nulls.
         """
         for part in self.parts:
-            with explain_errors(part), open_parquet(part) as file:
+            with explain_errors(self.name_of(part)), open_parquet(part) as file:
                 self._check_part(part, file.schema_arrow, columns)
                 groups = range(file.num_row_groups)
                 yield from tables.read_groups(part, file, groups, columns, CHUNK)
@@ -203,12 +214,12 @@ class PlanFile:
     def _check_part(self, part: Path, schema: pa.Schema, names: Sequence[str]) -> None:
         """Raise ValueError if the plan has been replaced, or a part has other columns."""
         if part == self.path and hash_metadata(schema) != self.metadata_hash:
-            raise ValueError(f"{shown(part)}: the plan has changed since its summary was read")
+            raise ValueError(f"{shown(self.name)}: the plan has changed since its summary was read")
         found, expected = (
             [field for field in fields if field.name in names] for fields in (schema, self.schema)
         )
         if found != expected:
-            raise not_a_plan(part, f"its columns are not those of {METADATA}")
+            raise not_a_plan(self.name_of(part), f"its columns are not those of {METADATA}")
 
 
 def open_parquet(path: Path) -> AbstractContextManager[pq.ParquetFile]:
@@ -216,7 +227,14 @@ def open_parquet(path: Path) -> AbstractContextManager[pq.ParquetFile]:
     return tables.open_parquet(path, thrift_string_size_limit=MAX_METADATA)
 
 
-def find_parts(path: Path) -> tuple[list[Path], bool]:
+def choose_parts(name: str, files: list[str]) -> list[str]:
+    """Return the names of files in the folder of a plan that are of use."""
+    if METADATA not in files:
+        raise not_a_plan(name, f"a folder without a file {METADATA}")
+    return [file for file in files if file == METADATA or file[0] not in "._"]
+
+
+def find_parts(path: Path, name: str) -> tuple[list[Path], bool]:
     """Return the files with the rows of a plan, in order, and whether they are Arrow files."""
     is_folder = False
     try:
@@ -225,18 +243,18 @@ def find_parts(path: Path) -> tuple[list[Path], bool]:
         is_folder = True
     if is_folder:
         if not (path / METADATA).is_file():
-            raise not_a_plan(path, f"a folder without a file {METADATA}")
+            raise not_a_plan(name, f"a folder without a file {METADATA}")
         parts = sorted(part for part in path.glob("*.parquet") if part.is_file())
         hidden = [part.name for part in parts if part.name[0] in "._"]
         if hidden:
-            raise not_a_plan(path, f"{hidden[0]}, a name that other readers leave out")
+            raise not_a_plan(name, f"{hidden[0]}, a name that other readers leave out")
         return parts, False
     if not path.is_file():
-        raise not_a_plan(path, "not a regular file")
-    with explain_errors(path), path.open("rb") as file:
+        raise not_a_plan(name, "not a regular file")
+    with explain_errors(name), path.open("rb") as file:
         start = file.read(6)
     if start != b"ARROW1" and start[:4] != b"PAR1":
-        raise not_a_plan(path, "neither Parquet nor Arrow")
+        raise not_a_plan(name, "neither Parquet nor Arrow")
     return [path], start == b"ARROW1"
 
 
@@ -255,8 +273,8 @@ def open_plan(path: str | PathLike[str]) -> PlanFile:
     file = PlanFile(path)
     if file.is_old_arrow:
         raise ValueError(
-            f"{shown(path)}: plan file of version 4, without a summary (PackingPlan.load reads it, "
-            "and save writes it in the current format)"
+            f"{shown(file.name)}: plan file of version 4, without a summary (PackingPlan.load "
+            "reads it, and save writes it in the current format)"
         )
     return file
 
@@ -265,7 +283,7 @@ def load_plan(path: str | PathLike[str]) -> PackingPlan:
     """Return a plan; see `PackingPlan.load`."""
     file = PlanFile(path)
     if file.is_old_arrow:
-        return old_plans.load_saved(file.path, file.schema)
+        return old_plans.load_saved(file.path, file.schema, file.name)
     return open_rows(file) if file.has_stored_rows else read_plan(file)
 
 
@@ -275,7 +293,7 @@ def read_plan(file: PlanFile) -> PackingPlan:
     file.check_size()
     for name in ("batch", "tokens"):
         for error in compare_layout(file.read([name]), layout):
-            raise ValueError(f"{shown(file.path)}: damaged: {error}")
+            raise ValueError(f"{shown(file.name)}: damaged: {error}")
     table, end = file.read(["row", *IF_SPLIT]), layout.num_sequences
     rows = as_numbers(table["row"])
     numbers, fragments = rows[:end], None
@@ -283,95 +301,12 @@ def read_plan(file: PlanFile) -> PackingPlan:
         numbers, *columns = (
             as_numbers(table[name])[:end] for name in ("fragment", "row", "start", "stop")
         )
-        fragments = make_fragments(file.path, layout, num_rows, rows[end:], numbers, *columns)
+        fragments = make_fragments(file.name, layout, num_rows, rows[end:], numbers, *columns)
     else:
-        check_numbers(file.path, "row", rows)
+        check_numbers(file.name, "row", rows)
     integer = np.int32 if len(table) < 2**31 else np.int64
     numbers, dropped = (values.astype(integer, copy=False) for values in (numbers, rows[end:]))
     return PackingPlan(layout, numbers, None, dropped, fragments, file.summary)
-
-
-def as_numbers(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return a column of integers, with -1 for nulls."""
-    numbers: NDArray[Any] = (column.fill_null(-1) if column.null_count else column).to_numpy()
-    return numbers
-
-
-def compare_layout(table: pa.Table, layout: Layout) -> Iterator[str]:
-    """Yield the differences between the columns `batch` and `tokens` and those of the layout."""
-    offsets = kernel.batch_offsets(layout.core)
-    for name in [name for name in ("batch", "tokens") if name in table.schema.names]:
-        found = as_numbers(table[name])
-        # In pieces, since the numbers expected take as much memory as those found.
-        for first in range(0, layout.num_batches, CHUNK):
-            last = min(first + CHUNK, layout.num_batches)
-            if name == "tokens":
-                expected = kernel.tokens_of_batches(layout.core, first, last)
-            else:
-                expected = np.repeat(np.arange(first, last), np.diff(offsets[first : last + 1]))
-            is_wrong = found[offsets[first] : offsets[last]] != expected
-            if is_wrong.any():
-                at = int(np.argmax(is_wrong))
-                place = int(offsets[first]) + at
-                yield f"{name} in place {place:,} is {found[place]:,}, expected {expected[at]:,}"
-                break
-
-
-def check_numbers(path: Path, name: str, numbers: NDArray[Any]) -> None:
-    """Raise ValueError unless numbers are those from 0 to their number, each once."""
-    seen = np.zeros(len(numbers), np.bool_)
-    if len(numbers) and (numbers.min() < 0 or numbers.max() >= len(numbers)):
-        numbers = numbers[(numbers >= 0) & (numbers < len(numbers))]
-    seen[numbers] = True
-    if not seen.all():
-        raise ValueError(
-            f"{shown(path)}: damaged: {name} {np.argmin(seen):,} is missing "
-            f"(missing numbers: {np.count_nonzero(~seen):,})"
-        )
-
-
-def make_fragments(
-    path: Path,
-    layout: Layout,
-    num_rows: int,
-    dropped: NDArray[Any],
-    numbers: NDArray[Any],
-    rows: NDArray[Any],
-    starts: NDArray[np.int64],
-    stops: NDArray[np.int64],
-) -> Fragments:
-    """Return the fragments of a plan, given their numbers and their columns by slot.
-
-    Raises:
-        ValueError: They are not in order of rows and positions, do not have the tokens of the
-            layout, or do not make up all rows but those that were dropped.
-    """
-    check_numbers(path, "fragment", numbers)
-    tokens = kernel.tokens_of_batches(layout.core, 0, layout.num_batches)
-    sizes, limits = stops - starts, layout.limits
-    is_wrong = (sizes < 0) | (sizes > limits.max_residues) | (limits.tokens(sizes) != tokens)
-    values = []
-    for column in (rows, starts, stops):
-        by_number = np.empty(len(numbers), np.int64)
-        by_number[numbers] = column
-        values.append(by_number)
-    fragments = Fragments(*values)
-    steps = np.diff(fragments.rows)
-    is_first = np.append(True, steps > 0)
-    follows = ~is_first[1:]
-    found = np.sort(np.append(fragments.rows[is_first[: len(numbers)]], dropped))
-    if (
-        len(numbers) == 0
-        or is_wrong.any()
-        or len(found) != num_rows
-        or (found != np.arange(num_rows)).any()
-        or (steps < 0).any()
-        or (fragments.starts[is_first] != 0).any()
-        or (np.diff(fragments.starts)[follows] <= 0).any()
-        or (fragments.starts[1:] > fragments.stops[:-1])[follows].any()
-    ):
-        raise ValueError(f"{shown(path)}: damaged: its fragments do not make up the sequences")
-    return fragments
 
 
 class PlanRows:
@@ -389,7 +324,7 @@ class PlanRows:
         self._file = file
         self.name = "fragment" if "fragment" in file.schema.names else "row"
         self.stored = file.stored
-        with explain_errors(file.path):
+        with explain_errors(file.name):
             num_dropped = file.summary.totals.dropped
             self.stored.choose(file.schema, file.checksums or {}, num_dropped)
 
@@ -413,18 +348,19 @@ class PlanRows:
         file, size = self._file, self._file.layout.num_sequences
         columns = (self.stored.read(name, 0, size) for name in ("fragment", "row", "start", "stop"))
         num_rows = file.summary.totals.read
-        return make_fragments(file.path, file.layout, num_rows, self.read(size, None), *columns)
+        return make_fragments(file.name, file.layout, num_rows, self.read(size, None), *columns)
 
     def reduce(self, num_threads: int | None) -> tuple[Any, ...]:
         """Return what a pickle of the plan calls, and with which arguments."""
-        return load_again, ((str(self.stored.path), self._file.metadata_hash), num_threads)
+        origin = self._file.origin if is_uri(self._file.origin) else str(self.stored.path)
+        return load_again, ((origin, self._file.metadata_hash), num_threads)
 
 
 def load_again(key: tuple[str, bytes], num_threads: int | None) -> PackingPlan:
     """Return a plan that was pickled as the path of its file and the hash of its summary."""
     file = open_plan(key[0])
     if file.metadata_hash != key[1]:
-        raise ValueError(f"{shown(file.path)}: not the plan that was pickled: the file has changed")
+        raise ValueError(f"{shown(file.name)}: not the plan that was pickled: the file has changed")
     plan = open_rows(file)
     plan.num_threads = num_threads
     return plan

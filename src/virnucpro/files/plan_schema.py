@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from contextlib import AbstractContextManager
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -99,6 +98,6 @@ def check_schema(path: str | PathLike[str], schema: pa.Schema) -> None:
         raise not_a_plan(path, "no column 'id'")
 
 
-def explain_errors(path: Path) -> AbstractContextManager[None]:
+def explain_errors(path: str | PathLike[str]) -> AbstractContextManager[None]:
     """Raise ValueError, MemoryError or OSError with the path for the errors of pyarrow."""
     return errors.explain_errors(path, not_a_plan)

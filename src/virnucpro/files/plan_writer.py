@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -17,6 +16,7 @@ from virnucpro import kernel
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.plan import PackingPlan
 from virnucpro.files.output import write_file
+from virnucpro.files.places import file_name, name_of
 from virnucpro.files.plan_schema import FROM_FILES, checksums, integer_of, make_schema
 from virnucpro.files.plan_summary import Summary, encode_summary, summarize
 from virnucpro.files.sequences import Sequences
@@ -40,10 +40,10 @@ def encoding_of(path: str | PathLike[str]) -> str:
     Raises:
         ValueError: The suffix is neither `.parquet` nor `.arrow`.
     """
-    suffix = Path(os.fsdecode(path)).suffix.lower()
+    suffix = Path(file_name(path)).suffix.lower()
     if suffix not in (".parquet", ".arrow"):
         raise ValueError(
-            f"{shown(os.fsdecode(path))}: a plan file must have the suffix .parquet or .arrow"
+            f"{shown(name_of(path))}: a plan file must have the suffix .parquet or .arrow"
         )
     return suffix[1:]
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import io
 import os
-import secrets
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.files.copies import LocalCopy
 from virnucpro.files.fasta import (
     MAGIC_BYTES,
     CountingHash,
@@ -24,11 +22,10 @@ from virnucpro.files.fasta import (
     decompress,
     find_decompressor,
     make_scanner,
-    open_file,
     read_chunks,
     scan_fasta,
 )
-from virnucpro.files.output import NamedFile, TemporaryFolder, copy_folder
+from virnucpro.files.places import as_local, is_uri, name_of, open_input
 from virnucpro.text import quoted, shown
 
 
@@ -40,14 +37,15 @@ class RecordFile:
     found after unpickling, a new one is made.
 
     Args:
-        path: A regular file in FASTA format, plain or compressed; or "-" for standard input, of
-            which a temporary copy is made too.
+        path: A regular file in FASTA format, plain or compressed; its URI, or "-" for standard
+            input, of which a temporary copy is made too.
         options: How to read the file.
         take: Called with the offsets of IDs, the concatenated IDs and the lengths of some records
             at a time, while the file is scanned.
 
     Attributes:
-        path: The path of the file.
+        path: The path or URI of the file.
+        name: The same for messages, without secrets.
         num_bytes: Size of the file in bytes.
         sha256: The SHA-256 of its bytes.
         lengths: Residues of each record, int64.
@@ -64,7 +62,7 @@ class RecordFile:
         options: ReadOptions,
         take: Callable[..., None] = lambda *_: None,
     ) -> None:
-        self.path = path
+        self.path, self.name = as_local(path), name_of(path)
         self.options = options
         scanner = make_scanner(options, keep_residues=False)
         begins: list[NDArray[np.int64]] = []
@@ -115,12 +113,12 @@ class RecordFile:
         for record, length, (identifier, sequence) in zip(records, expected, found, strict=False):
             if len(sequence) != length:
                 raise ValueError(
-                    f"{shown(self.path)}: record {record + 1:,} ({quoted(identifier)}) has "
+                    f"{shown(self.name)}: record {record + 1:,} ({quoted(identifier)}) has "
                     f"{len(sequence):,} residues (it had {length:,}): the file has changed since "
                     "it was scanned"
                 )
         if has_changed or scanner.fault is not None or len(found) != len(records):
-            raise ValueError(f"{shown(self.path)}: the file has changed since it was scanned")
+            raise ValueError(f"{shown(self.name)}: the file has changed since it was scanned")
         return found
 
     def _open(self) -> io.FileIO:
@@ -135,7 +133,7 @@ class RecordFile:
                     self._find_again()
                     file = self._open_known()
         if file is None:
-            raise ValueError(f"{shown(self.path)}: the file has changed since it was scanned")
+            raise ValueError(f"{shown(self.name)}: the file has changed since it was scanned")
         return file
 
     def _open_known(self) -> io.FileIO | None:
@@ -155,12 +153,12 @@ class RecordFile:
 
     def _find_again(self) -> None:
         """Find the text again if the bytes of the file are the same."""
-        if not Path(self.path).is_file():
-            raise FileNotFoundError(f"{shown(self.path)}: no such file, or not a regular file")
+        if not is_uri(self.path) and not Path(self.path).is_file():
+            raise FileNotFoundError(f"{shown(self.name)}: no such file, or not a regular file")
 
         def read(digest: Any, copy: BinaryIO | None) -> None:
-            with open_file(self.path) as file:
-                for text in decompress(read_chunks(file, self.path, digest), self.path):
+            with open_input(self.path) as file:
+                for text in decompress(read_chunks(file, self.name, digest), self.name):
                     if copy is not None:
                         copy.write(text)
 
@@ -168,32 +166,22 @@ class RecordFile:
         self._text = found if found.sha256 == self.sha256 else None
 
     def _find_text(self, read: Callable[[Any, BinaryIO | None], None]) -> PlainText:
-        """Call `read`, with a file for a copy if the input is compressed; return the text."""
+        """Call `read`, with a file for a copy unless the input is plain; return the text."""
         digest = CountingHash()
-        is_plain = self.path != "-"
+        is_plain = self.path != "-" and not is_uri(self.path)
         if is_plain:
-            with open_file(self.path) as file:
-                is_plain = find_decompressor(read_all(file, MAGIC_BYTES), self.path) is None
+            with open_input(self.path) as file:
+                is_plain = find_decompressor(read_all(file, MAGIC_BYTES), self.name) is None
                 identity = file_identity(file)
         if is_plain:
             read(digest, None)
             return PlainText(self.path, identity, digest.hexdigest(), digest.num_bytes)
-        folder = copy_folder()
-        place = folder.path / secrets.token_hex(8)
-        text = PlainText(str(place), (), "", 0, folder)
-        # Runs only in this process; also at the exit of worker processes, which skip atexit.
-        remove = Finalize(text, partial(place.unlink, missing_ok=True), exitpriority=0)
-        name = f"a temporary copy of {shown(self.path)} in {shown(folder.path.parent)}"
-        try:
-            with io.BufferedWriter(NamedFile(place, name)) as copy:
-                read(digest, copy)
-                copy.flush()
-                text.identity, text.sha256 = file_identity(copy), digest.hexdigest()
-                text.num_bytes = digest.num_bytes
-        except BaseException:
-            remove()
-            raise
-        return text
+        copy = LocalCopy(self.name)
+        with copy.open() as file:
+            read(digest, file)
+            file.flush()
+            identity = file_identity(file)
+        return PlainText(str(copy.path), identity, digest.hexdigest(), digest.num_bytes, copy)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
@@ -212,14 +200,14 @@ class PlainText:
         identity: The `file_identity` of the text.
         sha256: The hash of the FASTA file, compressed or not.
         num_bytes: The size of the FASTA file.
-        folder: The folder of the copy, in the process that made it.
+        copy: The copy, in the process that made it.
     """
 
     path: str
     identity: tuple[int, ...]
     sha256: str
     num_bytes: int
-    folder: TemporaryFolder | None = None
+    copy: LocalCopy | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         return PlainText, (self.path, self.identity, self.sha256, self.num_bytes)
@@ -231,7 +219,7 @@ def file_identity(file: Any) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def read_all(file: io.FileIO, size: int) -> bytes:
+def read_all(file: io.FileIO | io.BufferedReader, size: int) -> bytes:
     """Return `size` bytes, or fewer at the end of the file."""
     data = file.read(size)
     while len(data) < size and (more := file.read(size - len(data))):

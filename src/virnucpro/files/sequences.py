@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,12 +20,12 @@ from virnucpro.files.fasta import (
     ReadChanges,
     ReadOptions,
     check_bgzip_end,
-    check_regular,
     make_scanner,
-    open_file,
     read_chunks,
     scan_fasta,
 )
+from virnucpro.files.inputs import table_kind
+from virnucpro.files.places import check_regular, name_of, open_input, stamp_of
 from virnucpro.files.record_file import RecordFile
 from virnucpro.files.tables import as_arrow, ids_of, lengths_of, open_table, strings_as_arrow
 from virnucpro.kernel.arrow import IdLoader
@@ -35,16 +34,6 @@ from virnucpro.text import shown
 
 # IDs compared at a time.
 CHUNK = 2**16
-# Kinds of tables by suffix.
-TABLE_KINDS = {
-    ".fai": "fai",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".arrow": "arrow",
-    ".feather": "arrow",
-    ".ipc": "arrow",
-    ".tsv": "tsv",
-}
 
 
 @dataclass(frozen=True)
@@ -144,7 +133,7 @@ def read_files(
     standard input.
 
     Args:
-        paths: The files.
+        paths: The files, or URIs of files.
         options: How to read them; None for the defaults of `ReadOptions`.
         progress: Called from time to time with the number of sequences read so far.
         keep_texts: Whether to keep the files for random access, which needs regular files: a
@@ -177,21 +166,22 @@ def read_files(
         num_bytes += chunk_ids.nbytes + chunk_lengths.nbytes
         if num_bytes // SMALL > checked:
             # They are copied when all have been read.
-            check_memory(num_bytes, f"{shown(path)}: {num_sequences:,} IDs and lengths")
+            check_memory(num_bytes, f"{shown(name_of(path))}: {num_sequences:,} IDs and lengths")
         progress(num_sequences)
 
     for path in paths:
         if keep_texts:
+            name = name_of(path)
             if table_kind(path) is not None:
-                raise ValueError(f"{shown(path)}: a table of lengths, which has no residues")
+                raise ValueError(f"{shown(name)}: a table of lengths, which has no residues")
             if path != "-":
                 check_regular(path)
             text = RecordFile(path, options, lambda *chunk: take(*as_chunk(*chunk)))
             if len(text) == 0:
-                raise ValueError(f"{shown(path)}: contains no sequences")
+                raise ValueError(f"{shown(name)}: contains no sequences")
             texts.append(text)
             changes += text.changes
-            inputs.append(InputFile(path, text.num_bytes, text.sha256, len(text)))
+            inputs.append(InputFile(name, text.num_bytes, text.sha256, len(text)))
         else:
             reader = FileReader(path, options)
             for chunk in reader:
@@ -199,7 +189,7 @@ def read_files(
             changes += reader.changes
             inputs.append(reader.input)
     if num_sequences == 0:
-        raise ValueError(f"{paths[-1]}: contains no sequences")
+        raise ValueError(f"{shown(name_of(paths[-1]))}: contains no sequences")
     # Free the chunks of lengths before the IDs are copied.
     all_lengths = np.concatenate(lengths)
     lengths.clear()
@@ -222,26 +212,20 @@ def as_chunk(
     return pa.Array.from_buffers(pa.large_string(), len(lengths), buffers), lengths
 
 
-def table_kind(path: str) -> str | None:
-    """Return the kind of a table of lengths by its suffix; None for FASTA."""
-    name = str(path).lower()
-    kind = TABLE_KINDS.get(Path(name.removesuffix(".gz")).suffix)
-    return None if name.endswith(".gz") and kind != "tsv" else kind
-
-
 def read_length_table(
     path: str, kind: str, options: ReadOptions, digest: CountingHash
 ) -> Iterator[Chunk]:
     """Yield IDs and lengths of a table."""
     columns = ["id", "length"] if kind == "fai" else [options.id_column, options.length_column]
     check_regular(path)
-    with open_file(path) as file:
-        start = file.read(MAGIC_BYTES)
+    name, stamp = name_of(path), stamp_of(path)
+    with open_input(path) as file:
+        start = file.read(MAGIC_BYTES) or b""
         file.seek(0)
-        for _ in read_chunks(file, path, digest):
+        for _ in read_chunks(file, name, digest):
             pass
         file.seek(max(0, digest.num_bytes - len(BGZIP_END)))
-        check_bgzip_end(start, file.read(), path)
+        check_bgzip_end(start, file.read(), name)
     num_rows = 0
     loader = IdLoader()
     with explain_errors(path):
@@ -251,6 +235,17 @@ def read_length_table(
             # Copies, since parts of a batch would keep all of it in memory.
             yield pa.concat_arrays([ids, ids[:0]]), lengths.copy()
             num_rows += batch.num_rows
+    if stamp_of(path) != stamp:
+        raise OSError(f"{shown(name)}: changed while it was read")
+
+
+def check_have_residues(paths: Sequence[str]) -> None:
+    """Raise ValueError if a file is a table of lengths."""
+    for path in paths:
+        if table_kind(path) is not None:
+            raise ValueError(
+                f"{shown(name_of(path))}: a table of lengths has no sequences to store in the plan"
+            )
 
 
 class FileReader:
@@ -259,7 +254,7 @@ class FileReader:
     Iterate over it once, and then use its attributes.
 
     Args:
-        path: The file, of any kind that `read_files` reads.
+        path: The file or its URI, of any kind that `read_files` reads.
         options: How to read it.
         keep_residues: Whether to read the residues too, of FASTA only.
 
@@ -279,7 +274,7 @@ class FileReader:
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield IDs, lengths, and with `keep_residues` an Arrow array of residues."""
-        digest, num_sequences = CountingHash(), 0
+        digest, num_sequences, name = CountingHash(), 0, name_of(self.path)
         self.changes = ReadChanges()
         kind = table_kind(self.path)
         if kind is None:
@@ -291,8 +286,8 @@ class FileReader:
             yield chunk
         # Of the parts of a table, some may be empty.
         if num_sequences == 0 and kind is None:
-            raise ValueError(f"{shown(self.path)}: contains no sequences")
-        self.input = InputFile(self.path, digest.num_bytes, digest.hexdigest(), num_sequences)
+            raise ValueError(f"{shown(name)}: contains no sequences")
+        self.input = InputFile(name, digest.num_bytes, digest.hexdigest(), num_sequences)
 
     def _read_fasta(self, digest: CountingHash) -> Iterator[tuple[Any, ...]]:
         scanner = make_scanner(self.options, self.keep_residues)

@@ -69,7 +69,7 @@ def check_metadata(file: PlanFile) -> Iterator[str]:
     files = [file.path / METADATA, *file.parts] if file.path.is_dir() else file.parts
     for path in files:
         place = f"file {quoted(path.name)}: " if file.path.is_dir() else ""
-        with explain_errors(path):
+        with explain_errors(file.name_of(path)):
             try:
                 errors = list(check_file(path, file.schema.metadata[PLAN_KEY]))
             except (LookupError, TypeError, AttributeError, OverflowError) as error:

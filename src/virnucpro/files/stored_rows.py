@@ -46,14 +46,16 @@ class StoredRows:
 
     Args:
         path: The file.
+        name: What messages call it; by default its absolute path.
 
     Raises:
         ValueError: It is not an Arrow file with one record batch, or damaged.
         OSError: The file cannot be read.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, name: str = "") -> None:
         self.path = path.absolute()
+        self.name = name or str(self.path)
         self._descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
         weakref.finalize(self, os.close, self._descriptor)
         self._lock = threading.Lock()
@@ -110,11 +112,11 @@ class StoredRows:
     def _read_blocks(self, name: str, first: int, last: int) -> NDArray[Any]:
         offset, kind, crc32s = self._columns[name]
         num_rows = max(0, min(last * BLOCK, self.buffers.num_rows) - first * BLOCK)
-        check_memory(num_rows * kind.itemsize, f"{shown(self.path)}: {num_rows:,} rows")
+        check_memory(num_rows * kind.itemsize, f"{shown(self.name)}: {num_rows:,} rows")
         values = np.empty(num_rows, kind)
         if num_rows == 0:
             return values
-        path, begin = shown(self.path), offset + first * BLOCK * kind.itemsize
+        path, begin = shown(self.name), offset + first * BLOCK * kind.itemsize
         try:
             is_whole = self._read_into(memoryview(values.data).cast("B"), begin)
         except OSError as error:

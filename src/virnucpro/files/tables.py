@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from virnucpro.files.arrow_messages import check_messages
+from virnucpro.files.places import as_local, is_uri, resolve
 from virnucpro.kernel.arrow import (
     IdLoader,
     check_array,
@@ -68,8 +69,12 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
         yield from read_text(path, kind, columns)
 
 
-def open_source(path: str | PathLike[str]) -> pa.OSFile:
-    """Open a file; pyarrow takes names such as s3:x for URIs, and bytes for any name."""
+def open_source(path: str | PathLike[str]) -> pa.NativeFile:
+    """Open a file or a URI; pyarrow takes names such as s3:x for URIs, and bytes for any name."""
+    path = as_local(path)
+    if is_uri(path):
+        system, inside = resolve(path)
+        return system.open_input_file(inside)
     return pa.OSFile(os.fsencode(path))
 
 

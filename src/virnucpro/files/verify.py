@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.first_fit import check_first_fit
-from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
+from virnucpro.files.plan_checks import compare_layout
+from virnucpro.files.plan_reader import PlanFile, open_plan
 from virnucpro.files.plan_schema import IF_SPLIT, checksums
 from virnucpro.files.plan_summary import Summary
 from virnucpro.files.sequences import InputFile, Sequences

@@ -14,10 +14,12 @@ from virnucpro.data.methods import column_generation
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.output import write_file
+from virnucpro.files.inputs import find_inputs
+from virnucpro.files.output import check_output, write_file
+from virnucpro.files.places import name_of
 from virnucpro.files.plan_summary import Summary, compute_totals
 from virnucpro.files.plan_writer import ReadResidues, encoding_of, write_plan
-from virnucpro.files.sequences import Sequences, read_files, table_kind
+from virnucpro.files.sequences import Sequences, check_have_residues, read_files
 from virnucpro.kernel.limits import Limits
 from virnucpro.text import quoted, shown
 
@@ -41,10 +43,12 @@ def pack_files(
 
     Args:
         inputs: FASTA files, plain or compressed, or tables of lengths; "-" for FASTA from standard
-            input. Or a single path.
-        output: The file to write, `.parquet` or `.arrow` (which loads faster, but takes more space
-            and memory when it is written). An existing file is replaced only when the new one is
-            complete.
+            input. Also folders of these, of which others are ignored with one WARNING; patterns,
+            such as ``proteins/**/*.fa``; and URIs of all of them, such as ``s3://bucket/folder``,
+            as str. Or a single one.
+        output: The file to write, or its URI, `.parquet` or `.arrow` (which loads faster, but takes
+            more space and memory when it is written). An existing file is replaced only when the
+            new one is complete. For a URI, it is written to a temporary file first.
         packer: The packer. Its `overlong` tells how to handle sequences above its limit, and its
             `empty` those without residues. Dropped ones are in the plan without a batch.
         options: How to read the files; None for the defaults of `ReadOptions`. They are stored in
@@ -52,7 +56,8 @@ def pack_files(
         duplicates: How to handle IDs that occur more than once: "report" (one WARNING) or "error".
         sequences: Whether to store the residues too, in order of batches, so that
             `PackedPlanDataset` needs the plan alone. For FASTA and `.parquet` only. The files are
-            read twice; compressed ones and standard input are written to a temporary copy.
+            read twice; those that are compressed or remote, and standard input, are written to a
+            temporary copy.
         progress: Called from time to time with the stage, "reading", "packing" or "writing", and
             the number of sequences done; when writing, of rows of the plan.
 
@@ -63,7 +68,7 @@ def pack_files(
         ValueError: An argument or an input is not valid; a sequence is too long and
             overlong="error"; or an ID occurs more than once and duplicates="error".
         TypeError: An argument has the wrong type.
-        OSError: A file cannot be read or written.
+        OSError: A file cannot be found, read or written.
 
     Cost: reading the files, sorting the IDs, and O(n) for packing n sequences.
 
@@ -99,7 +104,11 @@ def pack_files(
     limits = packer.limits
 
     with write_file(output, names) as file:
-        found = read_files(names, options, lambda done: progress("reading", done), sequences)
+        files = [found.path for found in find_inputs(names)]
+        check_output(output, files)
+        if sequences:
+            check_sequences(output, files)
+        found = read_files(files, options, lambda done: progress("reading", done), sequences)
         num_duplicates, examples = found.find_duplicates()
         names_of_some = ", ".join(map(shown, examples))
         warning = f"duplicate IDs: {num_duplicates:,} (for example {names_of_some})"
@@ -134,13 +143,9 @@ def check_sequences(output: str | PathLike[str], names: list[str]) -> None:
     """Raise ValueError unless the sequences of files can be stored in a plan."""
     if encoding_of(output) != "parquet":
         raise ValueError(
-            f"{shown(output)}: sequences can be stored in Parquet files only (.parquet)"
+            f"{shown(name_of(output))}: sequences can be stored in Parquet files only (.parquet)"
         )
-    for name in names:
-        if table_kind(name) is not None:
-            raise ValueError(
-                f"{shown(name)}: a table of lengths has no sequences to store in the plan"
-            )
+    check_have_residues(names)
 
 
 def check_lengths(sequences: Sequences, max_residues: int) -> None:

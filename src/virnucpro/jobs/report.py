@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 from virnucpro import kernel
 from virnucpro.data.groups import counts_of_groups
 from virnucpro.extras import needing
-from virnucpro.files.fasta import is_regular
 from virnucpro.files.output import write_file
-from virnucpro.files.plan_reader import PlanFile, compare_layout, open_plan
+from virnucpro.files.places import file_name, is_regular
+from virnucpro.files.plan_checks import compare_layout
+from virnucpro.files.plan_reader import PlanFile, open_plan
 from virnucpro.files.plan_summary import Summary
 from virnucpro.jobs.labels import label_totals
 from virnucpro.kernel.limits import Limits
@@ -52,9 +53,9 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
     """Write a report on a plan.
 
     Args:
-        plan: The plan file, or a folder of them.
-        output: The HTML file to write. An existing file is replaced only when the new one is
-            complete.
+        plan: The plan file, or a folder of them, or the URI of one.
+        output: The HTML file to write, or its URI. An existing file is replaced only when the new
+            one is complete.
 
     Raises:
         ValueError: The file is not a plan, or damaged.
@@ -62,12 +63,12 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
     """
     file = open_plan(plan)
     names = (recorded.name for recorded in file.summary.inputs)
-    inputs = [str(file.path), *(name for name in names if is_regular(name))]
+    inputs = [file.origin, *(name for name in names if is_regular(name))]
     with write_file(output, inputs) as page:
         file.check_size()
         table = file.read()
         for error in compare_layout(table, file.layout):
-            raise ValueError(f"{shown(file.path)}: damaged: {error}")
+            raise ValueError(f"{shown(file.name)}: damaged: {error}")
         content = make_page(file, table)
         page.write(content.encode())
 
@@ -87,7 +88,7 @@ def make_page(file: PlanFile, table: Any) -> str:
     share = f" ({saved / next_fit:.1%})" if next_fit else ""
     fill = layout.batch_tokens / limits.max_tokens_per_batch
     sizes = np.diff(kernel.batch_offsets(layout.core))
-    title = escape(file.path.name)
+    title = escape(file_name(file.name))
     sections = [
         f"<h1>{title}</h1>",
         "<dl>",

@@ -17,10 +17,10 @@ from virnucpro.files.fasta import (
     ReadChanges,
     ReadOptions,
     check_options,
-    check_regular,
     make_scanner,
     scan_fasta,
 )
+from virnucpro.files.places import check_regular
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.model.ranks import find_rank
 from virnucpro.text import quoted

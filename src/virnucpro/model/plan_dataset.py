@@ -35,7 +35,7 @@ class PackedPlanDataset(SharedDataset):
     of a DataLoader share out those of their rank, in the same order as without workers.
 
     Args:
-        plan: The path of the plan file.
+        plan: The path of the plan file, or its URI, of which a temporary copy is read.
         rank: The rank of this process. By default that of `torch.distributed`, if it is
             initialized.
         world_size: The number of ranks; given together with `rank`.
@@ -76,9 +76,11 @@ class PackedPlanDataset(SharedDataset):
             raise TypeError(f"plan must be the path of a plan file (got {type(plan).__name__})")
         self.path = plan
         file = open_plan(plan)
+        # The copy of a URI lasts as long as the data set.
+        self.name, self._copy = file.name, file.copy
         if file.is_arrow or "sequence" not in file.schema.names:
             raise ValueError(
-                f"{shown(plan)}: the plan has no sequences (make one with `virnucpro pack "
+                f"{shown(self.name)}: the plan has no sequences (make one with `virnucpro pack "
                 "--sequences`, or read it with PackedFastaDataset and the FASTA files)"
             )
         self.summary = file.summary
@@ -117,15 +119,16 @@ class PackedPlanDataset(SharedDataset):
                     yield self._records(batch, table.slice(start, end - start))
         self._require(next_batch == self.layout.num_batches, next_batch)
         if np.count_nonzero(seen) != num_numbers:
-            raise ValueError(f"{shown(self.path)}: damaged: a row occurs more than once")
+            raise ValueError(f"{shown(self.name)}: damaged: a row occurs more than once")
 
     def _tables(self) -> Iterator[pa.Table]:
         """Yield tables of whole batches."""
         rest: list[pa.RecordBatch] = []
         file = open_plan(self.path)
+        self._copy = file.copy
         if file.metadata_hash != self._metadata_hash:
             raise ValueError(
-                f"{shown(self.path)}: the plan has changed since the data set was made"
+                f"{shown(self.name)}: the plan has changed since the data set was made"
             )
         for part in file.iterate([name for name in COLUMNS if name in file.schema.names]):
             rest.append(part.filter(pc.is_valid(part["batch"])))
@@ -164,5 +167,5 @@ class PackedPlanDataset(SharedDataset):
     def _require(self, holds: bool, batch: int) -> None:
         if not holds:
             raise ValueError(
-                f"{shown(self.path)}: damaged: batch {batch:,} is not that of the layout"
+                f"{shown(self.name)}: damaged: batch {batch:,} is not that of the layout"
             )

@@ -21,6 +21,8 @@ def local_ray() -> Iterator[None]:
     import ray.data
 
     ray.init(
+        # Not a cluster that happens to run on this machine.
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from hypothesis import strategies as st
 from reference import round_up
 from strategies import Case, cases
 
-from virnucpro.cluster.ray_data import assign_block, pack_tables
 from virnucpro.data import GreedyPacker, Layout, pack_dataset
 
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("local_ray")]
@@ -69,35 +69,96 @@ def test_any_blocks_equal_the_whole(case: Case, data: st.DataObject) -> None:
     assert found == {"length": lengths, "number": numbers, **expected(packer, lengths)}
 
 
-ids = st.one_of(
-    st.lists(st.integers(-(2**63), 2**63 - 1), min_size=40, max_size=40),
-    st.lists(st.integers(0, 5), min_size=40, max_size=40),
-    st.lists(st.text(max_size=4), min_size=40, max_size=40),
-    st.lists(
-        st.sampled_from(["a", "b", "é", "\uffff", "\U00010000", ""]), min_size=40, max_size=40
-    ),
-)
-
-
-@settings(max_examples=8)
-@given(
-    st.lists(st.integers(0, 6), min_size=40, max_size=40),
-    ids,
-    st.lists(st.integers(0, 40), max_size=4),
-)
-def test_ties_by_id(lengths: list[int], names: list[Any], cuts: list[int]) -> None:
-    packer = GreedyPacker(14)
-    columns = {"name": names, "length": lengths, "number": list(range(40))}
-    ds, layout = pack_dataset(cut(columns, cuts), packer, order="id", id_column="name")
-    found = columns_of(ds)
-    plan = packer.pack_lengths(lengths, names)
+@pytest.mark.parametrize("task_bytes", [2**27, 2000])
+@pytest.mark.parametrize("order", ["row", "id"])
+@pytest.mark.parametrize("overlong", ["truncate", "split"])
+def test_order_of_batches(
+    monkeypatch: pytest.MonkeyPatch, task_bytes: int, order: str, overlong: str
+) -> None:
+    """Blocks have whole batches in order, as rows and as lists."""
+    monkeypatch.setattr("virnucpro.cluster.ranges.TASK_BYTES", task_bytes)
+    random = np.random.default_rng(0)
+    lengths, names = random.integers(0, 60, 300), [f"s{n}" for n in random.integers(0, 99, 300)]
+    columns = {"name": names, "length": lengths, "number": np.arange(300)}
+    ds = cut(columns, [10, 10, 150, 220])
+    packer = GreedyPacker(44, overlong=overlong)
+    plan = packer.pack_lengths(lengths, names if order == "id" else None)
+    rows = plan.indices if plan.fragments is None else plan.fragments.rows[plan.indices]
+    batches, layout = pack_dataset(ds, packer, order=order, id_column="name", result="batches")
     assert layout == Layout(plan.core, plan.limits)
-    assert list(found) == ["name", "length", "number", "batch", "slot", "tokens"]
-    assert found["name"] == sorted(names)
-    order = np.lexsort((found["slot"], found["batch"]))
-    assert np.array(found["number"])[order].tolist() == plan.indices.tolist()
-    assert np.bincount(found["batch"], found["tokens"]).tolist() == plan.batch_tokens.tolist()
-    assert np.array(found["batch"])[order].tolist() == sorted(found["batch"])
+    found = columns_of(batches)
+    new = ["tokens"] if overlong == "truncate" else ["tokens", "start", "stop"]
+    assert list(found) == ["batch", "name", "length", "number", *new]
+    assert found["batch"] == list(range(len(plan)))
+    assert [number for batch in found["number"] for number in batch] == rows.tolist()
+    assert [sum(batch) for batch in found["tokens"]] == plan.batch_tokens.tolist()
+    assert (len(batches.to_arrow_refs()) > 1) == (task_bytes < 2**27)
+    if order == "id":
+        packed, _ = pack_dataset(ds, packer, order=order, id_column="name")
+        as_rows = columns_of(packed)
+        assert list(as_rows)[3:6] == ["batch", "slot", "tokens"]
+        assert as_rows["number"] == rows.tolist()
+        assert as_rows["batch"] == np.repeat(found["batch"], np.diff(plan.offsets)).tolist()
+        assert as_rows["slot"] == [n for batch in found["number"] for n in range(len(batch))]
+
+
+def test_dropped_rows_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    ds = cut({"length": [200, 5, 0, 300, 7], "number": range(5)}, [2, 3])
+    packer = GreedyPacker(20, overlong="drop", empty="drop")
+    for order in ("rows", "batches"):
+        caplog.clear()
+        packed, layout = pack_dataset(ds, packer, result=order)
+        assert layout.num_sequences == 2
+        found = columns_of(packed)["number"]
+        assert found == ([1, 4] if order == "rows" else [[4, 1]])
+        assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+            "2 of 5 sequences exceed max_length (18), dropping: 500 residues",
+            "1 of 5 sequences are empty, dropping",
+        ]
+    everything = GreedyPacker(20, 1, overlong="drop", empty="drop")
+    for order in ("rows", "batches"):
+        packed, layout = pack_dataset(ds, everything, result=order)
+        assert (packed.count(), layout.num_batches) == (0, 0)
+
+
+def test_tensors_and_lists_move_along(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("virnucpro.cluster.ranges.TASK_BYTES", 500)
+    rows = [
+        {"id": f"s{n % 7}", "length": n % 5, "tensor": np.full((2, 2), n), "list": [n] * (n % 3)}
+        for n in range(40)
+    ]
+    ds = ray.data.from_items(rows, override_num_blocks=4)
+    packed, _ = pack_dataset(ds, GreedyPacker(12), order="id")
+    plan = GreedyPacker(12).pack_lengths(
+        [n % 5 for n in range(40)], [f"s{n % 7}" for n in range(40)]
+    )
+    found = packed.take_all()
+    assert [row["tensor"].tolist() for row in found] == [
+        [[n, n], [n, n]] for n in plan.indices.tolist()
+    ]
+    assert [list(row["list"]) for row in found] == [[n] * (n % 3) for n in plan.indices.tolist()]
+
+
+def test_whole_batches_for_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank of a training gets other batches, all of them together each one once."""
+    monkeypatch.setattr("virnucpro.cluster.ranges.TASK_BYTES", 2000)
+    lengths = np.random.default_rng(0).integers(1, 60, 300)
+    packer = GreedyPacker(128)
+    batches, layout = pack_dataset(
+        cut({"length": lengths, "number": range(300)}, [99]), packer, result="batches"
+    )
+
+    def read(shard: Any) -> list[tuple[int, list[int]]]:
+        loader = shard.iter_torch_batches(batch_size=1, collate_fn=lambda batch: batch)
+        return [(int(batch["batch"][0]), batch["number"][0].tolist()) for batch in loader]
+
+    # Each waits until all of them read.
+    with ThreadPoolExecutor(2) as ranks:
+        of_ranks = list(ranks.map(read, batches.streaming_split(2, equal=False)))
+    found = [batch for of_rank in of_ranks for batch in of_rank]
+    plan = packer.pack_lengths(lengths)
+    assert sorted(found) == [(number, rows.tolist()) for number, rows in enumerate(plan)]
+    assert layout.num_batches == len(plan)
 
 
 def test_files_are_read_in_order(tmp_path: Path) -> None:
@@ -157,14 +218,6 @@ def test_first_bad_block_is_named() -> None:
             pack_dataset(ds, GreedyPacker(4))
 
 
-def test_column_of_our_own() -> None:
-    ds = cut({"length": [1, 2], "id": ["a", "b"], "virnucpro.row": [8, 9]}, [])
-    packed, _ = pack_dataset(ds, GreedyPacker(8))
-    assert columns_of(packed)["virnucpro.row"] == [8, 9]
-    with pytest.raises(ValueError, match=r"column 'virnucpro\.row' already exists"):
-        pack_dataset(ds, GreedyPacker(8), order="id")
-
-
 def test_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     pack_dataset(cut({"length": [2000] * 10}, [2, 4]), GreedyPacker(4096))
     (message,) = (record.message for record in caplog.records if record.levelname == "WARNING")
@@ -187,14 +240,14 @@ def test_failed_and_killed_tasks_change_nothing(tmp_path: Path, is_killed: bool,
             return False
 
     class Unlucky(GreedyPacker):
-        def count_silently(self, lengths: Any) -> Any:
+        def check_overlong(self, lengths: Any, limits: Any) -> None:
             # Only one worker makes each folder.
             number = next(n for n in itertools.count() if is_made(tmp_path / str(n)))
             if number == call:
                 if is_killed:
                     os.kill(os.getpid(), signal.SIGKILL)
                 raise OSError("no disk")
-            return super().count_silently(lengths)
+            super().check_overlong(lengths, limits)
 
     lengths = np.random.default_rng(0).integers(0, 1500, 1000).tolist()
     ds, _ = pack_dataset(cut({"length": lengths}, [100, 500, 700]), Unlucky(4096))
@@ -250,28 +303,3 @@ def test_overlong_and_empty_data_sets() -> None:
     for empty in (ray.data.from_items([]), cut({"length": np.array([], np.int64)}, [])):
         with pytest.raises(ValueError, match="the data set has no rows"):
             pack_dataset(empty, GreedyPacker(8))
-
-
-def test_block_that_changed() -> None:
-    packer = GreedyPacker(100)
-    counts = packer.count([5, 6])
-    packing: tuple[GreedyPacker, Layout, str, list[str]]
-    packing = (packer, packer.lay_out(counts), "length", [])
-    with pytest.raises(RuntimeError, match="block 3 changed after"):
-        assign_block(pa.table({"length": [5, 7]}), 3, packing, None, counts)
-
-
-@pytest.mark.parametrize("option", [{"overlong": "drop"}, {"overlong": "split"}, {"empty": "drop"}])
-def test_unsupported_options(tmp_path: Path, option: dict[str, Any]) -> None:
-    """They are errors before anything is read, whatever the lengths are."""
-    packer = GreedyPacker(100, **option)
-    ((name, value),) = option.items()
-    message = f"{name}='{value}' is not supported on Ray; use pack_files"
-
-    def fail(_: Any) -> Any:
-        raise AssertionError("executed")
-
-    with pytest.raises(ValueError, match=message):
-        pack_dataset(ray.data.from_items([{"length": 1}]).map(fail), packer)
-    with pytest.raises(ValueError, match=message):
-        pack_tables([str(tmp_path / "none.parquet")], tmp_path / "plan", packer)

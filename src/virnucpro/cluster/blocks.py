@@ -147,19 +147,48 @@ def count_block(block: Any, number: int, job: Job) -> Counted | Exception | None
         return ValueError(f"block {number:,}: {error}")
 
 
+class Read(NamedTuple):
+    """What is read of a block.
+
+    Attributes:
+        lengths: The length of each sequence, int64.
+        ids: Their IDs, an Arrow array of integers or large strings; None to break ties by row.
+        chosen: What is packed of them.
+    """
+
+    lengths: NDArray[np.int64]
+    ids: Any
+    chosen: Chosen
+
+
+def read_table(table: pa.Table, job: Job) -> Read:
+    """Return the lengths and IDs of a table, and what is packed."""
+    lengths = lengths_of(table, job.length_column)
+    packer, limits = job.packer, job.packer.limits
+    packer.check_overlong(lengths, limits)
+    chosen = choose(
+        lengths, None, limits.max_residues, packer.overlong, packer.overlap, packer.empty
+    )
+    ids = None if job.id_column is None else ids_of(table, job.id_column)
+    return Read(lengths, ids, chosen)
+
+
 def count_table(table: pa.Table, job: Job) -> Counted:
     """Return what a table has."""
-    lengths = lengths_of(table, job.length_column)
-    chosen = choose_rows(lengths, job.packer)
-    limits = job.packer.limits
+    return count_read(table, read_table(table, job), job)
+
+
+def count_read(table: pa.Table, read: Read, job: Job) -> Counted:
+    """Return what a table has, given what was read of it."""
+    lengths, ids, chosen = read
+    packer, limits = job.packer, job.packer.limits
     counts = TokenCounts(kernel.count(chosen.lengths, limits, 1), limits)
     # Raises OverflowError here, rather than when the counts are sent.
     _ = counts.total_tokens
-    ids = None if job.id_column is None else ids_of(table, job.id_column)
     return Counted(
         counts,
         rows=len(lengths),
-        dropped=count_dropped(lengths, limits.max_residues, job.packer.overlong, job.packer.empty),
+        dropped=count_dropped(lengths, limits.max_residues, packer.overlong, packer.empty),
         split=count_split(chosen.fragments),
         empty=int(np.count_nonzero(lengths == 0)),
         residues=int(lengths.sum(dtype=object)),
@@ -178,14 +207,6 @@ def count_bytes(table: pa.Table, job: Job, ids: Any) -> int:
     if "sequence" in table.column_names:
         num_bytes += pc.sum(pc.binary_length(table["sequence"])).as_py()
     return num_bytes
-
-
-def choose_rows(lengths: NDArray[np.int64], packer: GreedyPacker) -> Chosen:
-    """Return the rows to pack, without those dropped, and those above the limit split."""
-    limits = packer.limits
-    packer.check_overlong(lengths, limits)
-    limit = limits.max_residues
-    return choose(lengths, None, limit, packer.overlong, packer.overlap, packer.empty)
 
 
 def checksum_of(lengths: NDArray[np.int64], ids: Any) -> int:
@@ -265,20 +286,19 @@ def choose_table(
         RuntimeError: The block is not what it was when it was counted.
     """
     table = as_table(block)
-    found = count_table(table, job)
-    before = position.counted
+    read = read_table(table, job)
+    lengths, ids, chosen = read
+    found, before = count_read(table, read, job), position.counted
     if (found.counts, found.checksum) != (before.counts, before.checksum):
         # Ray recomputes a block if its machine is lost.
         raise RuntimeError(f"block {position.number:,} changed after it was counted")
-    lengths = lengths_of(table, job.length_column)
     if job.id_column is not None:
         # Ordered alike, whatever the type of each block is.
-        ids = ids_of(table, job.id_column).cast(id_type)
-        table = table.set_column(table.column_names.index(job.id_column), job.id_column, ids)
+        place = table.column_names.index(job.id_column)
+        table = table.set_column(place, job.id_column, ids.cast(id_type))
     if job.makes_plan:
         rows = np.arange(position.first_row, position.first_row + len(lengths))
         table = table.append_column("row", pa.array(rows))
-    chosen = choose_rows(lengths, job.packer)
     packed, dropped = table, table.slice(0, 0)
     if chosen.rows is not None:
         packed = take(table, chosen.rows)

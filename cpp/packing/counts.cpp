@@ -289,8 +289,8 @@ TokenCounts from_pairs(const TokenCounts& pairs) {
     const auto require = [](bool holds, const char* name, std::size_t pair, const std::string& what,
                             std::int64_t got) {
         if (!holds) {
-            throw std::invalid_argument(name + ("[" + std::to_string(pair)) + "] must be " + what +
-                                        " (got " + std::to_string(got) + ")");
+            throw std::invalid_argument(std::string(name) + "[" + std::to_string(pair) +
+                                        "] must be " + what + " (got " + std::to_string(got) + ")");
         }
     };
     const std::int64_t longest = limits.tokens(unlimited);

@@ -107,3 +107,30 @@ def test_changes_between_the_passes_are_errors(
     found["db"].close()
     assert type(raised.value).__name__ == error
     assert re.search(message, str(raised.value))
+
+
+@pytest.mark.parametrize(
+    ("length", "error", "message"),
+    [(None, TypeError, "tokens must"), (-1, ValueError, r"tokens\[\d\] must be from 2 to 1024")],
+)
+def test_nulls_and_negative_lengths_are_errors(
+    length: int | None,
+    error: type[Exception],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("lengths").mkdir()
+    for number in (length, 3):
+        pq.write_table(
+            pa.table({"id": ["a", "b"], "length": [2000, number]}), "lengths/one.parquet"
+        )
+        found: dict[str, Any] = {}
+        for code in blocks():
+            if number == 3:
+                exec(code, found)
+                continue
+            with pytest.raises(error, match=message):
+                exec(code, found)
+        found["db"].close()

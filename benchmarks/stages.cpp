@@ -16,6 +16,7 @@
 #include "packing/counts.hpp"
 #include "packing/layout.hpp"
 #include "packing/parallel.hpp"
+#include "packing/ranks.hpp"
 
 using namespace packing;
 
@@ -48,6 +49,13 @@ int main(int argc, char** argv) {
     const std::span<const std::int32_t> lengths(numbers);
     std::vector<std::int32_t> scratch(num);
     std::vector<std::int32_t> out(num);
+    std::vector<std::int32_t> tokens(num);
+    std::vector<std::int32_t> ranks(num);
+    std::vector<std::int32_t> next_rank(1025);
+    for (std::size_t row = 0; row < num; ++row) {
+        tokens[row] = std::min(numbers[row], 1022) + 2;
+        ranks[row] = next_rank[static_cast<std::size_t>(tokens[row])]++;
+    }
     const double bytes = 4e-6 * static_cast<double>(num);
 
     for (const int threads : {1, 2}) {
@@ -90,5 +98,11 @@ int main(int argc, char** argv) {
                [&] { assign(layout, lengths, none, Place::batch, std::span(out), threads); });
         report("places (assign)", 3 * bytes,
                [&] { assign(layout, lengths, none, Place::slot, std::span(out), threads); });
+        // Both at once.
+        report("places by rank (place_ranks)", 4 * bytes, [&] {
+            place_ranks(layout, std::span<const std::int32_t>(tokens),
+                        std::span<const std::int32_t>(ranks), std::span(scratch), std::span(out),
+                        threads);
+        });
     }
 }

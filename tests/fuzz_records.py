@@ -201,6 +201,7 @@ class Reader(logging.Handler):
 INSTRUMENTED = [
     "__main__",
     "fuzz_draws",
+    "virnucpro.data.batch_totals",
     "virnucpro.data.layout",
     "virnucpro.data.methods",
     "virnucpro.data.packing",

@@ -280,35 +280,38 @@ void TokenCounts::validate() const {
             "the number of padding tokens is out of range");
 }
 
-TokenCounts from_pairs(const TokenCounts& pairs) {
-    const Limits& limits = pairs.limits;
+TokenCounts from_pairs(TokenCounts counts) {
+    const Limits& limits = counts.limits;
     limits.validate();
-    if (pairs.tokens.size() != pairs.sequences.size()) {
+    if (counts.tokens.size() != counts.sequences.size()) {
         throw std::invalid_argument("there must be one number of sequences per size");
     }
-    const auto require = [](bool holds, const char* name, std::size_t pair, const std::string& what,
-                            std::int64_t got) {
-        if (!holds) {
-            throw std::invalid_argument(name + ("[" + std::to_string(pair)) + "] must be " + what +
-                                        " (got " + std::to_string(got) + ")");
-        }
+    const auto refuse = [](const char* name, std::size_t pair, const std::string& wanted,
+                           std::int64_t got) {
+        throw std::invalid_argument(std::string(name) + "[" + std::to_string(pair) + "] must be " +
+                                    wanted + " (got " + std::to_string(got) + ")");
     };
     const std::int64_t longest = limits.tokens(unlimited);
     std::vector<std::pair<std::int64_t, std::int64_t>> sorted;
-    sorted.reserve(pairs.tokens.size());
-    for (std::size_t pair = 0; pair < pairs.tokens.size(); ++pair) {
-        const std::int64_t tokens = pairs.tokens[pair];
-        const std::int64_t sequences = pairs.sequences[pair];
-        require(tokens >= limits.special_tokens && tokens <= longest, "tokens", pair,
+    sorted.reserve(counts.tokens.size());
+    for (std::size_t pair = 0; pair < counts.tokens.size(); ++pair) {
+        const std::int64_t tokens = counts.tokens[pair];
+        const std::int64_t sequences = counts.sequences[pair];
+        if (tokens < limits.special_tokens || tokens > longest) {
+            refuse(
+                "tokens", pair,
                 "from " + std::to_string(limits.special_tokens) + " to " + std::to_string(longest),
                 tokens);
-        require(tokens == limits.round_up(tokens), "tokens", pair,
-                "a multiple of " + std::to_string(limits.multiple_of), tokens);
-        require(sequences >= 1, "sequences", pair, "at least 1", sequences);
+        }
+        if (tokens != limits.round_up(tokens)) {
+            refuse("tokens", pair, "a multiple of " + std::to_string(limits.multiple_of), tokens);
+        }
+        if (sequences < 1) {
+            refuse("sequences", pair, "at least 1", sequences);
+        }
         sorted.emplace_back(tokens, sequences);
     }
     std::ranges::sort(sorted, std::greater{});
-    TokenCounts counts = pairs;
     counts.tokens.clear();
     counts.sequences.clear();
     for (const auto& [tokens, sequences] : sorted) {

@@ -46,7 +46,7 @@ TokenCounts count(std::span<const Length> lengths, const Limits& limits, Threads
 // added up. Throws std::invalid_argument, naming the first, if a size is not one that the limits
 // allow or a number is not positive, or if other members do not fit the sizes; and
 // std::overflow_error if a sum does not fit in 64 bits.
-TokenCounts from_pairs(const TokenCounts& pairs);
+TokenCounts from_pairs(TokenCounts pairs);
 
 // Adds the counts of disjoint sets of sequences. Throws std::invalid_argument unless sequences have
 // the same tokens under the limits of both; the result has the limits of the first.

@@ -55,13 +55,13 @@ struct Fault {
 };
 
 [[noreturn]] void throw_fault(const Layout& layout, const Fault& fault) {
-    const std::string row = std::string("[") + std::to_string(fault.row) + "]";
+    const std::string row = std::to_string(fault.row);
     if (fault.size == layout.counts.tokens.size()) {
-        throw std::invalid_argument("tokens" + row +
-                                    " is a size that the layout does not have (got " +
+        throw std::invalid_argument("tokens[" + row +
+                                    "] is a size that the layout does not have (got " +
                                     std::to_string(fault.tokens) + ")");
     }
-    throw std::invalid_argument("rank" + row + " must be from 0 to " +
+    throw std::invalid_argument("rank[" + row + "] must be from 0 to " +
                                 std::to_string(layout.counts.sequences[fault.size] - 1) +
                                 " for sequences of " + std::to_string(fault.tokens) +
                                 " tokens (got " + std::to_string(fault.rank) + ")");

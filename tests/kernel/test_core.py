@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +20,9 @@ def test_kernel_validates_its_own_arguments() -> None:
     limits = Limits(10, 10, 0)
     counts = core.count(np.array([5]), limits, 1)
     layout = core.first_fit_decreasing(counts)
+    from_pairs = partial(
+        core.counts_from_pairs, limits=limits, num_truncated=0, truncated_residues=0
+    )
     five, out, texts = np.array([5]), np.empty(1, np.int64), np.zeros(4, np.uint8)
     calls: list[tuple[type[Exception], Any]] = [
         (TypeError, lambda: core.count(np.array([[5]]), limits, 1)),
@@ -56,6 +60,15 @@ def test_kernel_validates_its_own_arguments() -> None:
         (TypeError, lambda: core.TokenCounts.__new__(core.TokenCounts)),
         (TypeError, lambda: object.__new__(core.Layout)),
         (TypeError, lambda: core.make_counts(limits, "tokens", "sequences", 0, 0)),
+        (TypeError, lambda: from_pairs(tokens=np.array([5], np.int32), sequences=five)),
+        (TypeError, lambda: from_pairs(tokens=five, sequences=np.arange(4)[::2])),
+        (ValueError, lambda: from_pairs(tokens=five, sequences=np.array([1, 1]))),
+        (ValueError, lambda: from_pairs(tokens=five, sequences=five, padding_tokens=-1)),
+        (ValueError, lambda: core.place_ranks(layout, five, np.array([0, 0]), 1)),
+        (TypeError, lambda: core.place_ranks(layout, np.array([5], np.int16), out, 1)),
+        (TypeError, lambda: core.place_ranks(layout, five, np.array([0], np.uint64), 1)),
+        (TypeError, lambda: core.place_ranks(layout, np.arange(8)[::2], five, 1)),
+        (TypeError, lambda: core.place_ranks(None, five, five, 1)),
     ]
     for error, call in calls:
         with pytest.raises(error):

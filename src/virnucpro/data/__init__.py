@@ -15,6 +15,7 @@ from virnucpro.kernel.limits import Limits
 
 if TYPE_CHECKING:
     from virnucpro.cluster.ray_data import pack_dataset
+    from virnucpro.cluster.streaming import count_dataset
     from virnucpro.files.fasta import ReadOptions
     from virnucpro.files.plan_summary import Summary, Totals
     from virnucpro.jobs.pack import pack_files
@@ -52,6 +53,7 @@ __all__ = [
     "VarlenCollator",
     "calculate_token_budget",
     "check_packed",
+    "count_dataset",
     "create_async_dataloader",
     "measure_token_budget",
     "model_inputs",
@@ -78,6 +80,7 @@ LAZY = {
     "Totals": ("files.plan_summary", "cli"),
     "VarlenCollator": ("model.collator", "torch"),
     "check_packed": ("model.check", "torch"),
+    "count_dataset": ("cluster.streaming", "ray"),
     "create_async_dataloader": ("model.loader", "torch"),
     "measure_token_budget": ("model.measure", "torch"),
     "model_inputs": ("model.inputs", "torch"),

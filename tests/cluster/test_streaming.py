@@ -100,7 +100,7 @@ def check(table: pa.Table, packer: GreedyPacker, counts: TokenCounts, order: Any
 
 
 # Each example takes half a second.
-@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
 @given(cases(), st.data())
 def test_any_blocks_and_order_equal_the_whole(case: Case, data: st.DataObject) -> None:
     lengths = case.lengths or [1]
@@ -122,6 +122,8 @@ def test_any_blocks_and_order_equal_the_whole(case: Case, data: st.DataObject) -
     parts = [table.slice(begin, end - begin) for begin, end in itertools.pairwise(ends)]
     shuffled = data.draw(st.permutations(range(len(table))))
     check(assign(table.take(shuffled)), packer, counted.total, np.argsort(shuffled))
+    whole = assign(pa.concat_tables(parts))
+    check(whole, packer, counted.total, np.arange(len(table)))
     found = pa.concat_tables([assign(part) for part in data.draw(st.permutations(parts))])
     order = {key: row for row, key in enumerate(table["row_hash"].to_pylist())}
     places = np.argsort([order[key] for key in found["row_hash"].to_pylist()])
@@ -195,14 +197,33 @@ def test_filtered_files_and_a_worker_that_dies(tmp_path: Path) -> None:
     check(table, packer, counted.total, np.argsort(table["number"].to_numpy()))
 
 
-def test_row_numbers_and_frames() -> None:
-    """Numbers need not follow each other, and blocks may be in any order."""
+def test_files_in_any_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of files lie in many blocks, and in stretches of six groups."""
+    monkeypatch.setattr(streaming, "STRETCH_ROWS", 25)
+    monkeypatch.setattr(streaming, "GROUP_STRETCHES", 2)
+    random = np.random.default_rng(0)
+    files = {name: random.integers(0, 20, 300).tolist() for name in ("a", "b/c", "b/d")}
+    table, packer = make_table(files), GreedyPacker(100)
+    cuts = np.sort(random.choice(900, 11, replace=False)).tolist()
+    pairs = itertools.pairwise([0, *cuts, 900])
+    parts = [table.slice(begin, end - begin) for begin, end in pairs]
+    counted = count_dataset(ray.data.from_arrow(parts[::2] + parts[1::2]), packer)
+    assert len(ray.get(counted.index).groups) == 6
+    found = counted.assigner(packer.lay_out(counted.total))(table)
+    check(found, packer, counted.total, np.arange(900))
+
+
+def test_row_numbers_and_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers need not follow each other, and blocks may be in any order; there are six groups."""
+    monkeypatch.setattr(streaming, "STRETCH_ROWS", 40)
+    monkeypatch.setattr(streaming, "GROUP_STRETCHES", 2)
     random = np.random.default_rng(0)
     numbers = np.sort(random.choice(10**6, 900, replace=False))
-    table = pa.table({"length": random.integers(0, 1500, 900), "number": numbers})
+    table = pa.table({"length": random.integers(0, 20, 900), "number": numbers})
     parts = [table.slice(begin, 300) for begin in (600, 0, 300)]
-    ds, packer = ray.data.from_arrow(parts), GreedyPacker(4096)
+    ds, packer = ray.data.from_arrow(parts), GreedyPacker(100)
     counted = count_dataset(ds, packer, row_column="number")
+    assert len(ray.get(counted.index).groups) == 6
     assign = counted.assigner(packer.lay_out(counted.total))
     found = pa.Table.from_pandas(ds.map_batches(assign, batch_format="pandas").to_pandas())
     check(found, packer, counted.total, np.argsort(found["number"].to_numpy()))

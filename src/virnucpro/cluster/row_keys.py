@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro.files.tables import check_length_type, check_nulls, find_column
-from virnucpro.kernel.arrow import check_array
+from virnucpro.kernel.arrow import check_array, is_text
 from virnucpro.text import quoted, shown
 
 # The columns of ray.data.read_parquet(include_paths=True, include_row_hash=True).
@@ -55,10 +55,13 @@ def find_rows(
         if len(rows) and rows.min() < 0:
             raise ValueError(f"column {quoted(row_column)} is negative (got {rows.min()})")
         return [("", 0, len(rows))] if len(rows) else [], rows
-    if table[HASH_COLUMN].type != pa.uint64():
-        raise ValueError(
-            f"column {quoted(HASH_COLUMN)} must be uint64 (got {shown(table[HASH_COLUMN].type)})"
-        )
+    for name, wanted, fits in (
+        (PATH_COLUMN, "strings", is_text(table[PATH_COLUMN].type)),
+        (HASH_COLUMN, "uint64", pa.types.is_uint64(table[HASH_COLUMN].type)),
+    ):
+        if not fits:
+            kind = shown(table[name].type)
+            raise ValueError(f"column {quoted(name)} must be {wanted} (got {kind})")
     runs = find_runs(table[PATH_COLUMN].cast(pa.string()))
     keys = invert_hashes(as_numpy(table[HASH_COLUMN]))
     for path, begin, end in runs:

@@ -48,7 +48,7 @@ class CountedDataset:
     """A Ray data set that `count_dataset` has read once, without its rows.
 
     Attributes:
-        total: The counts of all rows, for `GreedyPacker.lay_out`.
+        total: The counts of all rows, for ``GreedyPacker.lay_out``.
         index: Reference to the index of the lengths in the object store.
         length_column: The column with the lengths.
         row_column: The column with the row numbers, if they are not found by path and hash.
@@ -66,7 +66,7 @@ class CountedDataset:
         DataFrame or a dict of arrays, of any rows in any order. No result depends on other calls.
 
         Args:
-            layout: What `GreedyPacker.lay_out` returns for `total`.
+            layout: What ``GreedyPacker.lay_out`` returns for `total`.
 
         Raises:
             ValueError: The layout was made from other counts. The function raises it if a column is
@@ -236,9 +236,9 @@ def count_dataset(
     that keep these columns; for `read_parquet` alone, Ray reads no other column than these and
     `length_column`.
 
-    A changed length, a new row or a new file is an error in the second read. Rows that it lacks
-    cannot be noticed there: compare the number of rows written with ``layout.num_sequences``. Nor
-    can rows that exchange their contents with others of the same length.
+    A changed length, a new row or a new file is an error in the second read. Rows that it lacks or
+    repeats cannot be noticed there: compare the number of rows written with
+    ``layout.num_sequences``. Nor can rows whose other columns changed.
 
     Args:
         ds: The data set, one row per sequence. It is executed once.
@@ -249,7 +249,7 @@ def count_dataset(
             must have separate ranges of numbers.
 
     Returns:
-        The counted data set, with the counts for `GreedyPacker.lay_out`, and `assigner`.
+        The counted data set, with the counts for ``GreedyPacker.lay_out``, and `assigner`.
 
     Raises:
         ValueError: The packer has overlong="drop" or "split", or empty="drop"; there are no rows; a
@@ -258,9 +258,9 @@ def count_dataset(
             the path and the row.
         OverflowError: The total number of tokens does not fit in 64 bits.
 
-    Cost: O(n) in tasks, and 2 bytes per row in the object store, more if lengths exceed 65,535 or
-    rows were filtered. The driver needs 200 bytes per 2**18 rows or file, and O(sqrt(n) * distinct
-    sizes).
+    Cost: O(n) in tasks, 0.1 us per row without reading. The object store keeps 2 bytes per row, 4
+    if lengths exceed 65,535, and up to 16 more if rows were filtered. The driver needs 1 KB per
+    file, block and million of rows, and O(sqrt(n) * distinct sizes).
 
     Example:
         >>> import pyarrow as pa, pyarrow.parquet, ray, tempfile

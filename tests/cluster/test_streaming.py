@@ -38,6 +38,7 @@ def small_store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     spilled = tmp_path_factory.mktemp("spilled")
     spilling = {"type": "filesystem", "params": {"directory_path": str(spilled)}}
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -100,7 +101,7 @@ def check(table: pa.Table, packer: GreedyPacker, counts: TokenCounts, order: Any
 
 
 # Each example takes half a second.
-@settings(max_examples=8, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=6, phases=[Phase.explicit, Phase.generate])
 @given(cases(), st.data())
 def test_any_blocks_and_order_equal_the_whole(case: Case, data: st.DataObject) -> None:
     lengths = case.lengths or [1]

@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 # Rows whose lengths are one object, 2 MB; finding their batches takes 10 ms.
 STRETCH_ROWS = 2**20
-# Stretches whose counts are added up by one task; more if there are so many that groups would be.
+# Stretches whose counts one task adds up; from 4,096 stretches on, the root of their number.
 GROUP_STRETCHES = 64
 
 

@@ -16,6 +16,7 @@ from virnucpro.kernel.limits import Limits
 if TYPE_CHECKING:
     from virnucpro.cluster.pack import pack_files_on_ray
     from virnucpro.cluster.ray_data import pack_dataset
+    from virnucpro.cluster.streaming import count_dataset
     from virnucpro.files.fasta import ReadOptions
     from virnucpro.files.plan_summary import Summary, Totals
     from virnucpro.jobs.pack import pack_files
@@ -53,6 +54,7 @@ __all__ = [
     "VarlenCollator",
     "calculate_token_budget",
     "check_packed",
+    "count_dataset",
     "create_async_dataloader",
     "measure_token_budget",
     "model_inputs",
@@ -80,6 +82,7 @@ LAZY = {
     "Totals": ("files.plan_summary", "cli"),
     "VarlenCollator": ("model.collator", "torch"),
     "check_packed": ("model.check", "torch"),
+    "count_dataset": ("cluster.streaming", "ray"),
     "create_async_dataloader": ("model.loader", "torch"),
     "measure_token_budget": ("model.measure", "torch"),
     "model_inputs": ("model.inputs", "torch"),

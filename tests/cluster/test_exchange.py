@@ -14,10 +14,10 @@ from inline import without_ray
 from strategies import Case, cases
 
 from virnucpro.cluster import exchange, ranges
-from virnucpro.cluster.blocks import Position, choose_table, count_table
+from virnucpro.cluster.blocks import Job, Position, choose_table, count_table
 from virnucpro.cluster.duplicates import count_duplicates
 from virnucpro.cluster.exchange import Group, find_first_ranks, gather_batches, make_exchange
-from virnucpro.cluster.ray_data import Job, count_groups, list_batches, pack_dataset
+from virnucpro.cluster.ray_data import count_groups, list_batches, pack_dataset
 from virnucpro.data import GreedyPacker, Layout, PackingPlan
 
 names = st.sampled_from(["a", "b", "ab", "é", "\uffff", "\U00010000", "", "a" * 20])
@@ -53,7 +53,7 @@ def test_any_tasks_equal_one_machine(case: Case, data: st.DataObject) -> None:
     others = names if isinstance(one, str) else st.integers(-(2**63), 2**63 - 1)
     some = st.one_of(st.just(one), others)
     keys = data.draw(st.one_of(st.none(), st.lists(some, min_size=number, max_size=number)))
-    columns = {"length": lengths, "number": list(range(number))}
+    columns: dict[str, Any] = {"length": lengths, "number": list(range(number))}
     if keys is not None:
         columns["key"] = keys
     blocks = cut(pa.table(columns), data.draw(st.lists(st.integers(0, number), max_size=5)))
@@ -62,7 +62,7 @@ def test_any_tasks_equal_one_machine(case: Case, data: st.DataObject) -> None:
     order = "row" if keys is None else "id"
     with without_ray(task_bytes, data.draw(st.sampled_from([2, 7, 512]))):
         found, layout = pack_dataset(
-            blocks,  # type: ignore[arg-type]
+            blocks,
             packer,
             order=order,
             id_column="key",

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from virnucpro.cluster.ray_data import count_block
-from virnucpro.cluster.tables import RowGroup, read_block
-from virnucpro.data import GreedyPacker
+from virnucpro.cluster.blocks import Counted, Job, count_block
+from virnucpro.cluster.reading import GroupReader, divide_table
+from virnucpro.data import GreedyPacker, ReadOptions
+from virnucpro.files.inputs import Input
 
 
 def dictionary(indices: Any, texts: list[str]) -> Any:
@@ -21,14 +22,14 @@ def dictionary(indices: Any, texts: list[str]) -> Any:
 
 
 def test_damaged_blocks() -> None:
-    packer = GreedyPacker(100)
+    job = Job(GreedyPacker(100), "length", "id")
     good = pa.table({"id": ["a"], "more": dictionary([0], ["a"]), "length": [1]})
-    counted = count_block(good, 0, packer, "length", "id")
-    assert isinstance(counted, tuple)
-    assert counted[0].num_sequences == 1
-    # Ray sorts all columns.
+    counted = count_block(good, 0, job)
+    assert isinstance(counted, Counted)
+    assert counted.num_packed == 1
+    # All columns are moved.
     bad = pa.table({"id": ["a"], "more": dictionary([2**30], ["a"]), "length": [1]})
-    found = count_block(bad, 3, packer, "length", "id")
+    found = count_block(bad, 3, job)
     assert isinstance(found, ValueError)
     assert re.fullmatch(r"block 3: its columns: damaged: [^\n]+", str(found))
 
@@ -39,5 +40,8 @@ def test_row_groups_of_much_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = tmp_path / "a.parquet"
     ids = dictionary(np.zeros(9999, np.int32), ["x" * 2**20])
     pq.write_table(pa.table({"id": ids, "length": np.ones(9999, np.int8)}), path)
+    monkeypatch.chdir(tmp_path)
+    (source,) = divide_table(Input("a.parquet", "a.parquet", 1), ReadOptions())
+    assert source.groups is not None
     with pytest.raises(MemoryError, match=r"^a\.parquet: column 'id': texts need about 9\.8 GiB"):
-        read_block([RowGroup("a.parquet", path, 0, 0, 9999)], "id", "length")
+        list(GroupReader(source, ReadOptions(), source.groups))

@@ -321,7 +321,7 @@ def test_bad_blocks_and_packers() -> None:
         count_dataset(twice, packer)
     mixed = ray.data.from_arrow([table.take([0, 2]), table.take([3, 1])])
     assert count_dataset(mixed, packer).total == packer.count([5, 6, 7, 8])
-    with pytest.raises(ValueError, match="overlong='drop' is not supported on Ray"):
+    with pytest.raises(ValueError, match="overlong='drop' is not supported here; use pack_dataset"):
         count_dataset(cut(table, []), GreedyPacker(8, overlong="drop"))
 
 

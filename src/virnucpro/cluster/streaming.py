@@ -10,7 +10,6 @@ import math
 import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 
-from virnucpro.cluster.ray_data import NEW_COLUMNS, check_packer
+from virnucpro.cluster.blocks import NEW_COLUMNS
 from virnucpro.cluster.row_keys import find_rows, key_columns
 from virnucpro.cluster.stretches import (
     Stretch,
@@ -28,7 +27,7 @@ from virnucpro.cluster.stretches import (
     list_pieces,
     make_stretch,
 )
-from virnucpro.cluster.tasks import map_blocks, raise_causes, remote_task, single_threaded
+from virnucpro.cluster.tasks import raise_causes, remote_task, single_threaded, start
 from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.overlong import warn_of_truncation
 from virnucpro.data.packing import GreedyPacker
@@ -290,7 +289,7 @@ def count_dataset(
         },
     )
     blocks = pieces.to_arrow_refs()
-    described = ray.get(map_blocks(describe_pieces, blocks, repeat(())))
+    described = ray.get(start(describe_pieces, ((block,) for block in blocks)))
     if not sum(table.num_rows for table in described):
         raise ValueError("the data set has no rows")
     paths, sorted_pieces = sort_pieces(described, row_column)
@@ -298,6 +297,16 @@ def count_dataset(
     logger.info("Counted %s files: %s", f"{len(paths):,}", total)
     warn_of_truncation(total)
     return CountedDataset(total, ray.put(index), length_column, row_column)
+
+
+def check_packer(packer: GreedyPacker) -> None:
+    """Raise ValueError or TypeError unless each row is packed as a whole."""
+    # Check the parameters, which may have been changed.
+    _ = packer.limits
+    for name in ("overlong", "empty"):
+        value = getattr(packer, name)
+        if value in ("drop", "split"):
+            raise ValueError(f"{name}={quoted(value)} is not supported here; use pack_dataset")
 
 
 def select_keys(
@@ -381,9 +390,9 @@ def index_pieces(
         parts = []
         for piece in range(low, high):
             file, block, place = columns[piece]
-            start = int(starts[piece])
+            first = int(starts[piece])
             argument = used.setdefault(block, len(used))
-            parts.append((file, argument, place, max(begin - start, 0), end - start))
+            parts.append((file, argument, place, max(begin - first, 0), end - first))
         stretch, counts = make.remote(packer, parts, *(blocks[block] for block in used))
         stretches.append(stretch)
         counted.append(counts)

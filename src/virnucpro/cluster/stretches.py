@@ -136,7 +136,7 @@ def cut_run(
         }
 
 
-def describe_pieces(block: Any, _: int) -> pa.Table:
+def describe_pieces(block: Any) -> pa.Table:
     """Return what the driver needs to know of the pieces of a block."""
     table = BlockAccessor.for_block(block).to_arrow()
     # A block without rows may lack the columns.

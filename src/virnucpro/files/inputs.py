@@ -64,7 +64,7 @@ class Input(NamedTuple):
     def absolute(self) -> Input:
         """Return the same input with a path that does not depend on the working directory."""
         is_local = self.path != "-" and not is_uri(self.path)
-        return self._replace(path=os.path.abspath(self.path)) if is_local else self  # noqa: PTH100
+        return self._replace(path=str(Path(self.path).absolute())) if is_local else self
 
 
 class Found(NamedTuple):

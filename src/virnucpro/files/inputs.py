@@ -121,7 +121,8 @@ def find_inputs(names: Iterable[str]) -> list[Input]:
         elif found.is_folder:
             inputs += find_in_folder(name, ignored)
         else:
-            inputs.append(Input(name_of(name), name, found.size))
+            path = parse(name).uri if is_uri(name) else name
+            inputs.append(Input(name_of(path), path, found.size))
     if ignored:
         logger.warning(
             "ignored %s files in input folders, which are neither FASTA nor tables by their suffix "

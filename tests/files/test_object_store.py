@@ -90,7 +90,7 @@ def test_what_is_not_there(store: ObjectStore) -> None:
         store.uri("b.fa"): "no such file",
         store.uri("b/*"): "matches no file: s3://proteins/b?.* is not a folder",
         store.uri("a/*.fa"): "matches no file",
-        store.uri("a"): r"a folder without FASTA files or tables \(it has 1 others, .*README",
+        store.uri("a"): r"is a directory without FASTA files or tables \(it has 1 others, .*README",
         f"s3://missing/a{store.query}": "no such file",
         f"s3://missing/*{store.query}": "matches no file",
         f"s3://{store.query}": "Missing bucket name",

@@ -45,6 +45,8 @@ FASTA = {
     *(".a2m", ".a3m", ".afa"),
 }
 COMPRESSED = {".gz", ".bgz", ".bz2", ".xz", ".zst"}
+# What makes a name a pattern; a bracket that is not closed does not.
+MAGIC = re.compile(r"[*?]|\[.[^]]*\]", re.DOTALL)
 
 
 class Input(NamedTuple):
@@ -165,7 +167,7 @@ def find_in_folder(folder: str, ignored: list[str]) -> list[Input]:
     if not inputs:
         example = f" (it has {len(others):,} others, such as {shown(others[0])})" if others else ""
         name = shown(name_of(folder))
-        raise ValueError(f"{name}: a folder without FASTA files or tables{example}")
+        raise ValueError(f"{name}: is a directory without FASTA files or tables{example}")
     ignored += others
     return inputs
 
@@ -180,7 +182,7 @@ def find_matches(path: str) -> list[Input]:
         patterns = [
             re.sub("(%..)+", lambda run: glob.escape(unquote(run[0])), part) for part in raw
         ]
-    number = next((i for i, part in enumerate(raw) if glob.has_magic(part)), None)
+    number = next((i for i, part in enumerate(raw) if MAGIC.search(part)), None)
     name = shown(name_of(path))
     if number is None:
         raise FileNotFoundError(f"{name}: no such file")

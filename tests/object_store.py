@@ -48,13 +48,13 @@ class ObjectStore(NamedTuple):
         return f"s3://{BUCKET}/{key}{self.query}"
 
     def write(self, key: str, data: bytes) -> None:
-        """Write an object."""
-        with self.files.open_output_stream(f"{BUCKET}/{key}") as file:
+        """Write an object, which pyarrow would compress if its suffix says so."""
+        with self.files.open_output_stream(f"{BUCKET}/{key}", None) as file:
             file.write(data)
 
     def read(self, key: str) -> bytes:
         """Return the bytes of an object."""
-        with self.files.open_input_stream(f"{BUCKET}/{key}") as file:
+        with self.files.open_input_stream(f"{BUCKET}/{key}", None) as file:
             data: bytes = file.read()
         return data
 

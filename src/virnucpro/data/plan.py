@@ -217,7 +217,7 @@ class PackingPlan(Layout):
         return BatchRows(self, range(rank, len(self), world_size))
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write the plan to a file, `.parquet` or `.arrow`.
+        """Write the plan to a file, `.parquet` or `.arrow`, or to its URI, such as ``s3://bucket/a.arrow``.
 
         The file has one row per sequence, in order of batches, with the columns `batch`, `row` and
         `tokens`. It has no IDs and lengths, which a plan does not keep: `pack_files` writes those
@@ -258,7 +258,7 @@ class PackingPlan(Layout):
 
         A `.parquet` file, a folder of them that ``virnucpro pack --engine ray`` wrote, or an
         `.arrow` file that another program wrote, is read into memory, and its rows are validated.
-        Needs pyarrow.
+        Of a URI, a temporary copy is read, which is removed with the plan. Needs pyarrow.
 
         Raises:
             ValueError: The file is not a plan, or damaged.

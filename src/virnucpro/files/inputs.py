@@ -45,6 +45,8 @@ FASTA = {
     *(".a2m", ".a3m", ".afa"),
 }
 COMPRESSED = {".gz", ".bgz", ".bz2", ".xz", ".zst"}
+# What makes a name a pattern; a bracket that is not closed does not.
+MAGIC = re.compile(r"[*?]|\[.[^]]*\]", re.DOTALL)
 
 
 class Input(NamedTuple):
@@ -64,7 +66,7 @@ class Input(NamedTuple):
     def absolute(self) -> Input:
         """Return the same input with a path that does not depend on the working directory."""
         is_local = self.path != "-" and not is_uri(self.path)
-        return self._replace(path=os.path.abspath(self.path)) if is_local else self  # noqa: PTH100
+        return self._replace(path=str(Path(self.path).absolute())) if is_local else self
 
 
 class Found(NamedTuple):
@@ -121,7 +123,8 @@ def find_inputs(names: Iterable[str]) -> list[Input]:
         elif found.is_folder:
             inputs += find_in_folder(name, ignored)
         else:
-            inputs.append(Input(name_of(name), name, found.size))
+            path = parse(name).uri if is_uri(name) else name
+            inputs.append(Input(name_of(path), path, found.size))
     if ignored:
         logger.warning(
             "ignored %s files in input folders, which are neither FASTA nor tables by their suffix "
@@ -164,7 +167,7 @@ def find_in_folder(folder: str, ignored: list[str]) -> list[Input]:
     if not inputs:
         example = f" (it has {len(others):,} others, such as {shown(others[0])})" if others else ""
         name = shown(name_of(folder))
-        raise ValueError(f"{name}: a folder without FASTA files or tables{example}")
+        raise ValueError(f"{name}: is a directory without FASTA files or tables{example}")
     ignored += others
     return inputs
 
@@ -179,7 +182,7 @@ def find_matches(path: str) -> list[Input]:
         patterns = [
             re.sub("(%..)+", lambda run: glob.escape(unquote(run[0])), part) for part in raw
         ]
-    number = next((i for i, part in enumerate(raw) if glob.has_magic(part)), None)
+    number = next((i for i, part in enumerate(raw) if MAGIC.search(part)), None)
     name = shown(name_of(path))
     if number is None:
         raise FileNotFoundError(f"{name}: no such file")

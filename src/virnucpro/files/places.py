@@ -22,7 +22,7 @@ URI = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://([^/?#]*)([^?]*)(?:\?(.*))?", re.
 # Parts of a query that tell where a file is. All others are taken for secrets.
 PUBLIC = {
     *("endpoint_override", "region", "scheme", "tls_verify_certificates"),
-    *("project_id", "location", "enable_tls"),
+    *("project_id", "location", "retry_limit_seconds", "enable_tls"),
     *("blob_storage_authority", "dfs_storage_authority"),
     *("blob_storage_scheme", "dfs_storage_scheme"),
 }
@@ -194,7 +194,10 @@ def resolve(path: str | PathLike[str]) -> tuple[Any, str]:
             reason = "not a URI that pyarrow can read"
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"{shown(place.name)}: {reason}") from None
-    inside = unquote(place.path, errors="surrogateescape").removeprefix("/").rstrip("/")
+    try:
+        inside = unquote(place.path, errors="strict").removeprefix("/").rstrip("/")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{shown(place.name)}: not in UTF-8") from error
     return system, prefix + inside if inside else prefix.rstrip("/") or prefix
 
 
@@ -218,6 +221,11 @@ def reading(path: str | PathLike[str]) -> Iterator[None]:
         raise OSError(f"{shown(name_of(path))}: cannot be read ({reason_of(error)})") from error
     except (ValueError, NotImplementedError) as error:
         raise ValueError(f"{shown(name_of(path))}: cannot be read ({first_line(error)})") from error
+    except Exception as error:
+        # File systems that are written in Python raise what their libraries raise.
+        if isinstance(error, MemoryError) or not is_uri(path):
+            raise
+        raise OSError(f"{shown(name_of(path))}: cannot be read ({first_line(error)})") from error
 
 
 def reason_of(error: OSError) -> str:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from virnucpro.files.arrow_messages import check_messages
-from virnucpro.files.places import as_local, is_uri, resolve
+from virnucpro.files.places import as_local, file_name, is_uri, resolve
 from virnucpro.kernel.arrow import (
     IdLoader,
     check_array,
@@ -198,7 +198,7 @@ def read_arrow(
 
 def read_text(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
     """Yield the record batches of a table in text, with tabs between its columns."""
-    compression = "gzip" if path.lower().endswith(".gz") else None
+    compression = "gzip" if file_name(path).lower().endswith(".gz") else None
 
     def open_text() -> Any:
         return pa.input_stream(open_source(path), compression=compression)

@@ -109,7 +109,8 @@ def read_on_ray(
     changes, overlong = ReadChanges(), None
     for reader in readers:
         for block in reader:
-            found: Found = ray.get(next(reader))
+            # The error of a task comes in place of a block, and nothing after it.
+            found: Found = ray.get(next(reader, block))
             changes += found.changes
             overlong = overlong or found.overlong
             for file in found.inputs:

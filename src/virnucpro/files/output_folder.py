@@ -21,7 +21,7 @@ from virnucpro.files.output import (
     sync_folder,
     upload,
 )
-from virnucpro.files.places import as_local, info_of, is_uri, join, name_of, resolve
+from virnucpro.files.places import as_local, info_of, is_uri, join, name_of, parse, resolve
 from virnucpro.text import shown
 
 
@@ -78,7 +78,8 @@ def check_folder(path: str | PathLike[str], inputs: Iterable[str | PathLike[str]
     if is_uri(path):
         if info_of(path).type.name != "NotFound":
             raise FileExistsError(f"{name}: already exists")
-        check_remote(path.rstrip("/"), inputs)
+        place = parse(path)
+        check_remote(place._replace(path=place.path.rstrip("/")).uri, inputs)
         return
     with name_errors(name):
         if os.path.lexists(path):

@@ -6,6 +6,7 @@ SEED ?= 1
 RUNS ?= 50
 LEVELS ?= 20
 DAMAGED ?= 2000
+FAULTS ?= 3
 OLDEST ?= python3.10
 NEWEST ?= python3.13
 SECONDS ?= 60
@@ -26,7 +27,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test limit-test damage-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -145,6 +146,10 @@ limit-test: .venv/dev
 damage-test: .venv/dev
 	python tests/damaged_plans.py $(DAMAGED)
 	python tests/damaged_tables.py $(DAMAGED)
+
+## fault-test: lose a worker and a node in each stage of packing on simulated clusters (an hour)
+fault-test: .venv/dev
+	python tests/cluster_faults.py $(FAULTS)
 
 # If the peers cannot be installed, the benchmarks run without them.
 bench-peers: .venv/dev

@@ -20,10 +20,12 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from cluster_files import on_files
 from measure import peak_of
 from rich.console import Console
 from run import ROOT, machine
 
+from virnucpro.cluster.ray_data import MAX_GROUPS
 from virnucpro.data import GreedyPacker, Layout, pack_dataset
 
 REPEATS = 5
@@ -70,6 +72,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 def start_ray() -> None:
     """Start Ray with two workers, without output."""
     ray.init(
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         log_to_driver=False,
@@ -172,28 +175,42 @@ def on_paper() -> Iterator[str]:
     )
     yield ""
     yield (
-        f"| sequences | batches | layout | blocks of {ROWS_OF_BLOCK // 10**6} million | counts "
-        f"added up | counts moved | driver, one level | two levels | passes, {CORES:,} cores |"
+        f"| sequences | batches | layout | blocks of {ROWS_OF_BLOCK // 10**6} million | groups | "
+        "counts added up, in a group | in the driver | sums before the blocks of a group "
+        f"| counts moved | driver | passes, {CORES:,} cores |"
     )
-    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
     # Every block is assumed to have the counts of this one.
     block = sum((packer.count(lengths_of(i, BLOCK)) for i in range(10)), packer.count([]))
     for num_blocks in (10**2, 10**4, 10**6):
+        size = -(-num_blocks // MAX_GROUPS)
+        num_groups, rest = divmod(num_blocks, size)
         begin = time.perf_counter()
-        total = sum(itertools.repeat(block, num_blocks - 1), block)
-        added = time.perf_counter() - begin
+        group = sum(itertools.repeat(block, size - 1), block)
+        in_task = time.perf_counter() - begin
+        last = [sum(itertools.repeat(block, rest - 1), block)] if rest else []
+        begin = time.perf_counter()
+        *_, total = itertools.accumulate([*itertools.repeat(group, num_groups), *last])
+        in_driver = time.perf_counter() - begin
+        begin = time.perf_counter()
+        *_, before = itertools.accumulate(itertools.repeat(block, size), initial=total)
+        of_blocks = time.perf_counter() - begin
+        assert before.num_sequences == total.num_sequences + size * block.num_sequences
         layout = packer.lay_out(total)
         assert layout.num_sequences == num_blocks * ROWS_OF_BLOCK
         assert layout.total_tokens == num_blocks * block.total_tokens
         assert layout.num_batches * 4096 >= layout.total_tokens
         laid_out = in_nanoseconds(lambda total=total: packer.lay_out(total), 1) / 1e6  # type: ignore[misc]
-        size = len(pickle.dumps(total))
+        num_bytes = len(pickle.dumps(total))
+        groups = num_groups + len(last)
+        # To the driver and back for each group, and those of all blocks of a group to each block.
+        moved = (2 * groups + num_blocks * size) * num_bytes
         passes = layout.num_sequences * (count + assign) / 1e9 / CORES
         yield (
             f"| {layout.num_sequences:,} | {layout.num_batches:,} | {laid_out:.1f} ms | "
-            f"{num_blocks:,} | {added:.3f} s | {as_bytes(3 * num_blocks * size)} | "
-            f"{as_bytes(2 * num_blocks * size)} | {as_bytes(4 * num_blocks**0.5 * size)} | "
-            f"{passes:.2f} s |"
+            f"{num_blocks:,} | {groups:,} | {in_task * 1e3:.1f} ms | "
+            f"{in_driver * 1e3:.1f} ms | {of_blocks * 1e3:.1f} ms | {as_bytes(moved)} | "
+            f"{as_bytes(2 * groups * num_bytes)} | {passes:.2f} s |"
         )
     yield ""
 
@@ -211,7 +228,7 @@ def main() -> None:
         print(driver(int(sys.argv[2])))
         return
     lines = [f"Made by `make bench-cluster` on {datetime.date.today()}: {machine()}.", ""]
-    lines += [*on_ray(), *on_paper()]
+    lines += [*on_ray(), *on_files(), *on_paper()]
     path = Path(ROOT, "docs", "explanation", "scale.md")
     begin, end = "<!-- made by make bench-cluster -->\n", "<!-- end -->\n"
     text = path.read_text()

@@ -35,13 +35,22 @@ class Embedder:
         tokenizer, self.model = load(folder)
         self.collate = VarlenCollator(tokenizer, max_tokens)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Embed the sequences of a batch."""
-        rows = rows.sort_by("slot")
-        sequence_ids, vectors = embed(self.model, self.collate(rows.to_pylist()))
-        embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-        columns: dict[str, Any] = {"batch": rows["batch"], "id": sequence_ids}
-        return pa.table({**columns, "embedding": embeddings})
+    def __call__(self, batches: pa.Table) -> pa.Table:
+        """Embed the sequences of some batches, one batch per row."""
+        tables = []
+        for batch in batches.to_pylist():
+            pairs = zip(batch["id"], batch["sequence"], strict=True)
+            records = [{"id": name, "sequence": sequence} for name, sequence in pairs]
+            sequence_ids, vectors = embed(self.model, self.collate(records))
+            size = vectors.shape[1]
+            embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size)
+            columns: dict[str, Any] = {
+                "batch": [batch["batch"]] * len(records),
+                "id": sequence_ids,
+                "embedding": embeddings,
+            }
+            tables.append(pa.table(columns))
+        return pa.concat_tables(tables)
 
 
 def main() -> None:
@@ -57,11 +66,15 @@ def main() -> None:
     ray.init()
     proteins = ray.data.read_parquet(options.tables, columns=["id", "sequence"])
     proteins = proteins.map_batches(add_length, batch_size=None, batch_format="pyarrow")
-    packed, layout = pack_dataset(proteins, GreedyPacker(options.max_tokens), order="id")
+    # One row per batch, with lists of IDs and sequences.
+    batches, layout = pack_dataset(
+        proteins, GreedyPacker(options.max_tokens), order="id", result="batches"
+    )
     print(layout)
-    packed.groupby("batch").map_groups(
+    batches.map_batches(
         Embedder,
         fn_constructor_args=(options.model, options.max_tokens),
+        batch_size=64,
         batch_format="pyarrow",
         concurrency=options.actors,
         num_gpus=1 if ray.cluster_resources().get("GPU") else 0,

@@ -131,6 +131,25 @@ def test_common_size_is_divided() -> None:
     assert sizes.max() < 2 * sizes.mean()
 
 
+@pytest.mark.parametrize("samples", [64, 1, 0])
+def test_many_blocks_share_a_size(monkeypatch: pytest.MonkeyPatch, samples: int) -> None:
+    """Also if blocks have few sequences of it, and if few or none of them are drawn."""
+    random = np.random.default_rng(0)
+    lengths = np.where(random.random(3000) < 0.5, 500, random.integers(1, 900, 3000))
+    keys = random.permutation(3000).astype(str)
+    table = pa.table({"length": lengths, "id": keys, "number": np.arange(3000)})
+    packer = GreedyPacker(2048)
+    if samples == 0:
+        monkeypatch.setattr(
+            exchange, "scatter", lambda numbers: np.full(len(numbers), 1, np.uint64)
+        )
+    monkeypatch.setattr(exchange, "SAMPLES", max(1, samples))
+    with without_ray(20_000):
+        found, _ = pack_dataset(cut(table, list(range(0, 3000, 5))), packer, order="id")
+    numbers = pa.concat_tables(found)["number"].to_pylist()
+    assert numbers == packer.pack_lengths(lengths, keys).indices.tolist()
+
+
 def test_first_ranks() -> None:
     sizes = [
         ranges.SizeRange(9, 9, 0),

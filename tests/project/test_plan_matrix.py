@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from command import run
 from fasta import fasta
 from torch.utils.data import DataLoader
 
-from virnucpro.cluster.ray_data import pack_tables
+from virnucpro.cluster.pack import pack_files_on_ray
 from virnucpro.data import (
     GreedyPacker,
     PackedBatchSampler,
@@ -29,7 +27,7 @@ from virnucpro.data import (
 pytestmark = [pytest.mark.process, pytest.mark.usefixtures("local_ray")]
 
 LIMITS = (70, 40)
-FASTA, TABLE = "proteins.fasta", "lengths.parquet"
+FASTA = "proteins.fasta"
 Records = list[dict[str, Any]]
 
 
@@ -62,14 +60,9 @@ def name_of(packer: GreedyPacker) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, records: Records) -> Path:
-    """The input, as FASTA and as a table of lengths."""
+    """The input."""
     folder = tmp_path_factory.mktemp("input")
     (folder / FASTA).write_bytes(fasta((r["id"], r["sequence"]) for r in records))
-    columns = {
-        "id": [record["id"] for record in records],
-        "length": [len(record["sequence"]) for record in records],
-    }
-    pq.write_table(pa.table(columns), folder / TABLE)
     return folder
 
 
@@ -118,7 +111,7 @@ def by_save(name: str) -> Maker:
 
 def by_ray(folder: Path, packer: GreedyPacker, _plan: PackingPlan) -> Path:
     output = folder / f"{name_of(packer)}.by-ray"
-    pack_tables([str(folder / TABLE)], output, packer)
+    pack_files_on_ray(folder / FASTA, output, packer)
     return output
 
 
@@ -233,10 +226,6 @@ def test_every_plan_in_every_reader(
     maker: str, packer: GreedyPacker, folder: Path, records: Records
 ) -> None:
     plan = expected_plan(packer, records)
-    if maker == "Ray" and packer.overlong != "truncate":
-        with pytest.raises(ValueError, match=f"overlong='{packer.overlong}'"):
-            MAKERS[maker](folder, packer, plan)
-        return
     path = MAKERS[maker](folder, packer, plan)
     for reader, read in READERS.items():
         if reader == "PackedPlanDataset" and maker != "pack --sequences":

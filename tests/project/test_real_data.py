@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import ray.data
 from command import run
 from numpy.typing import NDArray
 
-from virnucpro.data import GreedyPacker, pack_dataset
+from virnucpro.data import (
+    GreedyPacker,
+    PackingPlan,
+    TokenCounts,
+    count_dataset,
+    pack_dataset,
+    pack_files_on_ray,
+)
 from virnucpro.files.fasta import read_fasta
 
 FOLDER = os.environ.get("VIRNUCPRO_REAL_DATA")
@@ -74,6 +82,56 @@ def test_known_answers_in_blocks(name: str, num_blocks: int) -> None:
     assert (layout.num_batches, round(layout.efficiency, 6)) == (batches, efficiency)
     assert digest(layout.batch_tokens) == tokens
     assert digest(packed.to_pandas()["batch"]) == rows
+
+
+@pytest.mark.parametrize("name", KNOWN)
+@pytest.mark.usefixtures("local_ray")
+def test_known_answers_of_every_way_on_ray(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ties by ID and by row, as rows and as batches, from files, and read twice."""
+    batches, efficiency, tokens, rows = KNOWN[name]
+    monkeypatch.setattr("virnucpro.cluster.ranges.TASK_BYTES", 2**16)
+    packer, lengths = GreedyPacker(4096), lengths_of(name)
+    table = pa.table({"length": lengths, "id": [f"s{row}" for row in range(len(lengths))]})
+    ds = ray.data.from_arrow([table.slice(row, 999) for row in range(0, len(table), 999)])
+    for order, result in itertools.product(("row", "id"), ("rows", "batches")):
+        packed, layout = pack_dataset(ds, packer, order=order, result=result)
+        found = packed.to_pandas()
+        if result == "batches":
+            sums = [sum(of_batch) for of_batch in found["tokens"]]
+        else:
+            sums = found.groupby("batch")["tokens"].sum().tolist()
+        assert (len(sums), digest(sums)) == (batches, tokens)
+        assert round(layout.efficiency, 6) == efficiency
+    pack_files_on_ray(path_of(name), tmp_path / "plan", packer)
+    plan = PackingPlan.load(tmp_path / "plan")
+    assert digest(plan.batch_tokens) == tokens
+    assert plan == packer.pack_lengths(lengths, [name for name, _ in read_fasta(path_of(name))])
+    table = table.append_column("row", pa.array(np.arange(len(table))))
+    numbered = ray.data.from_arrow([table.slice(row, 999) for row in range(0, len(table), 999)])
+    counted = count_dataset(numbered, packer, row_column="row")
+    streamed = numbered.map_batches(
+        counted.assigner(packer.lay_out(counted.total)), batch_format="pyarrow"
+    ).to_pandas()
+    assert digest(streamed.sort_values("row")["batch"]) == rows
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_known_answers_of_counts_and_ranks(name: str) -> None:
+    """As other engines pack: by a histogram, and the rank of each row among those of its size."""
+    batches, _, tokens, rows = KNOWN[name]
+    sizes = np.minimum(lengths_of(name), 1022) + 2
+    layout = GreedyPacker(4096).lay_out(
+        TokenCounts.from_pairs(*np.unique(sizes, return_counts=True))
+    )
+    assert layout.num_batches == batches
+    assert digest(layout.batch_tokens) == tokens
+    order = np.argsort(sizes, kind="stable")
+    _, begins, numbers = np.unique(sizes[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(sizes), np.int64)
+    ranks[order] = np.arange(len(sizes)) - np.repeat(begins, numbers)
+    assert digest(layout.place(sizes, ranks)[0]) == rows
 
 
 @pytest.mark.parametrize("name", KNOWN)

@@ -220,7 +220,7 @@ def sample_ties(
     details: Sequence[Counted | None],
     *blocks: Any,
 ) -> dict[int, list[Tie]]:
-    """Return some ties of each size that is divided, evenly spaced among all sequences."""
+    """Return some ties of each size that is divided, which are the same for any blocks."""
     exchange, num_parts = known
     found: dict[int, list[Tie]] = {size: [] for size in num_parts}
     number = begin.fragment
@@ -228,11 +228,12 @@ def sample_ties(
     num_sequences = dict(zip(counts.tokens.tolist(), counts.sequences.tolist(), strict=True))
     for rows in read_group(exchange, begin, details, blocks):
         tokens = rows.packed["tokens"].to_numpy()
+        numbers = np.arange(number, number + len(tokens))
         for size, parts in num_parts.items():
             step = max(1, num_sequences[size] // (SAMPLES * parts))
-            places = np.flatnonzero(tokens == size)[step // 2 :: step]
+            places = np.flatnonzero((tokens == size) & (scatter(numbers) % np.uint64(step) == 0))
             ids = rows.packed[exchange.job.id_column].take(pa.array(places)).to_pylist()
-            found[size] += zip(ids, (places + number).tolist(), strict=True)
+            found[size] += zip(ids, numbers[places].tolist(), strict=True)
         number += len(tokens)
     return found
 
@@ -247,6 +248,7 @@ def split_sizes(
     order = order_rows(tokens, None)
     ordered = -tokens[order]
     ends_of_parts: dict[int, list[int]] = {}
+    parts_of_size = parted_sizes(exchange.sizes)
     for size, ties in exchange.ties.items():
         first, end = (int(np.searchsorted(ordered, -size, side)) for side in ("left", "right"))
         places = order[first:end]
@@ -254,7 +256,8 @@ def split_sizes(
         places = places[order_rows(np.zeros(len(places), np.int8), check_ids(ids, len(ids)))]
         order[first:end] = places
         by_id = Ties(packed[exchange.job.id_column], places, begin.fragment)
-        ends_of_parts[size] = [*(first + place for place in find_ties(ties, by_id)), end]
+        ends_of_parts[size] = [first + place for place in find_ties(ties, by_id)]
+        ends_of_parts[size] += [end] * (parts_of_size[size] - len(ties))
     ends = [
         ends_of_parts[largest][part]
         if largest in ends_of_parts
@@ -263,6 +266,11 @@ def split_sizes(
     ]
     dropped = concatenate(of_block.dropped for of_block in rows)
     return [*slices(take(packed, order), ends), dropped, np.diff(ends, prepend=0)]
+
+
+def scatter(numbers: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """Return numbers that look random, equal for equal ones (multiplicative hashing)."""
+    return (numbers.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)
 
 
 class Ties(Sequence[Tie]):

@@ -88,9 +88,14 @@ def parted_sizes(ranges: Sequence[SizeRange]) -> dict[int, int]:
 
 
 def choose_ties(samples: Sequence[Tie], num_parts: int) -> list[Tie]:
-    """Return the first tie of each part of a size but the first, from samples of all."""
+    """Return the first tie of each part of a size but the first, from samples of all.
+
+    Without any sample, there are none, and the first part has all sequences.
+    """
     ordered = sorted(samples)
-    return [ordered[len(ordered) * part // num_parts] for part in range(1, num_parts)]
+    return [
+        ordered[len(ordered) * part // num_parts] for part in range(1, num_parts if ordered else 1)
+    ]
 
 
 def find_ties(ties: Sequence[Tie], ordered: Sequence[Tie] | Any) -> list[int]:

@@ -276,7 +276,7 @@ def work(folder: Path, cases: list[Case], first: int, seed: int) -> None:
     """Try the cases from the one numbered `first`; print the outcome of each."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # So that there are several tasks of each kind.
-    ranges.TASK_BYTES, reading.MIN_BYTES, reading.BLOCK_ROWS = 2**24, 2**20, BLOCK_ROWS
+    ranges.TASK_BYTES, reading.MIN_BYTES, reading.BLOCK_ROWS = 2**23, 2**20, BLOCK_ROWS
     ray.data.DataContext.get_current().enable_progress_bars = False
     cluster = SimulatedCluster(3)
     print(f"{MARK}0 ready", flush=True)

@@ -234,6 +234,8 @@ def try_case(
     # In the first, second or last third of the stage, or of a share of it.
     after = share * (case.run % 3 + draw.random()) / 3 * lengths.get(case.stage, 0)
     output = folder / "plan"
+    # Of the run before.
+    shutil.rmtree(output, ignore_errors=True)
     packing = Packing(case.way, folder, output)
     begin = time.monotonic()
     packing.start()
@@ -248,7 +250,6 @@ def try_case(
     except Exception as error:
         return f"FAILED {type(error).__name__}: {str(error)[:1000]!r}", time.monotonic() - begin
     seconds = time.monotonic() - begin
-    shutil.rmtree(output, ignore_errors=True)
     cluster.fill()
     if case.fault == "none":
         known.write_text(json.dumps(seen))
@@ -276,7 +277,7 @@ def work(folder: Path, cases: list[Case], first: int, seed: int) -> None:
     """Try the cases from the one numbered `first`; print the outcome of each."""
     faulthandler.register(signal.SIGUSR1, all_threads=True)
     # So that there are several tasks of each kind.
-    ranges.TASK_BYTES, reading.MIN_BYTES, reading.BLOCK_ROWS = 2**24, 2**20, BLOCK_ROWS
+    ranges.TASK_BYTES, reading.MIN_BYTES, reading.BLOCK_ROWS = 2**23, 2**20, BLOCK_ROWS
     ray.data.DataContext.get_current().enable_progress_bars = False
     cluster = SimulatedCluster(3)
     print(f"{MARK}0 ready", flush=True)
@@ -347,16 +348,19 @@ def main() -> None:
         make_inputs(folder, ROWS)
         while len(found) < len(cases):
             child = Child(folder, len(found), arguments)
-            if child.outcome()[0] != "ready":
+            try:
                 # Ray gives up on a node that a busy machine does not start in time.
+                begun = child.outcome()[0]
+                if begun != "ready":
+                    print(begun, flush=True)
+                    continue
+                for case in cases[len(found) :]:
+                    found[case] = child.outcome()
+                    print(*case, *found[case], flush=True)
+                    if found[case][0] not in ("exact", "missed"):
+                        break
+            finally:
                 child.end()
-                continue
-            for case in cases[len(found) :]:
-                found[case] = child.outcome()
-                print(*case, *found[case], flush=True)
-                if found[case][0] not in ("exact", "missed"):
-                    break
-            child.end()
     failures = print_table(found)
     sys.exit(failures)
 

@@ -141,8 +141,8 @@ def on_files() -> Iterator[str]:
         write_tables(large, NUM_FILES, ROWS_OF_FILE)
         write_tables(small, NUM_SMALL, 1000)
         yield (
-            f"Medians of {REPEATS} runs that alternate, each in its own process, on tables of IDs of "
-            "20 characters and lengths, without the start of Ray. The plans are compared, row by "
+            f"Medians of {REPEATS} alternating runs, in processes of their own, on tables of IDs "
+            "of 20 characters and lengths, without the start of Ray. The plans are compared, row by "
             "row, and are equal."
         )
         yield ""

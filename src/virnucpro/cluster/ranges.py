@@ -92,10 +92,10 @@ def choose_ties(samples: Sequence[Tie], num_parts: int) -> list[Tie]:
 
     Without any sample, there are none, and the first part has all sequences.
     """
+    if not samples:
+        return []
     ordered = sorted(samples)
-    return [
-        ordered[len(ordered) * part // num_parts] for part in range(1, num_parts if ordered else 1)
-    ]
+    return [ordered[len(ordered) * part // num_parts] for part in range(1, num_parts)]
 
 
 def find_ties(ties: Sequence[Tie], ordered: Sequence[Tie] | Any) -> list[int]:

@@ -23,6 +23,7 @@ from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
 from virnucpro.files.inputs import Input, find_inputs
 from virnucpro.files.output_folder import check_folder, write_folder
+from virnucpro.files.places import name_of
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import Summary, Totals, encode_summary, totals_of
 from virnucpro.files.sequences import check_have_residues
@@ -64,12 +65,12 @@ def pack_files_on_ray(
     Raises:
         FileExistsError: `output` already exists.
         ValueError, TypeError, OSError: As for `pack_files`.
-        RuntimeError: A file changed while Ray read it again.
+        RuntimeError: A file changed, and Ray read it again because a machine was lost.
 
     Cost: each file is read once, by one task, or a large Parquet table by several and once more to
-    hash it. Rows are moved three times: the IDs to find duplicates, and all columns twice. They are
-    in the object store, which spills to disk. The driver needs O(distinct sizes) memory per million
-    sequences.
+    hash it. Hashes of the IDs are moved once, and all rows twice, in tasks of about 128 MiB of them
+    (a 512th of the rows from 64 GiB on). They are in the object store, which spills to disk. The
+    driver needs O(distinct sizes) memory per million sequences.
     """
     options = check_options(options)
     found = check_arguments(inputs, output, packer, options, duplicates, sequences)
@@ -105,9 +106,8 @@ def pack_files_on_ray(
         )
         is_split = total.split.sequences > 0
         is_wide = total.num_packed + total.num_dropped >= 2**31
-        plan = PlanFolder(
-            folder, make_schema(is_wide, is_split, True, sequences), read.inputs, limits
-        )
+        schema = make_schema(is_wide, is_split, True, sequences)
+        plan = PlanFolder(folder, shown(name_of(output)), schema, read.inputs, limits)
         logger.info("Writing %s", layout)
         write_rows(plan, job, layout, total, read.groups)
         write_metadata(plan, encode_summary(summary, layout))

@@ -19,6 +19,8 @@ from inline import without_ray
 from ray_plans import same_plans, write_fasta, write_tables
 
 from virnucpro.cluster import reading
+from virnucpro.cluster.blocks import Job, Position, choose_table, count_table
+from virnucpro.cluster.pack import divide_dropped
 from virnucpro.cluster.plan_parts import PlanFolder, write_part
 from virnucpro.data import GreedyPacker, PackingPlan, ReadOptions, pack_files, pack_files_on_ray
 from virnucpro.files.inputs import Input
@@ -210,6 +212,34 @@ def test_table_that_changed(tmp_path: Path) -> None:
             list(reading.GroupReader(source, ReadOptions(), source.groups))
     with pytest.raises(ValueError, match=r"a\.parquet: changed while it was read"):
         reading.hash_table(source.inputs[0], source.stamp, str(tmp_path))
+
+
+def test_residues_that_changed() -> None:
+    """With the same lengths and IDs, they are not those of the hash in the summary."""
+    job = Job(GreedyPacker(100, num_threads=1), "length", "id", makes_plan=True)
+    block = {"id": pa.array(["a"], pa.large_string()), "length": [2]}
+    old, new = (
+        pa.table({**block, "sequence": pa.array([text], pa.large_string())})
+        for text in ("MK", "MW")
+    )
+    position = Position(0, 0, 0, count_table(old, job))
+    assert choose_table(old, position, job, pa.large_string(), False).packed.num_rows == 1
+    with pytest.raises(RuntimeError, match="block 0 changed after it was counted"):
+        choose_table(new, position, job, pa.large_string(), False)
+
+
+@given(st.lists(st.integers(0, 7), max_size=6), st.integers(1, 9))
+def test_dropped_rows_are_divided(num_dropped: list[int], rows: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virnucpro.cluster.pack.DROPPED_ROWS", rows)
+        parts = list(divide_dropped(num_dropped))
+    numbers = np.split(np.arange(sum(num_dropped)), np.cumsum(num_dropped)[:-1])
+    found = [
+        np.concatenate([numbers[group] for group in part.groups])[part.first :][: part.num_rows]
+        for part in parts
+    ]
+    assert [len(some) for some in found[:-1]] == [rows] * (len(found) - 1)
+    assert [number for some in found for number in some] == list(range(sum(num_dropped)))
 
 
 def test_files_are_divided_among_tasks() -> None:

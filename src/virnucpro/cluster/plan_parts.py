@@ -66,9 +66,11 @@ def write_part(table: pa.Table, of_part: tuple[Any, int]) -> None:
     write_groups(plan.describe(table), [0, *ends], plan, number)
 
 
-def write_dropped(plan: PlanFolder, number: int, *tables: pa.Table) -> None:
-    """Write dropped rows to the file of a number."""
-    table = plan.describe(pa.concat_tables(tables))
+def write_dropped(
+    plan: PlanFolder, number: int, first: int, num_rows: int, *tables: pa.Table
+) -> None:
+    """Write some of the dropped rows of tables to the file of a number."""
+    table = plan.describe(pa.concat_tables(tables).slice(first, num_rows))
     write_groups(table, [*range(0, len(table), ROW_GROUP_SIZE), len(table)], plan, number)
 
 

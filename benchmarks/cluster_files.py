@@ -142,8 +142,8 @@ def on_files() -> Iterator[str]:
         write_tables(small, NUM_SMALL, 1000)
         yield (
             f"Medians of {REPEATS} alternating runs, in processes of their own, on tables of IDs "
-            "of 20 characters and lengths, without the start of Ray. The plans are compared, row by "
-            "row, and are equal."
+            "of 20 characters and lengths, without the start of Ray. The plans are equal, row by "
+            "row."
         )
         yield ""
         yield (

@@ -13,12 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import run, run_program
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from inline import without_ray
+from ray_plans import same_plans, write_fasta, write_tables
 
 from virnucpro.cluster import reading
+from virnucpro.cluster.blocks import Job, Position, choose_table, count_table
+from virnucpro.cluster.pack import divide_dropped
 from virnucpro.cluster.plan_parts import PlanFolder, write_part
 from virnucpro.data import GreedyPacker, PackingPlan, ReadOptions, pack_files, pack_files_on_ray
 from virnucpro.files.inputs import Input
@@ -27,50 +29,6 @@ from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_writer import ROW_GROUP_SIZE
 from virnucpro.files.sequences import InputFile, read_files
 from virnucpro.files.verify import verify_plan
-
-
-def write_tables(folder: Path, sizes: dict[str, int]) -> list[str]:
-    """Write a table of each size, with IDs that repeat; return their paths."""
-    random = np.random.default_rng(0)
-    for name, size in sizes.items():
-        some_ids = [f"s{number}" for number in random.integers(0, 600, size)]
-        columns = {
-            "size": random.integers(0, 40, size) ** 2,
-            "name": pa.array(some_ids, pa.string()),
-        }
-        pq.write_table(pa.table(columns), folder / name, row_group_size=70)
-    return [str(folder / name) for name in sizes]
-
-
-def write_fasta(folder: Path, names: str) -> list[str]:
-    """Write FASTA files with stops, lower case and gaps, and long and empty sequences."""
-    random = np.random.default_rng(1)
-    for name in names:
-        records = []
-        for _ in range(60):
-            letters = random.choice(list("MKTAYacd-"), random.integers(0, 90))
-            records.append(f">s{random.integers(0, 150)} x\n{''.join(letters)}*\n")
-        (folder / f"{name}.fa").write_text("".join(records))
-    return [str(folder / f"{name}.fa") for name in names]
-
-
-def same_plans(folder: Path, file: Path) -> list[Path]:
-    """Check that a folder is the same plan as a file; return its parts."""
-    assert read_summary(folder) == read_summary(file)
-    of_folder, of_file = PlanFile(folder), PlanFile(file)
-    assert of_folder.schema.equals(of_file.schema, check_metadata=True)
-    parts = sorted(path for path in folder.iterdir() if path.name != "_common_metadata")
-    assert [part.name for part in parts] == [f"part-{n:05}.parquet" for n in range(len(parts))]
-    tables = [pq.read_table(part) for part in parts]
-    assert pa.concat_tables(tables).equals(pq.read_table(file))
-    seen: set[int] = set()
-    for part in parts:
-        metadata = pq.ParquetFile(part)
-        for group in range(metadata.num_row_groups):
-            batches = set(metadata.read_row_group(group, ["batch"])["batch"].to_pylist()) - {None}
-            assert not batches & seen
-            seen |= batches
-    return parts
 
 
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -246,11 +204,42 @@ def test_table_that_changed(tmp_path: Path) -> None:
     table = pa.table({"id": ["a", "b"], "length": [1, 2]})
     pq.write_table(table, path)
     (source,) = reading.divide_table(Input("a.parquet", path, 1), ReadOptions())
-    for changed in (table[:1], pa.concat_tables([table, table]), table[:0]):
+    other = pa.table({"id": ["c", "d"], "length": [3, 4]})
+    for changed in (table[:1], pa.concat_tables([table, table]), table[:0], other):
         pq.write_table(changed, path)
         assert source.groups is not None
         with pytest.raises(ValueError, match=r"a\.parquet: changed while it was read"):
             list(reading.GroupReader(source, ReadOptions(), source.groups))
+    with pytest.raises(ValueError, match=r"a\.parquet: changed while it was read"):
+        reading.hash_table(source.inputs[0], source.stamp, str(tmp_path))
+
+
+def test_residues_that_changed() -> None:
+    """With the same lengths and IDs, they are not those of the hash in the summary."""
+    job = Job(GreedyPacker(100, num_threads=1), "length", "id", makes_plan=True)
+    block = {"id": pa.array(["a"], pa.large_string()), "length": [2]}
+    old, new = (
+        pa.table({**block, "sequence": pa.array([text], pa.large_string())})
+        for text in ("MK", "MW")
+    )
+    position = Position(0, 0, 0, count_table(old, job))
+    assert choose_table(old, position, job, pa.large_string(), False).packed.num_rows == 1
+    with pytest.raises(RuntimeError, match="block 0 changed after it was counted"):
+        choose_table(new, position, job, pa.large_string(), False)
+
+
+@given(st.lists(st.integers(0, 7), max_size=6), st.integers(1, 9))
+def test_dropped_rows_are_divided(num_dropped: list[int], rows: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("virnucpro.cluster.pack.DROPPED_ROWS", rows)
+        parts = list(divide_dropped(num_dropped))
+    numbers = np.split(np.arange(sum(num_dropped)), np.cumsum(num_dropped)[:-1])
+    found = [
+        np.concatenate([numbers[group] for group in part.groups])[part.first :][: part.num_rows]
+        for part in parts
+    ]
+    assert [len(some) for some in found[:-1]] == [rows] * (len(found) - 1)
+    assert [number for some in found for number in some] == list(range(sum(num_dropped)))
 
 
 def test_files_are_divided_among_tasks() -> None:
@@ -290,7 +279,7 @@ def test_row_groups_and_checksums(tmp_path: Path) -> None:
     schema = make_schema(False, False, True, False)
     inputs = [InputFile("a", 1, "", 5), InputFile("b", 1, "", n - 5)]
     (tmp_path / "plan").mkdir()
-    plan = PlanFolder(str(tmp_path / "plan"), schema, inputs, GreedyPacker(12).limits)
+    plan = PlanFolder(str(tmp_path / "plan"), "plan", schema, inputs, GreedyPacker(12).limits)
     for _ in range(2):
         write_part(block, (plan, 0))
     path = tmp_path / "plan/part-00000.parquet"
@@ -312,99 +301,3 @@ def test_row_groups_and_checksums(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(OSError, match="checksum"):
         pq.read_table(path, page_checksum_verification=True)
-
-
-@pytest.mark.process
-def test_command(tmp_path: Path) -> None:
-    random = np.random.default_rng(0)
-    (tmp_path / "tables").mkdir()
-    for name in ("b.parquet", "c/a.parquet"):
-        names = pa.array([f"s{number}" for number in random.integers(0, 900, 1000)])
-        columns = {"name": names.dictionary_encode(), "size": random.integers(0, 1500, 1000)}
-        path = tmp_path / "tables" / name
-        path.parent.mkdir(exist_ok=True)
-        pq.write_table(pa.table({**columns, "more": names}), path, row_group_size=300)
-    options = ("--id-column", "name", "--length-column", "size", "--overlong", "drop")
-    inputs = (tmp_path / "tables", *options)
-    local = run("pack", *inputs, "-o", tmp_path / "plan.parquet")
-    assert local.returncode == 0
-    result = run_program("pack", *inputs, "-o", tmp_path / "plan", "--engine", "ray")
-    assert (result.returncode, result.stdout) == (0, "")
-    for name in ("Sequences", "Dropped", "Batches", "Efficiency"):
-        (line,) = (
-            line for line in local.stderr.splitlines() if line.strip().startswith(name + " ")
-        )
-        assert line.split() in [line.split() for line in result.stderr.splitlines()]
-    same_plans(tmp_path / "plan", tmp_path / "plan.parquet")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan", "plan.parquet", "tables"]
-
-
-def spoilt(path: Path) -> None:
-    path.write_bytes(b"PAR1PAR1PAR1")
-
-
-def table(**columns: Any) -> Callable[[Path], None]:
-    return lambda path: pq.write_table(pa.table(columns), path)
-
-
-BAD_COMMANDS: list[tuple[str, Callable[[Path], Any], tuple[str, ...], int, str]] = [
-    ("none.parquet", lambda _: None, (), 1, "none.parquet: no such file"),
-    ("folder", lambda path: path.mkdir(), (), 1, "folder: a folder without FASTA files or tables"),
-    ("a.parquet", table(id=["a"], length=[1]), ("--sequences",), 1, "has no sequences to store"),
-    ("a.parquet", table(id=["a"], length=[1]), ("--threads", "2"), 2, "--threads"),
-    ("a.parquet", table(id=["a"], length=[2000]), ("--overlong", "error"), 1, "has 2,000 residues"),
-    ("a.parquet", spoilt, (), 1, "a.parquet: "),
-]
-
-
-@pytest.mark.process
-@pytest.mark.parametrize(
-    ("name", "make", "options", "status", "message"),
-    BAD_COMMANDS,
-    ids=lambda value: value if isinstance(value, str) else None,
-)
-def test_bad_commands(
-    tmp_path: Path,
-    name: str,
-    make: Callable[[Path], Any],
-    options: tuple[str, ...],
-    status: int,
-    message: str,
-) -> None:
-    make(tmp_path / name)
-    on_ray = ("--engine", "ray", *options)
-    # Ray cannot be started twice in a process; the other errors are raised before.
-    program = run_program if "residues" in message or message == "a.parquet: " else run
-    result = program("pack", tmp_path / name, "-o", tmp_path / "plan", *on_ray)
-    assert (result.returncode, result.stdout) == (status, "")
-    assert message in result.stderr
-    assert "Traceback" not in result.stderr
-    assert status == 2 or len(result.stderr.splitlines()) == 1
-    assert [path.name for path in tmp_path.iterdir() if path.name != name] == []
-
-
-def test_bad_places(tmp_path: Path) -> None:
-    """They are errors before anything is read or started."""
-    (tmp_path / "tables").mkdir()
-    one = tmp_path / "tables/a.parquet"
-    pq.write_table(pa.table({"id": ["a"], "length": [1]}), one)
-    (tmp_path / "link").symlink_to("nowhere")
-    (tmp_path / "old").mkdir()
-    folder, new = str(tmp_path / "tables"), tmp_path / "new"
-    cases: list[tuple[list[Any], Path, str]] = [
-        ([one, one], new, "given twice"),
-        ([one, folder], new, "given twice"),
-        ([folder], tmp_path / "tables/plan", "is inside an input folder"),
-        ([one], tmp_path / "old", "already exists"),
-        ([one], tmp_path / "link", "already exists"),
-        ([one], tmp_path / "no/plan", "its directory does not exist"),
-        (["-"], new, "standard input cannot be read on Ray"),
-        ([], new, "inputs must name at least one file"),
-    ]
-    for paths, output, message in cases:
-        with pytest.raises((OSError, ValueError), match=message):
-            pack_files_on_ray(paths, output, GreedyPacker(4096))
-    with pytest.raises(TypeError, match=r"packer must be a GreedyPacker \(got int\)"):
-        pack_files_on_ray(one, new, 4096)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="duplicates must be 'report' or 'error'"):
-        pack_files_on_ray(one, new, GreedyPacker(4096), duplicates="drop")

@@ -71,7 +71,7 @@ class Counted(NamedTuple):
         residues: Residues of all sequences.
         kinds: The kinds of IDs (see `id_kind`).
         num_bytes: The size of the rows.
-        checksum: The CRC-32 of lengths and IDs.
+        checksum: The CRC-32 of lengths, IDs and, in a plan, residues.
     """
 
     counts: TokenCounts
@@ -194,7 +194,7 @@ def count_read(table: pa.Table, read: Read, job: Job) -> Counted:
         residues=int(lengths.sum(dtype=object)),
         kinds=frozenset() if ids is None else frozenset([id_kind(ids)]),
         num_bytes=count_bytes(table, job, ids),
-        checksum=checksum_of(lengths, ids),
+        checksum=checksum_of(table, read, job),
     )
 
 
@@ -209,16 +209,20 @@ def count_bytes(table: pa.Table, job: Job, ids: Any) -> int:
     return num_bytes
 
 
-def checksum_of(lengths: NDArray[np.int64], ids: Any) -> int:
-    """Return the CRC-32 of lengths and IDs."""
-    checksum = zlib.crc32(lengths.data)
-    if ids is None:
-        return checksum
-    if not is_text(ids.type):
-        return zlib.crc32(np.ascontiguousarray(ids.to_numpy()).data, checksum)
-    offsets, texts = text_buffers(ids)
-    checksum = zlib.crc32(np.diff(offsets).data, checksum)
-    return zlib.crc32(texts[offsets[0] : offsets[-1]].data, checksum)
+def checksum_of(table: pa.Table, read: Read, job: Job) -> int:
+    """Return the CRC-32 of lengths and IDs, and of the residues of a plan."""
+    checksum = zlib.crc32(read.lengths.data)
+    columns = [] if read.ids is None else [read.ids]
+    if job.makes_plan and "sequence" in table.column_names:
+        columns += table["sequence"].chunks
+    for values in columns:
+        if is_text(values.type):
+            offsets, texts = text_buffers(values)
+            checksum = zlib.crc32(np.diff(offsets).data, checksum)
+            checksum = zlib.crc32(texts[offsets[0] : offsets[-1]].data, checksum)
+        else:
+            checksum = zlib.crc32(np.ascontiguousarray(values.to_numpy()).data, checksum)
+    return checksum
 
 
 def id_kind(ids: Any) -> str:

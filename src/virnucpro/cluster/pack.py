@@ -6,7 +6,9 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
 from os import PathLike, fsdecode
+from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import ray
 
@@ -23,6 +25,7 @@ from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
 from virnucpro.files.inputs import Input, find_inputs
 from virnucpro.files.output_folder import check_folder, write_folder
+from virnucpro.files.places import name_of
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import Summary, Totals, encode_summary, totals_of
 from virnucpro.files.sequences import check_have_residues
@@ -30,7 +33,7 @@ from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
 
-# Dropped rows per file, at most, unless a single group of blocks has more.
+# Dropped rows per file, at most.
 DROPPED_ROWS = 2**20
 
 
@@ -64,12 +67,12 @@ def pack_files_on_ray(
     Raises:
         FileExistsError: `output` already exists.
         ValueError, TypeError, OSError: As for `pack_files`.
-        RuntimeError: A file changed while Ray read it again.
+        RuntimeError: A file changed, and Ray read it again because a machine was lost.
 
     Cost: each file is read once, by one task, or a large Parquet table by several and once more to
-    hash it. Rows are moved three times: the IDs to find duplicates, and all columns twice. They are
-    in the object store, which spills to disk. The driver needs O(distinct sizes) memory per million
-    sequences.
+    hash it. Hashes of the IDs are moved once, and all rows twice, in tasks of about 128 MiB of them
+    (a 512th of the rows from 64 GiB on). They are in the object store, which spills to disk. The
+    driver needs O(distinct sizes) memory per million sequences.
     """
     options = check_options(options)
     found = check_arguments(inputs, output, packer, options, duplicates, sequences)
@@ -105,9 +108,8 @@ def pack_files_on_ray(
         )
         is_split = total.split.sequences > 0
         is_wide = total.num_packed + total.num_dropped >= 2**31
-        plan = PlanFolder(
-            folder, make_schema(is_wide, is_split, True, sequences), read.inputs, limits
-        )
+        schema = make_schema(is_wide, is_split, True, sequences)
+        plan = PlanFolder(folder, shown(name_of(output)), schema, read.inputs, limits)
         logger.info("Writing %s", layout)
         write_rows(plan, job, layout, total, read.groups)
         write_metadata(plan, encode_summary(summary, layout))
@@ -181,8 +183,8 @@ def write_rows(
         exchange, groups, write_part, [(plan, number) for number in range(num_parts)]
     )
     calls = (
-        (known, number, *(dropped[group] for group in some))
-        for number, some in enumerate(group_dropped(num_dropped), num_parts)
+        (known, number, part.first, part.num_rows, *(dropped[group] for group in part.groups))
+        for number, part in enumerate(divide_dropped(num_dropped), num_parts)
     )
     written += start(write_dropped, calls)
     # If one fails, the others must not write to a folder that is being removed.
@@ -190,16 +192,26 @@ def write_rows(
     ray.get(written)
 
 
-def group_dropped(num_dropped: list[int]) -> Iterator[list[int]]:
-    """Yield consecutive groups with dropped rows that are written to one file."""
-    some: list[int] = []
-    num_rows = 0
-    for group, number in enumerate(num_dropped):
-        if some and num_rows + number > DROPPED_ROWS:
-            yield some
-            some, num_rows = [], 0
-        if number:
-            some.append(group)
-            num_rows += number
-    if some:
-        yield some
+class DroppedRows(NamedTuple):
+    """The dropped rows of a file.
+
+    Attributes:
+        groups: The groups that have them.
+        first: The first of them, counted in these groups.
+        num_rows: Their number.
+    """
+
+    groups: range
+    first: int
+    num_rows: int
+
+
+def divide_dropped(num_dropped: list[int]) -> Iterator[DroppedRows]:
+    """Yield the dropped rows of each file, given their number in each group."""
+    ends = np.cumsum([0, *num_dropped])
+    total = int(ends[-1])
+    for begin in range(0, total, DROPPED_ROWS):
+        end = min(begin + DROPPED_ROWS, total)
+        low = int(np.searchsorted(ends, begin, side="right")) - 1
+        high = int(np.searchsorted(ends, end, side="left"))
+        yield DroppedRows(range(low, high), begin - int(ends[low]), end - begin)

@@ -23,13 +23,15 @@ class PlanFolder(NamedTuple):
     """What all files of a plan have in common.
 
     Attributes:
-        folder: The folder.
+        folder: The folder to write into.
+        name: What errors call the plan.
         schema: Their schema.
         inputs: The input files.
         limits: The limits of the plan.
     """
 
     folder: str
+    name: str
     schema: Any
     inputs: Sequence[InputFile]
     limits: Limits
@@ -64,9 +66,11 @@ def write_part(table: pa.Table, of_part: tuple[Any, int]) -> None:
     write_groups(plan.describe(table), [0, *ends], plan, number)
 
 
-def write_dropped(plan: PlanFolder, number: int, *tables: pa.Table) -> None:
-    """Write dropped rows to the file of a number."""
-    table = plan.describe(pa.concat_tables(tables))
+def write_dropped(
+    plan: PlanFolder, number: int, first: int, num_rows: int, *tables: pa.Table
+) -> None:
+    """Write some of the dropped rows of tables to the file of a number."""
+    table = plan.describe(pa.concat_tables(tables).slice(first, num_rows))
     write_groups(table, [*range(0, len(table), ROW_GROUP_SIZE), len(table)], plan, number)
 
 
@@ -75,7 +79,7 @@ def write_groups(table: pa.Table, edges: Sequence[int], plan: PlanFolder, number
     options = {"use_dictionary": [name for name in DICTIONARIES if name in plan.schema.names]}
     # Files are read in order of their names.
     with (
-        write_into(plan.folder, f"part-{number:05}.parquet") as path,
+        write_into(plan.folder, f"part-{number:05}.parquet", plan.name) as path,
         pq.ParquetWriter(path, plan.schema, write_page_checksum=True, **options) as writer,
     ):
         for begin, end in itertools.pairwise(edges):
@@ -84,5 +88,5 @@ def write_groups(table: pa.Table, edges: Sequence[int], plan: PlanFolder, number
 
 def write_metadata(plan: PlanFolder, metadata: Any) -> None:
     """Write the file of a plan with its schema and metadata."""
-    with write_into(plan.folder, METADATA) as path:
+    with write_into(plan.folder, METADATA, plan.name) as path:
         pq.write_metadata(plan.schema.with_metadata(metadata), path)

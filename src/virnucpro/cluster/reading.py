@@ -19,7 +19,7 @@ from virnucpro.cluster.tasks import start, start_spread
 from virnucpro.files.errors import explain_errors
 from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, read_chunks
 from virnucpro.files.inputs import Input, table_kind
-from virnucpro.files.places import open_input
+from virnucpro.files.places import open_input, stamp_of
 from virnucpro.files.sequences import FileReader, InputFile
 from virnucpro.files.tables import (
     as_arrow,
@@ -47,12 +47,14 @@ class Source(NamedTuple):
         groups: The numbers of the row groups; None for all of each file.
         first_row: The first row of the first group.
         num_rows: The rows of the groups.
+        stamp: The `stamp_of` the table when it was divided.
     """
 
     inputs: list[Input]
     groups: range | None = None
     first_row: int = 0
     num_rows: int = 0
+    stamp: tuple[int, ...] = ()
 
 
 class Found(NamedTuple):
@@ -99,8 +101,12 @@ def read_on_ray(
     """
     sources = list(divide_files(inputs, options, int(ray.cluster_resources().get("CPU", 1))))
     folder = str(Path.cwd())
-    tables = {source.inputs[0] for source in sources if source.groups is not None}
-    hashes = dict(zip(tables, start(hash_file, ((file, folder) for file in tables)), strict=True))
+    tables = {
+        source.inputs[0]: (source.inputs[0], source.stamp, folder)
+        for source in sources
+        if source.groups is not None
+    }
+    hashes = dict(zip(tables, start(hash_table, tables.values()), strict=True))
     known = ray.put((job, options, sequences, folder))
     readers = start_spread(read_source, ((known, source) for source in sources))
     blocks: list[Any] = []
@@ -160,6 +166,7 @@ def divide_files(inputs: Sequence[Input], options: ReadOptions, num_cores: int) 
 
 def divide_table(table: Input, options: ReadOptions) -> Iterator[Source]:
     """Yield row groups of a Parquet table that together have about the rows of a block."""
+    stamp = stamp_of(table.path)
     with explain_errors(table.path), open_parquet(table.path) as file:
         check_table(file.schema_arrow, [options.id_column, options.length_column])
         metadata = file.metadata
@@ -167,10 +174,10 @@ def divide_table(table: Input, options: ReadOptions) -> Iterator[Source]:
     begin = first_row = num_rows = 0
     for group, size in enumerate(sizes):
         if num_rows and num_rows + size > BLOCK_ROWS:
-            yield Source([table], range(begin, group), first_row, num_rows)
+            yield Source([table], range(begin, group), first_row, num_rows, stamp)
             begin, first_row, num_rows = group, first_row + num_rows, 0
         num_rows += size
-    yield Source([table], range(begin, len(sizes)), first_row, num_rows)
+    yield Source([table], range(begin, len(sizes)), first_row, num_rows, stamp)
 
 
 @contextmanager
@@ -185,12 +192,14 @@ def working_folder(folder: str) -> Iterator[None]:
         os.chdir(before)
 
 
-def hash_file(file: Input, folder: str) -> tuple[int, str]:
-    """Return the size and the SHA-256 of a file."""
+def hash_table(table: Input, stamp: tuple[int, ...], folder: str) -> tuple[int, str]:
+    """Return the size and the SHA-256 of a table that is read in parts."""
     digest = CountingHash()
-    with working_folder(folder), open_input(file.path) as source:
-        for _ in read_chunks(source, file.name, digest):
-            pass
+    with working_folder(folder):
+        with open_input(table.path) as source:
+            for _ in read_chunks(source, table.name, digest):
+                pass
+        check_stamp(table, stamp)
     return digest.num_bytes, digest.hexdigest()
 
 
@@ -268,3 +277,10 @@ class GroupReader:
                 yield ids, lengths
             if row != end:
                 raise ValueError("changed while it was read")
+        check_stamp(self.source.inputs[0], self.source.stamp)
+
+
+def check_stamp(table: Input, stamp: tuple[int, ...]) -> None:
+    """Raise ValueError if a table is not what it was when it was divided."""
+    if stamp_of(table.path) != stamp:
+        raise ValueError(f"{shown(table.name)}: changed while it was read")

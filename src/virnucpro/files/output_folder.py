@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -82,32 +81,43 @@ def check_folder(path: str | PathLike[str], inputs: Iterable[str | PathLike[str]
         check_remote(place._replace(path=place.path.rstrip("/")).uri, inputs)
         return
     with name_errors(name):
-        if os.path.lexists(path):
-            raise FileExistsError("already exists")
         target = Path(path).absolute()
-        check_not_input(find_parent(target) / target.name, name, inputs)
+        if "\0" in path or target.name in ("", "..") or not path:
+            raise OSError("not the name of a folder")
+        target = find_parent(target) / target.name
+        with contextlib.suppress(FileNotFoundError):
+            target.lstat()
+            raise FileExistsError("already exists")
+        check_not_input(target, name, inputs)
 
 
 @contextmanager
-def write_into(folder: str, name: str) -> Iterator[Path]:
-    """Yield a path to write a file to, which becomes that of a name in a folder if it is complete.
+def write_into(folder: str, file: str, name: str) -> Iterator[Path]:
+    """Yield a path to write a file to, which is put into a folder if no error is raised.
 
     Several processes may write the same file at the same time.
+
+    Args:
+        folder: The folder that `write_folder` yields.
+        file: The name of the file.
+        name: What errors call the folder.
     """
     place = secrets.token_hex(8)
-    if not is_uri(folder):
+    copies = None
+    if is_uri(folder):
+        copies = copy_folder()
+        unfinished = copies.path / place
+    else:
         # Beside the folder, which has only complete files.
-        unfinished = Path(folder).with_name(f"{name}.{place}")
-        yield unfinished
-        with unfinished.open("rb+") as file:
-            sync(file.fileno())
-        unfinished.replace(Path(folder, name))
-        return
-    copies = copy_folder()
-    unfinished = copies.path / place
+        unfinished = Path(folder).with_name(f"{file}.{place}")
     try:
-        yield unfinished
-        with name_errors(shown(name_of(join(folder, name)))):
-            upload(unfinished, *resolve(join(folder, name)))
+        with name_errors(name):
+            yield unfinished
+            if is_uri(folder):
+                upload(unfinished, *resolve(join(folder, file)))
+            else:
+                with unfinished.open("rb+") as complete:
+                    sync(complete.fileno())
+                unfinished.replace(Path(folder, file))
     finally:
         unfinished.unlink(missing_ok=True)

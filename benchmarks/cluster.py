@@ -25,7 +25,7 @@ from measure import peak_of
 from rich.console import Console
 from run import ROOT, machine
 
-from virnucpro.cluster.ray_data import MAX_GROUPS
+from virnucpro.cluster.ray_data import ASSIGNED_TOGETHER, MAX_GROUPS
 from virnucpro.data import GreedyPacker, Layout, pack_dataset
 
 REPEATS = 5
@@ -203,8 +203,9 @@ def on_paper() -> Iterator[str]:
         laid_out = in_nanoseconds(lambda total=total: packer.lay_out(total), 1) / 1e6  # type: ignore[misc]
         num_bytes = len(pickle.dumps(total))
         groups = num_groups + len(last)
-        # To the driver and back for each group, and those of all blocks of a group to each block.
-        moved = (2 * groups + num_blocks * size) * num_bytes
+        # To the driver and back for each group, and those of all its blocks to each of its tasks.
+        tasks = num_blocks / min(size, ASSIGNED_TOGETHER)
+        moved = (2 * groups + tasks * size) * num_bytes
         passes = layout.num_sequences * (count + assign) / 1e9 / CORES
         yield (
             f"| {layout.num_sequences:,} | {layout.num_batches:,} | {laid_out:.1f} ms | "

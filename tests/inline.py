@@ -43,5 +43,6 @@ def without_ray(task_bytes: int, max_ranges: int = 512) -> Iterator[None]:
         stack.enter_context(patch("virnucpro.cluster.tasks.start", start))
         stack.enter_context(patch("virnucpro.cluster.ray_data.execute", same))
         stack.enter_context(patch("virnucpro.cluster.ranges.TASK_BYTES", task_bytes))
-        stack.enter_context(patch("virnucpro.cluster.ranges.MAX_RANGES", max_ranges))
+        for name in ("ranges", "ray_data", "reading"):
+            stack.enter_context(patch(f"virnucpro.cluster.{name}.MAX_RANGES", max_ranges))
         yield

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +61,12 @@ def test_any_tasks_equal_one_machine(case: Case, data: st.DataObject) -> None:
     result = data.draw(st.sampled_from(["rows", "batches"]))
     task_bytes = data.draw(st.sampled_from([1, 30, 100, 1000, 2**27]))
     order = "row" if keys is None else "id"
-    with without_ray(task_bytes, data.draw(st.sampled_from([2, 7, 512]))):
+    max_groups, together = data.draw(st.sampled_from([(4096, 16), (1, 2), (2, 1), (3, 16)]))
+    with (
+        patch("virnucpro.cluster.ray_data.MAX_GROUPS", max_groups),
+        patch("virnucpro.cluster.ray_data.ASSIGNED_TOGETHER", together),
+        without_ray(task_bytes, data.draw(st.sampled_from([2, 7, 512]))),
+    ):
         found, layout = pack_dataset(
             blocks,
             packer,
@@ -109,7 +115,7 @@ def test_common_size_is_divided() -> None:
     packer = GreedyPacker(2048, num_threads=1)
     job = Job(packer, "length", "id")
     with without_ray(10_000):
-        groups = count_groups(cut(table, [700, 2100, 3000]), job)
+        groups = count_groups(cut(table, [700, 2100, 3000]), job, 3)
         total = groups[0].counted
         for group in groups[1:]:
             total = total.merge(group.counted)

@@ -191,11 +191,17 @@ def count_read(table: pa.Table, read: Read, job: Job) -> Counted:
         dropped=count_dropped(lengths, limits.max_residues, packer.overlong, packer.empty),
         split=count_split(chosen.fragments),
         empty=int(np.count_nonzero(lengths == 0)),
-        residues=int(lengths.sum(dtype=object)),
+        residues=sum_of(lengths),
         kinds=frozenset() if ids is None else frozenset([id_kind(ids)]),
         num_bytes=count_bytes(table, job, ids),
         checksum=checksum_of(table, read, job),
     )
+
+
+def sum_of(lengths: NDArray[np.int64]) -> int:
+    """Return the sum of lengths, which may not fit in 64 bits."""
+    is_small = int(lengths.max(initial=0)) * len(lengths) < 2**63
+    return int(lengths.sum() if is_small else lengths.sum(dtype=object))
 
 
 def count_bytes(table: pa.Table, job: Job, ids: Any) -> int:

@@ -29,15 +29,18 @@ from virnucpro.cluster.exchange import (
     starts_of,
     sums_before,
 )
-from virnucpro.cluster.tasks import execute, raise_causes, single_threaded, start
+from virnucpro.cluster.ranges import MAX_RANGES
+from virnucpro.cluster.tasks import execute, raise_causes, single_threaded, split_parts, start
 from virnucpro.data.layout import Layout, TokenCounts
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.text import quoted
 
 logger = logging.getLogger(__name__)
 
-# Maximum number of groups of blocks: the driver has the counts of each.
-MAX_GROUPS = 512
+# Maximum number of groups of blocks, of which the driver has the counts.
+MAX_GROUPS = 4096
+# Blocks of a group that one task assigns, since each task gets the counts of the whole group.
+ASSIGNED_TOGETHER = 16
 
 
 def pack_dataset(
@@ -90,7 +93,7 @@ def pack_dataset(
     Cost: O(n) in tasks of one block each; a few kilobytes per block are moved. With order="id" or
     result="batches", rows are moved once more than needed for each of the two: in tasks of about
     128 MiB, or a 512th of the data if that is more. The driver needs O(distinct sizes) memory for
-    each of at most 512 groups of blocks. Ray reruns tasks of lost workers, with the same result.
+    each of at most 4,096 groups of blocks. Ray reruns tasks of lost workers, with the same result.
 
     Example:
         >>> import ray
@@ -115,13 +118,14 @@ def pack_dataset(
     _ = packer.limits
     job = Job(single_threaded(packer), length_column, id_column if order == "id" else None)
     logger.info("Counting")
-    groups = count_groups(execute(ds), job)
+    is_exchanged = order == "id" or result == "batches"
+    groups = count_groups(execute(ds), job, MAX_RANGES if is_exchanged else MAX_GROUPS)
     total = merge_counts(group.counted for group in groups)
     id_type = None if order == "row" else common_id_type(total.kinds, id_column)
     layout = lay_out(packer, total)
     has_fragments = packer.overlong == "split"
     exchange = make_exchange(job, single_threaded(layout), total, id_type, has_fragments)
-    if order == "row" and result == "rows":
+    if not is_exchanged:
         logger.info("Assigning batches: %s", layout)
         blocks = assign_groups(exchange, groups)
     else:
@@ -141,13 +145,13 @@ def lay_out(packer: GreedyPacker, total: Counted) -> Layout:
     return layout
 
 
-def count_groups(blocks: list[Any], job: Job) -> list[Group]:
+def count_groups(blocks: list[Any], job: Job, max_groups: int) -> list[Group]:
     """Return the blocks in groups, each with what it has. Groups without rows are left out.
 
     Raises the error of the first invalid block.
     """
     known = ray.put(job)
-    size = -(-len(blocks) // MAX_GROUPS) or 1
+    size = -(-len(blocks) // max_groups) or 1
     firsts = range(0, len(blocks), size)
     of_groups = [blocks[first : first + size] for first in firsts]
     calls = ((known, first, *some) for first, some in zip(firsts, of_groups, strict=True))
@@ -185,33 +189,45 @@ def count_group(
 def assign_groups(exchange: Exchange, groups: Sequence[Group]) -> list[Any]:
     """Return references to all blocks with the batch, slot and tokens of each row."""
     known = ray.put(exchange)
-    calls = (
-        (known, begin, before, group.details, number, block)
-        for begin, before, group in zip(
-            starts_of(groups), sums_before(groups), groups, strict=False
-        )
-        for number, block in enumerate(group.blocks)
-    )
-    refs: list[Any] = start(assign_block, calls)
+    refs: list[Any] = []
+    for begin, before, group in zip(starts_of(groups), sums_before(groups), groups, strict=False):
+        for first in range(0, len(group.blocks), ASSIGNED_TOGETHER):
+            some = group.blocks[first : first + ASSIGNED_TOGETHER]
+            call = (known, begin, before, group.details, first, *some)
+            refs += split_parts(assign_blocks, [call], len(some))[0]
     return refs
+
+
+def assign_blocks(
+    exchange: Exchange,
+    begin: Start,
+    before: TokenCounts | None,
+    details: Sequence[Counted | None],
+    first: int,
+    *blocks: Any,
+) -> list[pa.Table]:
+    """Return blocks with the batch, slot and tokens of each row, given the first one's number."""
+    row, fragment = begin.row, begin.fragment
+    found = []
+    for number, counted in enumerate(details[: first + len(blocks)]):
+        if number >= first:
+            place = Start(begin.block + number, row, fragment)
+            found.append(assign_block(exchange, place, before, counted, blocks[number - first]))
+        if counted is not None:
+            before = counted.counts if before is None else before + counted.counts
+            row, fragment = row + counted.rows, fragment + counted.num_packed
+    return found
 
 
 def assign_block(
     exchange: Exchange,
     begin: Start,
     before: TokenCounts | None,
-    details: Sequence[Counted | None],
-    number: int,
+    counted: Counted | None,
     block: Any,
 ) -> pa.Table:
-    """Return a block with the batch, slot and tokens of each row, given its number in its group."""
-    row, fragment = begin.row, begin.fragment
-    for counted in details[:number]:
-        if counted is not None:
-            before = counted.counts if before is None else before + counted.counts
-            row, fragment = row + counted.rows, fragment + counted.num_packed
-    place = Start(begin.block + number, row, fragment)
-    for rows in read_group(exchange, place, details[number : number + 1], [block]):
+    """Return a block with the batch, slot and tokens of each row."""
+    for rows in read_group(exchange, begin, [counted], [block]):
         table = rows.packed
         batches = exchange.layout.assign(rows.lengths, before)
         slots = exchange.layout.slots(rows.lengths, before)

@@ -251,18 +251,18 @@ def pack_on_ray(
     with needing("--engine ray", "ray"):
         import ray
 
-        from virnucpro.cluster.pack import check_arguments, pack_files_on_ray
+        from virnucpro.cluster.pack import check_arguments, pack_inputs
 
     # Ray prints to stdout.
     with log_to_stderr(quiet), redirect_stdout(sys.stderr):
         # Before Ray is started, which takes seconds.
-        check_arguments(inputs, output, packer, **how)
+        files = check_arguments(inputs, output, packer, **how)
         # Ray replaces it by one that leaves workers writing.
         handler = signal.getsignal(signal.SIGTERM)
         ray.init(log_to_driver=False, logging_level=logging.ERROR)
         signal.signal(signal.SIGTERM, handler)
         try:
-            return pack_files_on_ray(inputs, output, packer, **how)
+            return pack_inputs(files, output, packer, **how)
         except (ray.exceptions.RayError, RuntimeError) as error:
             # The last line of Ray's message gives the cause.
             lines = str(error).strip().splitlines() or [type(error).__name__]

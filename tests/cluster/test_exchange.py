@@ -126,9 +126,7 @@ def test_common_size_is_divided() -> None:
         assert parts[502] > 5
         ties = exchange.draw_ties(plan, groups, list(exchange.starts_of(groups)))
         assert ties[502] == sorted(ties[502])
-        found, _ = exchange.exchange_rows(
-            plan, groups, lambda rows, _: rows, [None] * (len(plan.batches) - 1)
-        )
+        found, _ = exchange.exchange_rows(plan, groups, lambda rows, *_: rows, None)
     numbers = pa.concat_tables(found)["number"].to_pylist()
     assert numbers == packer.pack_lengths(lengths, keys).indices.tolist()
     # The parts are of about equal size.
@@ -236,10 +234,10 @@ def test_lost_rows_are_an_error() -> None:
     counted = count_table(table_of(), job)
     plan = make_exchange(job, packer.lay_out(counted.counts), counted, pa.large_string(), False)
     rows = pa.table({"batch": [0, 1, 1], "slot": [0, 0, 1], "id": ["a", "b", "c"]})
-    assert gather_batches(plan, 0, 3, lambda table, _: table, None, rows[1:], rows[:1]) == rows
+    assert gather_batches(plan, 0, 3, lambda table, *_: table, None, rows[1:], rows[:1]) == rows
     for parts in ([rows[:2]], [rows[1:]], [rows, rows[:1]], [rows[:2], rows[:1]]):
         with pytest.raises(RuntimeError, match="rows of batches from 0 on are missing"):
-            gather_batches(plan, 0, 3, lambda table, _: table, None, *parts)
+            gather_batches(plan, 0, 3, lambda table, *_: table, None, *parts)
 
 
 @given(
@@ -281,7 +279,7 @@ def test_lists_of_batches() -> None:
             "text": ["a", "b", "c"],
         }
     )
-    found = list_batches(table, ("batch", "slot", "tokens"))
+    found = list_batches(table, 0, ("batch", "slot", "tokens"))
     assert found.to_pydict() == {
         "batch": [4, 6],
         "text": [["a", "b"], ["c"]],

@@ -281,7 +281,7 @@ def test_row_groups_and_checksums(tmp_path: Path) -> None:
     (tmp_path / "plan").mkdir()
     plan = PlanFolder(str(tmp_path / "plan"), "plan", schema, inputs, GreedyPacker(12).limits)
     for _ in range(2):
-        write_part(block, (plan, 0))
+        write_part(block, 0, plan)
     path = tmp_path / "plan/part-00000.parquet"
     assert list(tmp_path.rglob("*.*")) == [path]
     found = pq.read_table(path)

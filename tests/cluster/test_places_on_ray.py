@@ -93,7 +93,13 @@ def table(**columns: Any) -> Callable[[Path], None]:
 
 BAD_COMMANDS: list[tuple[str, Callable[[Path], Any], tuple[str, ...], int, str]] = [
     ("none.parquet", lambda _: None, (), 1, "none.parquet: no such file"),
-    ("folder", lambda path: path.mkdir(), (), 1, "folder: a folder without FASTA files or tables"),
+    (
+        "folder",
+        lambda path: path.mkdir(),
+        (),
+        1,
+        "folder: is a directory without FASTA files or tables",
+    ),
     ("a.parquet", table(id=["a"], length=[1]), ("--sequences",), 1, "has no sequences to store"),
     ("a.parquet", table(id=["a"], length=[1]), ("--threads", "2"), 2, "--threads"),
     ("a.parquet", table(id=["a"], length=[2000]), ("--overlong", "error"), 1, "has 2,000 residues"),

@@ -111,14 +111,13 @@ def test_a_file_of_that_very_name_wins(tmp_path: Path, monkeypatch: pytest.Monke
     assert [file.name for file in find_inputs(["?1.fa"])] == ["a1.fa"]
 
 
-def test_inputs_open_in_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inputs_are_picklable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path, "in/a.fa")
     monkeypatch.chdir(tmp_path)
     (found,) = pickle.loads(pickle.dumps(find_inputs(["in"])))
     assert found == ("in/a.fa", "in/a.fa", 6)
-    assert found.absolute() == ("in/a.fa", str(tmp_path / "in/a.fa"), 6)
     (stdin,) = find_inputs(["-"])
-    assert stdin == stdin.absolute() == ("-", "-", None)
+    assert stdin == ("-", "-", None)
 
 
 def test_names_that_are_not_utf_8(tmp_path: Path) -> None:

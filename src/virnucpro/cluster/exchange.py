@@ -115,7 +115,7 @@ def make_exchange(
 
 
 def exchange_rows(
-    exchange: Exchange, groups: list[Group], finish: Callable[..., Any], arguments: Sequence[Any]
+    exchange: Exchange, groups: list[Group], finish: Callable[..., Any], context: Any
 ) -> tuple[list[Any], list[Any]]:
     """Bring together the rows of each range of batches, in order of batches and slots.
 
@@ -123,8 +123,8 @@ def exchange_rows(
         exchange: The exchange.
         groups: The blocks, which are removed from this list, so that Ray frees them once they were
             used.
-        finish: Called in a task per range, with its table and its argument.
-        arguments: The argument of each range.
+        finish: Called in a task per range, with its table, its number, and the context.
+        context: What `finish` needs to know.
 
     Returns:
         References to the results of `finish`, and to a table of dropped rows per group.
@@ -158,10 +158,8 @@ def exchange_rows(
         dropped = [of_task.pop() for of_task in parts]
     calls.clear()
     num_rows = np.diff(rows_before(exchange.layout, exchange.batches)).tolist()
-    values = [
-        (known, number, rows, finish, argument)
-        for number, (rows, argument) in enumerate(zip(num_rows, arguments, strict=True))
-    ]
+    of_finish = ray.put(context)
+    values = [(known, number, rows, finish, of_finish) for number, rows in enumerate(num_rows)]
     return start(gather_batches, join_parts(values, parts)), dropped
 
 
@@ -347,7 +345,7 @@ def gather_batches(
     number: int,
     num_rows: int,
     finish: Callable[..., Any],
-    argument: Any,
+    context: Any,
     *parts: Any,
 ) -> Any:
     """Call `finish` with the rows of a range of batches, in order of batches and slots.
@@ -364,4 +362,4 @@ def gather_batches(
         order[places] = np.arange(num_rows)
     if num_rows and order.min() < 0:
         raise RuntimeError(f"rows of batches from {exchange.batches[number]:,} on are missing")
-    return finish(take(table, order), argument)
+    return finish(take(table, order), number, context)

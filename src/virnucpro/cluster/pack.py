@@ -74,9 +74,20 @@ def pack_files_on_ray(
     (a 512th of the rows from 64 GiB on). They are in the object store, which spills to disk. The
     driver needs O(distinct sizes) memory per million sequences.
     """
-    options = check_options(options)
-    found = check_arguments(inputs, output, packer, options, duplicates, sequences)
-    limits = packer.limits
+    files = check_arguments(inputs, output, packer, options, duplicates, sequences)
+    return pack_inputs(files, output, packer, options, duplicates, sequences)
+
+
+def pack_inputs(
+    files: list[Input],
+    output: str | PathLike[str],
+    packer: GreedyPacker,
+    options: ReadOptions | None = None,
+    duplicates: str = "report",
+    sequences: bool = False,
+) -> Summary:
+    """Pack the files that `check_arguments` returned for the same arguments."""
+    options, limits = check_options(options), packer.limits
     # Sequences above the limit are named, with their file.
     counting = single_threaded(packer)
     if packer.overlong == "error":
@@ -84,7 +95,7 @@ def pack_files_on_ray(
     job = Job(counting, "length", "id", makes_plan=True)
     with write_folder(output) as folder, raise_causes():
         logger.info("Reading")
-        read = read_on_ray(found, job, options, sequences)
+        read = read_on_ray(files, job, options, sequences)
         total = merge_counts(group.counted for group in read.groups)
         if packer.overlong == "error" and read.overlong is not None:
             raise overlong_error(read.overlong, limits.max_residues, total)
@@ -178,10 +189,7 @@ def write_rows(
     exchange = make_exchange(job, single_threaded(layout), total, pa.large_string(), has_fragments)
     num_parts = len(exchange.batches) - 1
     known = ray.put(plan)
-    # References within arguments are not replaced by Ray, so each task gets the plan itself.
-    written, dropped = exchange_rows(
-        exchange, groups, write_part, [(plan, number) for number in range(num_parts)]
-    )
+    written, dropped = exchange_rows(exchange, groups, write_part, plan)
     calls = (
         (known, number, part.first, part.num_rows, *(dropped[group] for group in part.groups))
         for number, part in enumerate(divide_dropped(num_dropped), num_parts)

@@ -55,9 +55,8 @@ class PlanFolder(NamedTuple):
         return pa.table([columns[name] for name in self.schema.names], schema=self.schema)
 
 
-def write_part(table: pa.Table, of_part: tuple[Any, int]) -> None:
+def write_part(table: pa.Table, number: int, plan: PlanFolder) -> None:
     """Write rows in order of batches and slots to the file of a number, in groups of batches."""
-    plan, number = of_part
     batches = table["batch"].to_numpy()
     offsets = np.append(np.flatnonzero(np.diff(batches, prepend=-1)), len(batches))
     has_residues = "sequence" in plan.schema.names

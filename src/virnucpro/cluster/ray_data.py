@@ -65,7 +65,8 @@ def pack_dataset(
         packer: The packer. Each task uses one thread.
         length_column: The column with the length of each sequence in residues, integers.
         order: How equally long sequences are ordered: "row" by row, or "id" by ID, then by row.
-        id_column: The column with the IDs, all strings or all integers. Used only with order="id".
+        id_column: The column with the IDs, all strings or all integers. Used only with order="id",
+            whose result has them as large strings, int64 or uint64.
         result: "rows" for one row per sequence, or "batches" for one row per batch, with a list in
             each column.
 
@@ -117,23 +118,25 @@ def pack_dataset(
     # Check the parameters, which may have been changed.
     _ = packer.limits
     job = Job(single_threaded(packer), length_column, id_column if order == "id" else None)
-    logger.info("Counting")
     is_exchanged = order == "id" or result == "batches"
-    groups = count_groups(execute(ds), job, MAX_RANGES if is_exchanged else MAX_GROUPS)
-    total = merge_counts(group.counted for group in groups)
-    id_type = None if order == "row" else common_id_type(total.kinds, id_column)
-    layout = lay_out(packer, total)
-    has_fragments = packer.overlong == "split"
-    exchange = make_exchange(job, single_threaded(layout), total, id_type, has_fragments)
-    if not is_exchanged:
-        logger.info("Assigning batches: %s", layout)
-        blocks = assign_groups(exchange, groups)
-    else:
-        logger.info("Ordering by batch: %s", layout)
-        finish = select_rows if result == "rows" else list_batches
-        num_ranges = len(exchange.batches) - 1
-        blocks, _ = exchange_rows(exchange, groups, finish, [job.new_columns] * num_ranges)
+    blocks = execute(ds)
     with raise_causes():
+        logger.info("Counting")
+        groups = count_groups(blocks, job, MAX_RANGES if is_exchanged else MAX_GROUPS)
+        # The references of the groups alone, so that Ray frees blocks once they were used.
+        blocks = []
+        total = merge_counts(group.counted for group in groups)
+        id_type = None if order == "row" else common_id_type(total.kinds, id_column)
+        layout = lay_out(packer, total)
+        has_fragments = packer.overlong == "split"
+        exchange = make_exchange(job, single_threaded(layout), total, id_type, has_fragments)
+        if not is_exchanged:
+            logger.info("Assigning batches: %s", layout)
+            blocks = assign_groups(exchange, groups)
+        else:
+            logger.info("Ordering by batch: %s", layout)
+            finish = select_rows if result == "rows" else list_batches
+            blocks, _ = exchange_rows(exchange, groups, finish, job.new_columns)
         return ray.data.from_arrow_refs(blocks), layout
 
 
@@ -232,24 +235,25 @@ def assign_block(
         batches = exchange.layout.assign(rows.lengths, before)
         slots = exchange.layout.slots(rows.lengths, before)
         table = table.append_column("batch", pa.array(batches))
-        return select_rows(table.append_column("slot", pa.array(slots)), exchange.job.new_columns)
+        table = table.append_column("slot", pa.array(slots))
+        return select_rows(table, begin.block, exchange.job.new_columns)
     # Without rows, and perhaps without columns.
     return pa.table({})
 
 
-def select_rows(table: pa.Table, new_columns: Sequence[str]) -> pa.Table:
+def select_rows(table: pa.Table, _: int, new_columns: Sequence[str]) -> pa.Table:
     """Return rows with the new columns last."""
     names = [name for name in table.column_names if name not in new_columns]
     return table.select([*names, *new_columns])
 
 
-def list_batches(table: pa.Table, new_columns: Sequence[str]) -> pa.Table:
+def list_batches(table: pa.Table, number: int, new_columns: Sequence[str]) -> pa.Table:
     """Return a row per batch, with lists of what its rows have, given rows in order of batches."""
     batches = table["batch"].to_numpy()
     begins = np.flatnonzero(np.diff(batches, prepend=-1))
     offsets = pa.array(np.append(begins, len(batches)).astype(np.int32))
     columns = {"batch": pa.array(batches[begins])}
-    for name in select_rows(table, new_columns).column_names:
+    for name in select_rows(table, number, new_columns).column_names:
         if name not in ("batch", "slot"):
             values = table[name].combine_chunks()
             columns[name] = pa.ListArray.from_arrays(offsets, values)

@@ -57,7 +57,7 @@ class Source(NamedTuple):
     stamp: tuple[int, ...] = ()
 
 
-class Found(NamedTuple):
+class BlockRead(NamedTuple):
     """What is known of a block that was read.
 
     Attributes:
@@ -116,7 +116,7 @@ def read_on_ray(
     for reader in readers:
         for block in reader:
             # The error of a task comes in place of a block, and nothing after it.
-            found: Found = ray.get(next(reader, block))
+            found: BlockRead = ray.get(next(reader, block))
             changes += found.changes
             overlong = overlong or found.overlong
             for file in found.inputs:
@@ -222,7 +222,7 @@ def read_blocks(job: Job, options: ReadOptions, sequences: bool, source: Source)
         block = pa.concat_tables(tables).combine_chunks() if tables else pa.table({})
         yield block
         counted = count_table(block, job) if block.num_rows else None
-        yield Found(counted, read.copy(), changes, overlong)
+        yield BlockRead(counted, read.copy(), changes, overlong)
         read.clear()
         tables.clear()
         overlong, changes = None, ReadChanges()

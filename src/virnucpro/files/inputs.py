@@ -63,11 +63,6 @@ class Input(NamedTuple):
     path: str
     size: int | None
 
-    def absolute(self) -> Input:
-        """Return the same input with a path that does not depend on the working directory."""
-        is_local = self.path != "-" and not is_uri(self.path)
-        return self._replace(path=str(Path(self.path).absolute())) if is_local else self
-
 
 class Found(NamedTuple):
     """A file or folder in a folder.

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from virnucpro import kernel
 
-
 # By SplitMix64's finalizer, computed in Python.
 KNOWN = [5197578548964807871, 4490210150949542640, 9374087764525767340, 12749696287829079611]
 

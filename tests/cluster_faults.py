@@ -39,11 +39,10 @@ from virnucpro.files.plan_reader import PlanFile
 # The tasks of each way, in order, and the arguments of `pack_dataset`. "done" is when the result is
 # returned and not yet read.
 BY_SIZE = ["sample_ties", "split_sizes", "order_sizes", "gather_batches"]
-# "only_part" is `split_ids`, since so few IDs occur twice that they are one part.
-FIND_DUPLICATES = ["split_hashes", "find_repeated", "only_part", "count_repeated"]
+FIND_DUPLICATES = ["split_hashes", "find_repeated", "split_ids", "count_repeated"]
 WAYS: dict[str, tuple[list[str], dict[str, str]]] = {
-    "files": (["read_source", "hash_file", *FIND_DUPLICATES, *BY_SIZE, "write_dropped"], {}),
-    "row": (["read_rows", "count_group", "assign_block", "done"], {}),
+    "files": (["read_source", "hash_table", *FIND_DUPLICATES, *BY_SIZE, "write_dropped"], {}),
+    "row": (["read_rows", "count_group", "assign_blocks", "done"], {}),
     "id": (["read_rows", "count_group", *BY_SIZE, "done"], {"order": "id"}),
     "batches": (
         ["read_rows", "count_group", "split_blocks", "gather_batches", "done"],

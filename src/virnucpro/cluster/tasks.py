@@ -68,7 +68,8 @@ def split_parts(
     """Start a task per tuple of arguments, which returns a list; return references to its items."""
     if num_parts == 1:
         # Ray would store the list instead of its item.
-        return [[ref] for ref in start(only_part, ((function, *values) for values in arguments))]
+        calls = ((function, *values) for values in arguments)
+        return [[ref] for ref in start(only_part, calls, name=function.__name__)]
     return start(function, arguments, num_returns=num_parts)
 
 

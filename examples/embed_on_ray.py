@@ -1,8 +1,8 @@
 """Embed proteins on a Ray cluster: pack them as a whole, then send batches to models in actors.
 
-    python examples/embed_on_ray.py proteins.parquet -o embeddings --model esm2_folder --actors 8
+    python examples/embed_on_ray.py proteins.fasta -o embeddings --model esm2_folder --actors 8
 
-The input tables have columns id and sequence. The output is a folder of Parquet files with one
+The inputs are FASTA files, or folders of them. The output is a folder of Parquet files with one
 vector per protein. Requires virnucpro[ray] and the requirements of embed.py. Each actor uses a GPU
 if the cluster has any. On a cluster, run
 `ray job submit --working-dir examples -- python embed_on_ray.py ...`.
@@ -15,17 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import ray.data
 from embed import embed, load
 
-from virnucpro.data import GreedyPacker, VarlenCollator, pack_dataset
-
-
-def add_length(table: pa.Table) -> pa.Table:
-    """Add a column with the number of residues."""
-    return table.append_column("length", pc.utf8_length(table["sequence"]))
+from virnucpro.data import GreedyPacker, VarlenCollator, pack_dataset, read_dataset
 
 
 class Embedder:
@@ -56,7 +49,7 @@ class Embedder:
 def main() -> None:
     """Read the options, pack and embed the proteins, and write the vectors."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
-    parser.add_argument("tables", nargs="+")
+    parser.add_argument("inputs", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
     parser.add_argument("--model", type=Path, help="folder of a checkpoint")
     parser.add_argument("--max-tokens", type=int, default=4096, help="tokens per batch")
@@ -64,8 +57,7 @@ def main() -> None:
     options = parser.parse_args()
 
     ray.init()
-    proteins = ray.data.read_parquet(options.tables, columns=["id", "sequence"])
-    proteins = proteins.map_batches(add_length, batch_size=None, batch_format="pyarrow")
+    proteins = read_dataset(options.inputs, sequences=True)
     # One row per batch, with lists of IDs and sequences.
     batches, layout = pack_dataset(
         proteins, GreedyPacker(options.max_tokens), order="id", result="batches"

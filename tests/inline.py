@@ -33,7 +33,7 @@ def without_ray(task_bytes: int, max_ranges: int = 512) -> Iterator[None]:
         get=same,
         wait=lambda refs, **_: (refs, []),
         cluster_resources=lambda: {"CPU": 2.0},
-        data=SimpleNamespace(from_arrow_refs=same),
+        data=SimpleNamespace(from_arrow_refs=same, Dataset=list),
     )
     with ExitStack() as stack:
         for name in MODULES:

@@ -22,7 +22,15 @@ from virnucpro.cluster import reading
 from virnucpro.cluster.blocks import Job, Position, choose_table, count_table
 from virnucpro.cluster.pack import divide_dropped
 from virnucpro.cluster.plan_parts import PlanFolder, write_part
-from virnucpro.data import GreedyPacker, PackingPlan, ReadOptions, pack_files, pack_files_on_ray
+from virnucpro.data import (
+    GreedyPacker,
+    PackingPlan,
+    ReadOptions,
+    pack_files,
+    pack_files_on_ray,
+    read_dataset,
+)
+from virnucpro.files.fasta import read_fasta
 from virnucpro.files.inputs import Input
 from virnucpro.files.plan_reader import PlanFile, read_summary
 from virnucpro.files.plan_schema import make_schema
@@ -212,6 +220,21 @@ def test_table_that_changed(tmp_path: Path) -> None:
             list(reading.GroupReader(source, ReadOptions(), source.groups))
     with pytest.raises(ValueError, match=r"a\.parquet: changed while it was read"):
         reading.hash_table(source.inputs[0], source.stamp, str(tmp_path))
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("local_ray")
+def test_files_as_a_data_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    paths = write_fasta(tmp_path, "ba")
+    options = ReadOptions(drop_gaps=True)
+    expected = [record for path in paths for record in read_fasta(path, options)]
+    found = read_dataset(paths, options=options, sequences=True).take_all()
+    assert [(row["id"], row["sequence"]) for row in found] == expected
+    assert [row["length"] for row in found] == [len(sequence) for _, sequence in expected]
+    assert "gaps removed" in caplog.text
+    (tmp_path / "empty.fa").touch()
+    with pytest.raises(ValueError, match=r"empty\.fa: not FASTA"):
+        read_dataset(tmp_path)
 
 
 def test_residues_that_changed() -> None:

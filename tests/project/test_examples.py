@@ -54,9 +54,7 @@ def test_embed(embedded: Path, tmp_path: Path, workers: int) -> None:
 def test_embed_on_ray(embedded: Path, tmp_path: Path) -> None:
     """Actors give the same as one process, batch by batch."""
     records = list(SequenceDataset(PROTEINS))
-    table = {name: [record[name] for record in records] for name in ("id", "sequence")}
-    pq.write_table(pa.table(table), tmp_path / "proteins.parquet", row_group_size=50)
-    run(EXAMPLES / "embed_on_ray.py", tmp_path / "proteins.parquet", "-o", tmp_path / "on_ray")
+    run(EXAMPLES / "embed_on_ray.py", PROTEINS, "-o", tmp_path / "on_ray")
     found = pq.read_table(tmp_path / "on_ray").to_pydict()
     expected = pq.read_table(embedded).to_pydict()
     expected = dict(zip(expected["id"], expected["embedding"], strict=True))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, replace
-from os import PathLike, fsdecode
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -17,18 +17,17 @@ from virnucpro.cluster.duplicates import count_duplicates
 from virnucpro.cluster.exchange import Group, exchange_rows, make_exchange
 from virnucpro.cluster.plan_parts import PlanFolder, write_dropped, write_metadata, write_part
 from virnucpro.cluster.ray_data import lay_out
-from virnucpro.cluster.reading import read_on_ray
+from virnucpro.cluster.reading import list_inputs, read_on_ray
 from virnucpro.cluster.tasks import raise_causes, single_threaded, start
 from virnucpro.data.layout import Layout
 from virnucpro.data.methods import column_generation
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.inputs import Input, find_inputs
+from virnucpro.files.inputs import Input
 from virnucpro.files.output_folder import check_folder, write_folder
 from virnucpro.files.places import name_of
 from virnucpro.files.plan_schema import make_schema
 from virnucpro.files.plan_summary import Summary, Totals, encode_summary, totals_of
-from virnucpro.files.sequences import check_have_residues
 from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
@@ -148,15 +147,8 @@ def check_arguments(
         # Raises if highspy is missing.
         column_generation()
     paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
-    names = [fsdecode(path) for path in paths]
-    if not names:
-        raise ValueError("inputs must name at least one file")
-    if "-" in names:
-        raise ValueError("standard input cannot be read on Ray")
-    files = find_inputs(names)
-    if sequences:
-        check_have_residues([file.path for file in files])
-    check_folder(output, [*names, *(file.path for file in files)])
+    files = list_inputs(paths, sequences)
+    check_folder(output, [*paths, *(file.path for file in files)])
     return files
 
 

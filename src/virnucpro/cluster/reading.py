@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from os import PathLike, fsdecode
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import ray
+import ray.data
 
 from virnucpro.cluster.blocks import Counted, Job, count_table, merge_counts
 from virnucpro.cluster.exchange import Group
 from virnucpro.cluster.ranges import MAX_RANGES
-from virnucpro.cluster.tasks import start, start_spread
+from virnucpro.cluster.tasks import raise_causes, start, start_spread
+from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.errors import explain_errors
-from virnucpro.files.fasta import CountingHash, ReadChanges, ReadOptions, read_chunks
-from virnucpro.files.inputs import Input, table_kind
+from virnucpro.files.fasta import (
+    CountingHash,
+    ReadChanges,
+    ReadOptions,
+    check_options,
+    read_chunks,
+)
+from virnucpro.files.inputs import Input, find_inputs, table_kind
 from virnucpro.files.places import open_input, stamp_of
-from virnucpro.files.sequences import FileReader, InputFile
+from virnucpro.files.sequences import FileReader, InputFile, check_have_residues
 from virnucpro.files.tables import (
     as_arrow,
     check_table,
@@ -30,6 +40,8 @@ from virnucpro.files.tables import (
     read_groups,
 )
 from virnucpro.text import shown
+
+logger = logging.getLogger(__name__)
 
 # Rows and bytes of a block, at most, unless a single row group of a table has more.
 BLOCK_ROWS = 2**20
@@ -90,6 +102,67 @@ class ReadFiles:
     overlong: tuple[str, str, int] | None
 
 
+def read_dataset(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    *,
+    options: ReadOptions | None = None,
+    sequences: bool = False,
+) -> ray.data.Dataset:
+    r"""Read FASTA files or tables of lengths as a Ray data set, for `pack_dataset`.
+
+    Logs one message with the numbers of characters that the options changed or removed, if any.
+
+    Args:
+        inputs: Files that all machines can read, as for `pack_files`, but not standard input.
+        options: How to read the files; None for the defaults of `ReadOptions`.
+        sequences: Whether to read the residues too; for FASTA only.
+
+    Returns:
+        A row per sequence, in order of the files, with the columns `id` (large_string), `length`
+        (int64, residues) and, on request, `sequence` (large_string). It is in the object store.
+
+    Raises:
+        ValueError: A file is empty, damaged or not in its format, or a length is not valid.
+        OSError: A file cannot be found or read.
+
+    Cost: one pass, a task per file; small files are read together, and large Parquet tables by
+    several tasks.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from virnucpro.data import read_dataset
+        >>> with TemporaryDirectory() as folder:
+        ...     path = Path(folder, "proteins.fasta")
+        ...     _ = path.write_text(">a first\nMKTAY\nIAK*\n>b\nmk\n")
+        ...     read_dataset(path, sequences=True).take_all()[1]
+        {'id': 'b', 'length': 2, 'sequence': 'MK'}
+    """
+    files = list_inputs(inputs, sequences)
+    job = Job(GreedyPacker(2**32, 2**31), "length", "id", makes_plan=True)
+    with raise_causes():
+        read = read_on_ray(files, job, check_options(options), sequences)
+    if changes := str(read.changes):
+        logger.info("%s", changes)
+    return ray.data.from_arrow_refs([block for group in read.groups for block in group.blocks])
+
+
+def list_inputs(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]], sequences: bool
+) -> list[Input]:
+    """Return the files that inputs stand for, which must have residues if they are asked for."""
+    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
+    names = [fsdecode(path) for path in paths]
+    if not names:
+        raise ValueError("inputs must name at least one file")
+    if "-" in names:
+        raise ValueError("standard input cannot be read on Ray")
+    files = find_inputs(names)
+    if sequences:
+        check_have_residues([file.path for file in files])
+    return files
+
+
 def read_on_ray(
     inputs: Sequence[Input], job: Job, options: ReadOptions, sequences: bool
 ) -> ReadFiles:
@@ -99,15 +172,16 @@ def read_on_ray(
         ValueError: A file is empty, damaged or not in its format, or a length is not valid.
         OSError: A file cannot be read.
     """
-    sources = list(divide_files(inputs, options, int(ray.cluster_resources().get("CPU", 1))))
     folder = str(Path.cwd())
+    # Starts Ray, if nothing has.
+    known = ray.put((job, options, sequences, folder))
+    sources = list(divide_files(inputs, options, int(ray.cluster_resources().get("CPU", 1))))
     tables = {
         source.inputs[0]: (source.inputs[0], source.stamp, folder)
         for source in sources
         if source.groups is not None
     }
     hashes = dict(zip(tables, start(hash_table, tables.values()), strict=True))
-    known = ray.put((job, options, sequences, folder))
     readers = start_spread(read_source, ((known, source) for source in sources))
     blocks: list[Any] = []
     counted: list[Counted] = []

@@ -16,6 +16,7 @@ from virnucpro.kernel.limits import Limits
 if TYPE_CHECKING:
     from virnucpro.cluster.pack import pack_files_on_ray
     from virnucpro.cluster.ray_data import pack_dataset
+    from virnucpro.cluster.reading import read_dataset
     from virnucpro.cluster.streaming import count_dataset
     from virnucpro.files.fasta import ReadOptions
     from virnucpro.files.plan_summary import Summary, Totals
@@ -62,6 +63,7 @@ __all__ = [
     "pack_files",
     "pack_files_on_ray",
     "packed_sdpa",
+    "read_dataset",
     "unpack",
 ]
 
@@ -90,6 +92,7 @@ LAZY = {
     "pack_files": ("jobs.pack", "cli"),
     "pack_files_on_ray": ("cluster.pack", "ray,cli"),
     "packed_sdpa": ("model.attention", "torch"),
+    "read_dataset": ("cluster.reading", "ray,cli"),
     "unpack": ("model.batches", "torch"),
 }
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 import logging
+import os
 import signal
 import sys
 from contextlib import redirect_stdout
@@ -257,9 +258,11 @@ def pack_on_ray(
     with log_to_stderr(quiet), redirect_stdout(sys.stderr):
         # Before Ray is started, which takes seconds.
         files = check_arguments(inputs, output, packer, **how)
+        # Of several files with errors, Ray would print those of all but the first.
+        os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
         # Ray replaces it by one that leaves workers writing.
         handler = signal.getsignal(signal.SIGTERM)
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         signal.signal(signal.SIGTERM, handler)
         try:
             return pack_inputs(files, output, packer, **how)

@@ -84,7 +84,10 @@ def test_command(tmp_path: Path) -> None:
 
 
 def spoilt(path: Path) -> None:
-    path.write_bytes(b"PAR1PAR1PAR1")
+    """Several files, each so large that one task reads it."""
+    path.mkdir()
+    for name in ("a.tsv", "b.tsv", "c.tsv"):
+        (path / name).write_text("id\tlength\n" + "a\tx\n" * 1_200_000)
 
 
 def table(**columns: Any) -> Callable[[Path], None]:
@@ -103,7 +106,7 @@ BAD_COMMANDS: list[tuple[str, Callable[[Path], Any], tuple[str, ...], int, str]]
     ("a.parquet", table(id=["a"], length=[1]), ("--sequences",), 1, "has no sequences to store"),
     ("a.parquet", table(id=["a"], length=[1]), ("--threads", "2"), 2, "--threads"),
     ("a.parquet", table(id=["a"], length=[2000]), ("--overlong", "error"), 1, "has 2,000 residues"),
-    ("a.parquet", spoilt, (), 1, "a.parquet: "),
+    ("folder", spoilt, (), 1, "a.tsv: "),
 ]
 
 
@@ -124,7 +127,7 @@ def test_bad_commands(
     make(tmp_path / name)
     on_ray = ("--engine", "ray", *options)
     # Ray cannot be started twice in a process; the other errors are raised before.
-    program = run_program if "residues" in message or message == "a.parquet: " else run
+    program = run_program if "residues" in message or make is spoilt else run
     result = program("pack", tmp_path / name, "-o", tmp_path / "plan", *on_ray)
     assert (result.returncode, result.stdout) == (status, "")
     assert message in result.stderr

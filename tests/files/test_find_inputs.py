@@ -57,7 +57,7 @@ def test_folders_have_their_inputs_in_order(
     )
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
-    assert record.message.startswith("ignored 3 files in input folders, which are neither FASTA")
+    assert record.message.startswith("files ignored in input folders: 3, which are neither FASTA")
     assert record.message.endswith(f"(for example {tmp_path / 'a/README'})")
     # A file that is named is read, whatever its suffix.
     assert found_in(tmp_path, "z.txt", "_b.fa", "a/2.fa.gz.fai") == [

@@ -282,7 +282,7 @@ def test_a_changed_input_is_named(tmp_path: Path, proteins: Path) -> None:
     assert f"input {path} has changed: 400 sequences in {len(content):,} bytes" in line
     # A copy under another name is the same input.
     assert run("verify", plan, proteins).returncode == 0
-    result = run("verify", plan, path, path)
+    result = run("verify", plan, path, proteins)
     assert result.returncode == 1
     assert "number of inputs is 2, expected 1" in result.stderr
 

@@ -26,13 +26,13 @@ def test_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Path("in/sub/README").write_text("hello")
     result = run("pack", "in", "-o", "plan.parquet")
     assert result.returncode == 0
-    assert "virnucpro: ignored 1 files in input folders, which are neither" in result.stderr
+    assert "virnucpro: files ignored in input folders: 1, which are neither" in result.stderr
     assert "in/sub/README" in result.stderr
     for inputs in ([], ["in"], ["in/b.tsv", "in/**/*.fa"]):
         result = run("verify", "plan.parquet", *inputs)
         assert (result.returncode, result.stdout) == (0, ""), result.stderr
         assert result.stderr.endswith("plan.parquet: OK (4 sequences)\n")
-        assert ("ignored 1 files" in result.stderr) == (inputs == ["in"])
+        assert ("files ignored" in result.stderr) == (inputs == ["in"])
     assert run("verify", "plan.parquet", "in/**/*.fa", "in/b.tsv").returncode == 1
     # An input that is gone is not taken for a pattern.
     Path("in/b.tsv").rename("in/[b].tsv")

@@ -90,9 +90,9 @@ LAZY = {
     "model_inputs": ("model.inputs", "torch"),
     "pack_dataset": ("cluster.ray_data", "ray"),
     "pack_files": ("jobs.pack", "cli"),
-    "pack_files_on_ray": ("cluster.pack", "ray,cli"),
+    "pack_files_on_ray": ("cluster.pack", "ray"),
     "packed_sdpa": ("model.attention", "torch"),
-    "read_dataset": ("cluster.reading", "ray,cli"),
+    "read_dataset": ("cluster.reading", "ray"),
     "unpack": ("model.batches", "torch"),
 }
 

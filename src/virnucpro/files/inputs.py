@@ -122,7 +122,7 @@ def find_inputs(names: Iterable[str]) -> list[Input]:
             inputs.append(Input(name_of(path), path, found.size))
     if ignored:
         logger.warning(
-            "ignored %s files in input folders, which are neither FASTA nor tables by their suffix "
+            "files ignored in input folders: %s, which are neither FASTA nor tables by suffix "
             "(for example %s)",
             f"{len(ignored):,}",
             shown(ignored[0]),

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
     from virnucpro.cluster.ray_data import pack_dataset
     from virnucpro.cluster.reading import read_dataset
     from virnucpro.cluster.streaming import count_dataset
+    from virnucpro.files.embeddings import EmbeddingSummary
     from virnucpro.files.fasta import ReadOptions
     from virnucpro.files.plan_summary import Summary, Totals
+    from virnucpro.jobs.embed import embed_files
+    from virnucpro.jobs.embed_job import EmbeddingRun
     from virnucpro.jobs.pack import pack_files
     from virnucpro.model.attention import packed_sdpa
     from virnucpro.model.batches import unpack
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from virnucpro.model.check import check_packed
     from virnucpro.model.collator import VarlenCollator
     from virnucpro.model.datasets import SequenceDataset
+    from virnucpro.model.embedder import Embedder
     from virnucpro.model.inputs import model_inputs
     from virnucpro.model.loader import create_async_dataloader
     from virnucpro.model.measure import measure_token_budget
@@ -37,6 +41,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CapturedModel",
+    "Embedder",
+    "EmbeddingRun",
+    "EmbeddingSummary",
     "Fragments",
     "GreedyPacker",
     "Layout",
@@ -57,6 +64,7 @@ __all__ = [
     "check_packed",
     "count_dataset",
     "create_async_dataloader",
+    "embed_files",
     "measure_token_budget",
     "model_inputs",
     "pack_dataset",
@@ -73,6 +81,9 @@ __path__ = extend_path(__path__, __name__)
 # Names from the layers above, imported on first use, with their module and the extra it requires.
 LAZY = {
     "CapturedModel": ("model.captured", "torch"),
+    "Embedder": ("model.embedder", "esm"),
+    "EmbeddingRun": ("jobs.embed_job", "esm"),
+    "EmbeddingSummary": ("files.embeddings", "esm"),
     "PackedBatchSampler": ("model.sampler", "torch"),
     "PackedDataset": ("model.packed_datasets", "torch"),
     "PackedFastaDataset": ("model.packed_datasets", "torch"),
@@ -86,6 +97,7 @@ LAZY = {
     "check_packed": ("model.check", "torch"),
     "count_dataset": ("cluster.streaming", "ray"),
     "create_async_dataloader": ("model.loader", "torch"),
+    "embed_files": ("jobs.embed", "esm"),
     "measure_token_budget": ("model.measure", "torch"),
     "model_inputs": ("model.inputs", "torch"),
     "pack_dataset": ("cluster.ray_data", "ray"),

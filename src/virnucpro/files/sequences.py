@@ -78,8 +78,7 @@ class Sequences:
 
     def file_of(self, rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return the index of the file of each row, int64."""
-        ends = np.cumsum([file.sequences for file in self.inputs])
-        return np.searchsorted(ends, rows, side="right")
+        return file_of_rows(self.inputs, rows)
 
     def read(self, rows: NDArray[Any]) -> list[str]:
         """Return the residues of rows, which may repeat, from `texts`.
@@ -102,6 +101,12 @@ class Sequences:
     def find_duplicates(self, max_examples: int = 3) -> tuple[int, list[str]]:
         """Return the number of sequences that repeat an earlier ID, and the first of these IDs."""
         return find_duplicates(self.ids, max_examples)
+
+
+def file_of_rows(inputs: list[InputFile], rows: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the index of the file of each row, int64, given the files in order of rows."""
+    ends = np.cumsum([file.sequences for file in inputs])
+    return np.searchsorted(ends, rows, side="right")
 
 
 def find_duplicates(ids: Any, max_examples: int) -> tuple[int, list[str]]:

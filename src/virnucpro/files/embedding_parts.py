@@ -1,0 +1,314 @@
+"""The folder of embeddings: Parquet files, each of which appears only when it is complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from virnucpro.files import tables
+from virnucpro.files.embeddings import (
+    EMBEDDINGS_KEY,
+    EmbeddingSummary,
+    decode_embeddings,
+    differences,
+    encode_embeddings,
+)
+from virnucpro.files.errors import explain_errors
+from virnucpro.files.inputs import find, list_folder
+from virnucpro.files.output import check_not_input, find_parent, name_errors, write_file
+from virnucpro.files.places import as_local, is_uri, join, name_of
+from virnucpro.memory import format_bytes
+from virnucpro.text import shown
+
+# The key of what is known of a part alone, in the metadata.
+PART_KEY = b"virnucpro.part"
+# Files of a folder that are left alone: those that begin with these.
+HIDDEN = (".", "_")
+PART_NAME = re.compile(r"part-(\d{5,})-of-(\d{5,})\.parquet")
+# Columns with few distinct values, which dictionary encoding makes small.
+DICTIONARIES = ["file", "truncated"]
+# Bytes that a row takes beside its embedding and states, about.
+ROW_BYTES = 48
+
+
+class FailedSequence(NamedTuple):
+    """A sequence that has no embedding because the model failed.
+
+    Attributes:
+        row: Its position among all sequences of the input.
+        id: Its ID.
+        reason: Why it failed.
+    """
+
+    row: int
+    id: str
+    reason: str
+
+
+class Rows(NamedTuple):
+    """Rows of a part.
+
+    Attributes:
+        ids: The ID of each, an Arrow array of large strings.
+        embeddings: The embedding of each, [n, width]; those of `missing` ones are ignored.
+        missing: Whether each has no embedding, bool [n].
+        lengths: Residues of each, int64 [n].
+        truncated: Whether each is truncated, bool [n].
+        files: The index of the file of each, int64 [n].
+        rows: The position of each among all sequences of the input, int64 [n].
+        states: The states of the residues of each, [residues, width], or None; None without states.
+    """
+
+    ids: Any
+    embeddings: NDArray[Any]
+    missing: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+    truncated: NDArray[np.bool_]
+    files: NDArray[np.int64]
+    rows: NDArray[np.int64]
+    states: list[NDArray[Any] | None] | None
+
+
+def part_name(number: int, num_parts: int) -> str:
+    """Return the name of a part, counted from 0."""
+    return f"part-{number:05}-of-{num_parts:05}.parquet"
+
+
+def make_schema(summary: EmbeddingSummary) -> pa.Schema:
+    """Return the schema of all parts."""
+    element = pa.field("element", pa.type_for_alias(summary.embedding_dtype))
+    vector = pa.list_(element, summary.model.width)
+    fields: list[Any] = [
+        ("id", pa.string()),
+        ("embedding", vector),
+        ("length", pa.int64()),
+        ("truncated", pa.bool_()),
+        ("file", pa.dictionary(pa.int32(), pa.string())),
+        ("row", pa.int64()),
+    ]
+    if summary.states:
+        fields.append(("states", pa.list_(vector)))
+    return pa.schema(fields)
+
+
+def as_vectors(values: NDArray[Any], kind: pa.DataType, missing: Any = None) -> pa.Array:
+    """Return an Arrow array of vectors, null for those missing."""
+    flat = tables.as_arrow(np.ascontiguousarray(values).reshape(-1))
+    mask = None if missing is None or not missing.any() else tables.as_arrow(missing)
+    return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask)
+
+
+def make_table(rows: Rows, summary: EmbeddingSummary, schema: pa.Schema) -> pa.Table:
+    """Return rows as a table."""
+    names = tables.strings_as_arrow([file.text for file in summary.inputs])
+    files = tables.as_arrow(rows.files.astype(np.int32))
+    vector = schema.field("embedding").type
+    columns = [
+        rows.ids.cast(pa.string()),
+        as_vectors(rows.embeddings, vector, rows.missing),
+        tables.as_arrow(rows.lengths),
+        tables.as_arrow(rows.truncated),
+        pa.DictionaryArray.from_arrays(files, names),
+        tables.as_arrow(rows.rows),
+    ]
+    if rows.states is not None:
+        known = [each for each in rows.states if each is not None]
+        lengths = [0 if each is None else len(each) for each in rows.states]
+        offsets = np.cumsum([0, *lengths]).astype(np.int32)
+        is_missing = np.array([each is None for each in rows.states], np.bool_)
+        width, kind = summary.model.width, summary.embedding_dtype
+        flat = np.concatenate(known) if known else np.empty((0, width), kind)
+        mask = tables.as_arrow(is_missing) if is_missing.any() else None
+        columns.append(
+            pa.ListArray.from_arrays(
+                tables.as_arrow(offsets),
+                as_vectors(flat, vector),
+                type=schema.field("states").type,
+                mask=mask,
+            )
+        )
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def write_part(
+    folder: str,
+    number: int,
+    num_parts: int,
+    summary: EmbeddingSummary,
+    failed: list[FailedSequence],
+    some_rows: Iterable[Rows],
+) -> None:
+    """Write a part of embeddings, in one row group for some rows at a time.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    part = {"part": number, "failed": [each._asdict() for each in failed]}
+    metadata = {EMBEDDINGS_KEY: encode_embeddings(summary), PART_KEY: json.dumps(part).encode()}
+    schema = make_schema(summary).with_metadata(metadata)
+    path = join(folder, part_name(number, num_parts))
+    with (
+        write_file(path) as file,
+        pq.ParquetWriter(
+            file,
+            schema,
+            compression="none",
+            use_dictionary=DICTIONARIES,
+            write_statistics=["length", "row", "truncated"],
+            write_page_checksum=True,
+        ) as writer,
+    ):
+        for rows in some_rows:
+            writer.write_table(make_table(rows, summary, schema))
+
+
+class StoredPart(NamedTuple):
+    """A part in a folder.
+
+    Attributes:
+        number: Its number.
+        num_parts: The number of parts that its name says.
+        summary: The summary of the embeddings.
+        failed: The sequences without an embedding because the model failed.
+    """
+
+    number: int
+    num_parts: int
+    summary: EmbeddingSummary
+    failed: list[FailedSequence]
+
+
+def find_parts(folder: str) -> list[StoredPart]:
+    """Return the parts in a folder, in order of their numbers.
+
+    Raises:
+        ValueError: A file in it is not a part, or damaged, or parts are of several runs.
+        OSError: The folder or a part cannot be read.
+    """
+    if find(folder) is None:
+        return []
+    parts: list[StoredPart] = []
+    for found in sorted(list_folder(folder)):
+        if found.name.startswith(HIDDEN):
+            continue
+        match = PART_NAME.fullmatch(found.name)
+        if match is None or found.is_folder:
+            raise ValueError(
+                f"{shown(name_of(folder))}: has {shown(found.name)}, which is not a part of "
+                "embeddings; give a new folder"
+            )
+        summary, failed = read_part(join(folder, found.name))
+        part = StoredPart(int(match[1]), int(match[2]), summary, failed)
+        if parts:
+            check_alike(folder, parts[0], part)
+        parts.append(part)
+    return parts
+
+
+def check_alike(folder: str, first: StoredPart, part: StoredPart) -> None:
+    """Raise ValueError if two parts are of different runs."""
+    unlike = next(differences(first.summary, part.summary), None)
+    if unlike is None and part.num_parts == first.num_parts:
+        return
+    names = (shown(part_name(each.number, each.num_parts)) for each in (first, part))
+    raise ValueError(
+        f"{shown(name_of(folder))}: has parts of several runs: {' and '.join(names)} "
+        f"({unlike or 'of another number of parts'})"
+    )
+
+
+def read_part(path: str) -> tuple[EmbeddingSummary, list[FailedSequence]]:
+    """Return the summary of a part, and what failed in it.
+
+    Raises:
+        ValueError: It is not a part, or damaged.
+        OSError: It cannot be read.
+    """
+    with explain_errors(path, not_a_part), tables.open_parquet(path) as file:
+        metadata = file.schema_arrow.metadata
+    try:
+        summary = decode_embeddings(metadata)
+        part = json.loads(metadata[PART_KEY])
+        return summary, [FailedSequence(**each) for each in part["failed"]]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise not_a_part(path, str(error)) from error
+
+
+def not_a_part(path: str | PathLike[str], reason: str) -> ValueError:
+    """Return the error for a file that is not a part of embeddings."""
+    return ValueError(f"{shown(name_of(path))}: not a part of embeddings ({shown(reason)})")
+
+
+def check_resumable(folder: str, parts: list[StoredPart], summary: EmbeddingSummary) -> None:
+    """Raise ValueError, saying what differs, if parts are not those of a run."""
+    found = list(differences(parts[0].summary, summary)) if parts else []
+    if found:
+        raise ValueError(
+            f"{shown(name_of(folder))}: cannot be resumed: {'; '.join(found)}; give a new folder, "
+            "or the same arguments"
+        )
+
+
+@contextmanager
+def output_folder(path: str | PathLike[str], inputs: Iterable[str]) -> Iterator[str]:
+    """Yield the folder for parts, which is made if it does not exist, and removed if left empty.
+
+    Raises:
+        ValueError: It is in an input folder.
+        NotADirectoryError: It is a file.
+        OSError: It cannot be made, or nothing can be written there.
+    """
+    folder = as_local(path)
+    name = shown(name_of(folder))
+    found = find(folder)
+    if found is not None and not found.is_folder:
+        raise NotADirectoryError(f"{name}: is not a folder")
+    # The errors that a part would raise later.
+    probe = join(folder, part_name(0, 1))
+    is_new = found is None and not is_uri(folder)
+    with name_errors(name):
+        if is_new:
+            if "\0" in folder or not folder:
+                raise OSError("not the name of a folder")
+            place = Path(folder).absolute()
+            check_not_input(find_parent(place) / place.name, name, inputs)
+            place.mkdir()
+        elif not is_uri(folder):
+            check_not_input(Path(folder).resolve(), name, inputs)
+    try:
+        with contextlib.suppress(Rehearsal), write_file(probe, inputs):
+            raise Rehearsal
+        yield folder
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):
+                Path(folder).rmdir()
+
+
+class Rehearsal(Exception):  # noqa: N818
+    """Ends the writing of a file that is not to be written."""
+
+
+def check_space(folder: str, num_bytes: int) -> None:
+    """Raise OSError if a folder on this machine does not have the space for a number of bytes."""
+    if is_uri(folder):
+        return
+    with name_errors(shown(folder)):
+        free = shutil.disk_usage(folder).free
+    if num_bytes > free:
+        raise OSError(
+            f"{shown(folder)}: not enough space: what is left needs about "
+            f"{format_bytes(num_bytes)}, {format_bytes(free)} are free"
+        )

@@ -1,0 +1,189 @@
+"""The summary of embeddings, which each of their files stores in the metadata."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from virnucpro.files.fasta import ReadOptions
+from virnucpro.files.sequences import InputFile
+from virnucpro.kernel.limits import Limits
+from virnucpro.text import quoted, shown
+
+# The key of the summary in the metadata of Parquet files.
+EMBEDDINGS_KEY = b"virnucpro.embeddings"
+# The version of the summary's format.
+VERSION = 1
+# What a run that is resumed may have otherwise: names say where a model is, not which it is.
+INCIDENTAL = ("version", "versions", "totals", "model.name")
+# What messages call some of the values.
+WORDS = {
+    "model.sha256": "the weights, configuration or vocabulary of the model",
+    "plan": "the plan",
+}
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """The model that made embeddings.
+
+    Attributes:
+        name: The folder or the name on the hub.
+        kind: The class of the model.
+        sha256: The hash of its weights, configuration and vocabulary.
+        dtype: The type that it ran in.
+        width: The width of its states.
+    """
+
+    name: str
+    kind: str
+    sha256: str
+    dtype: str
+    width: int
+
+
+@dataclass(frozen=True)
+class EmbeddingTotals:
+    """The totals of embeddings and their input.
+
+    Attributes:
+        sequences: Sequences in the input.
+        distinct: Sequences that the model runs; others are equal to one of them, empty or dropped.
+        truncated: Sequences embedded from their first residues only.
+        split: Sequences embedded from several windows.
+        empty: Sequences without residues, which have no embedding.
+        dropped: Sequences that were too long and have no embedding.
+        residues: Residues in the input.
+        residues_truncated: Residues removed from truncated sequences.
+        residues_dropped: Residues of dropped sequences.
+        tokens: Tokens that the model runs, with special tokens.
+        batches: Number of batches.
+        stops: Stops (``*``) removed when reading; None if it is not known.
+        lower_case: Lower-case letters converted to upper case when reading.
+        gaps: Gaps removed when reading.
+        insertions: Lower-case letters removed when reading.
+    """
+
+    sequences: int
+    distinct: int
+    truncated: int
+    split: int
+    empty: int
+    dropped: int
+    residues: int
+    residues_truncated: int
+    residues_dropped: int
+    tokens: int
+    batches: int
+    stops: int | None
+    lower_case: int | None
+    gaps: int | None
+    insertions: int | None
+
+
+@dataclass(frozen=True)
+class EmbeddingSummary:
+    """The summary of embeddings, which each of their files stores in the metadata.
+
+    Attributes:
+        model: The model.
+        limits: The limits on batches and sequences.
+        overlong: How sequences above the limit were handled: "truncate", "error", "drop" or
+            "split"; None for those of a plan that does not say.
+        overlap: Residues that neighboring windows share.
+        options: How the input was read.
+        deduplicate: Whether equal sequences were embedded once.
+        embedding_dtype: The type of the embeddings, "float32" or "float16".
+        states: Whether there are the states of residues.
+        inputs: The input files, in order.
+        plan: The SHA-256 of the summary of the plan that was given; None if none was.
+        totals: The totals.
+        versions: The versions of the libraries, by name.
+    """
+
+    model: ModelInfo
+    limits: Limits
+    overlong: str | None
+    overlap: int
+    options: ReadOptions | None
+    deduplicate: bool
+    embedding_dtype: str
+    states: bool
+    inputs: list[InputFile]
+    plan: str | None
+    totals: EmbeddingTotals
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the summary as plain values, with a version."""
+        return {"version": VERSION, **asdict(self), "limits": self.limits.to_dict()}
+
+    @classmethod
+    def from_dict(cls, state: dict[str, Any]) -> EmbeddingSummary:
+        """Return a summary from the result of `to_dict`.
+
+        Raises:
+            ValueError: The summary is of another version.
+            KeyError, TypeError: A value is missing, or of another type.
+        """
+        if state["version"] != VERSION:
+            raise ValueError(f"version {quoted(state['version'])} (this release reads {VERSION})")
+        options = state["options"]
+        return cls(
+            **{field.name: state[field.name] for field in fields(cls)}
+            | {
+                "model": ModelInfo(**state["model"]),
+                "limits": Limits.from_dict(state["limits"]),
+                "options": None if options is None else ReadOptions(**options),
+                "inputs": [InputFile(**file) for file in state["inputs"]],
+                "totals": EmbeddingTotals(**state["totals"]),
+            }
+        )
+
+
+def encode_embeddings(summary: EmbeddingSummary) -> bytes:
+    """Return a summary as the metadata of files has it."""
+    return json.dumps(summary.to_dict()).encode()
+
+
+def decode_embeddings(metadata: Any) -> EmbeddingSummary:
+    """Return the summary in the metadata of a file.
+
+    Raises:
+        ValueError: There is none, or it is damaged or of another version.
+    """
+    try:
+        return EmbeddingSummary.from_dict(json.loads((metadata or {})[EMBEDDINGS_KEY]))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError("no summary of embeddings in its metadata") from error
+
+
+def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> Iterator[str]:
+    """Yield what would make the rows of two runs differ, in words."""
+    if len(stored.inputs) != len(wanted.inputs):
+        yield f"it was made of {len(stored.inputs):,} files (got {len(wanted.inputs):,})"
+    for before, now in zip(stored.inputs, wanted.inputs, strict=False):
+        if before.name != now.name:
+            yield f"an input was {shown(before.name)} (got {shown(now.name)})"
+        elif before != now:
+            yield f"{shown(now.name)} has changed"
+    flat_before, flat_now = (dict(flatten(each.to_dict())) for each in (stored, wanted))
+    for name in dict.fromkeys((*flat_before, *flat_now)):
+        before, now = flat_before.get(name), flat_now.get(name)
+        if before == now or name.startswith((*INCIDENTAL, "inputs")):
+            continue
+        if name in WORDS:
+            yield f"{WORDS[name]} has changed" if name == "plan" else f"{WORDS[name]} have changed"
+        else:
+            yield f"{name.rpartition('.')[2]} was {quoted(before)} (got {quoted(now)})"
+
+
+def flatten(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the values of nested dicts by their path."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{before}{name}.")
+        else:
+            yield before + name, value

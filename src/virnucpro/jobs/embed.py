@@ -1,0 +1,339 @@
+"""`embed_files`: from FASTA files or a plan to embeddings in Parquet files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from importlib.metadata import version
+from os import PathLike, fsdecode
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.data.packing import GreedyPacker
+from virnucpro.files.embedding_parts import (
+    ROW_BYTES,
+    StoredPart,
+    check_resumable,
+    find_parts,
+    output_folder,
+)
+from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo
+from virnucpro.files.fasta import ReadOptions, check_options
+from virnucpro.files.inputs import find_inputs, table_kind
+from virnucpro.files.places import as_local, is_regular, is_uri, name_of
+from virnucpro.files.plan_reader import METADATA, PlanFile, load_plan, open_plan
+from virnucpro.files.plan_sequences import PlanSequences
+from virnucpro.files.sequences import read_files
+from virnucpro.jobs.embed_job import EmbeddingRun, Job, Progress
+from virnucpro.jobs.embed_work import Sizes, Work, plan_work, with_parts
+from virnucpro.jobs.pack import check_lengths
+from virnucpro.kernel.arguments import check_integer
+from virnucpro.model.embedder import MAX_RESIDUES, Embedder
+from virnucpro.model.measure import measure_token_budget
+from virnucpro.text import quoted, shown
+
+logger = logging.getLogger(__name__)
+
+# The budget where memory does not limit it, and the largest that is measured.
+DEFAULT_BUDGET = 4096
+MAX_MEASURED = 65536
+# The share of residues that may be truncated without a warning.
+QUIET_SHARE = 0.01
+# The number of lengths that a budget is measured with.
+NUM_MEASURED = 10_000
+ITEM_BYTES = {"float32": 4, "float16": 2}
+
+
+def embed_files(
+    inputs: str | PathLike[str] | Iterable[str | PathLike[str]],
+    output: str | PathLike[str],
+    model: str | PathLike[str],
+    *,
+    max_tokens: int | None = None,
+    max_sequence_length: int | None = None,
+    overlong: str = "truncate",
+    overlap: int = 0,
+    options: ReadOptions | None = None,
+    deduplicate: bool = True,
+    states: bool = False,
+    dtype: str | None = None,
+    embedding_dtype: str = "float32",
+    device: str | None = None,
+    shard: tuple[int, int] = (1, 1),
+    progress: Progress | None = None,
+) -> EmbeddingRun:
+    r"""Embed the sequences of files with a protein language model, and write Parquet files.
+
+    The embedding of a sequence is the mean of the model's last states over its residues, without
+    special tokens. The output is a folder of parts, ``part-00000-of-00120.parquet`` and so on, in
+    order of batches. Their columns are
+
+    - `id` (string);
+    - `embedding` (a list of float32 or float16, of the model's width); null for sequences without
+      residues, that were dropped, or for which the model failed;
+    - `length` (int64): residues in the input;
+    - `truncated` (bool): whether only the first residues were embedded;
+    - `file` (a dictionary of strings) and `row` (int64): the position among all sequences of the
+      input, from 0;
+    - `states` (a list of such lists), with `states`: one vector per residue embedded.
+
+    Each part appears only when it is complete, and has the `EmbeddingSummary` in its metadata. A
+    run that was interrupted, at any moment, does what is left when it is called again, and the rows
+    are those of a run that never was. Parts with sequences for which the model failed are done
+    again.
+
+    Args:
+        inputs: FASTA files, folders, patterns or URIs, as for `pack_files`; or a plan, whose
+            limits, batches and reading options are used. If it has the residues, its inputs are not
+            needed.
+        output: The folder, or its URI. It may exist if it is empty or has parts of the same run.
+        model: The folder of a checkpoint of Hugging Face transformers, or its name on the hub.
+        max_tokens: Token budget per batch, with special tokens. If None, that of the parts that
+            exist; else, on a CUDA device, measured (the smallest that is fast), and 4,096 on
+            others.
+        max_sequence_length: Maximum residues kept per sequence. If None, 1,022, or fewer if the
+            model has positions for fewer.
+        overlong: How to handle longer sequences: "truncate" keeps the first residues, with a
+            WARNING if more than 1 % of all residues are lost; "split" embeds windows of the maximum
+            length and takes the mean over all residues, and for a residue in several windows the
+            mean of its states; "drop" gives them no embedding; "error" raises an error.
+        overlap: Residues that neighboring windows share.
+        options: How to read FASTA; None for the defaults of `ReadOptions`.
+        deduplicate: Whether to run the model once for equal sequences. Those of a plan are run as
+            often as it has them.
+        states: Whether to store the states of residues.
+        dtype: The type of the model, "float32", "bfloat16" or "float16". If None, bfloat16 on CUDA
+            devices and float32 on others.
+        embedding_dtype: The type of the output, "float32" or "float16".
+        device: The device, such as "cuda:1"; None for "cuda" if there is one, else "cpu".
+        shard: (i, n) to do every n-th part, from the i-th on, i from 1 to n. Runs with the same n
+            and all i share the output folder, in any order, at the same time or not.
+        progress: Called from time to time with the stage, what is done, and the total or None:
+            "loading" (the model), "reading" and "comparing" (sequences), "packing", and "embedding"
+            (residues that the model runs, those of parts that are complete included).
+
+    Returns:
+        The summary and what was done. Runs with failed sequences return, too.
+
+    Raises:
+        ValueError: An argument, an input or the model is not valid; packing changes the output of
+            the model; the folder has parts of another run (the message says what differs) or other
+            files; or the model fails for all batches.
+        TypeError: An argument has the wrong type.
+        MemoryError: The model does not fit.
+        OSError: A file cannot be read or written, or there is not enough space for the output.
+
+    Cost: reading the files twice, packing them, and running the model once for each token. In
+    memory, 100 bytes per sequence, the model and a batch, and two parts (each at most about 256 MiB
+    and one batch).
+
+    Example::
+
+        run = embed_files("proteins.fasta", "embeddings", "facebook/esm2_t33_650M_UR50D")
+        table = pyarrow.parquet.read_table("embeddings").sort_by("row")
+
+        >>> from virnucpro.data import embed_files
+        >>> embed_files("proteins.fasta", "out", "no/such/folder")
+        Traceback (most recent call last):
+            ...
+        FileNotFoundError: no/such/folder: no such folder of a model
+    """
+    progress = progress or no_progress
+    names = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
+    names = [fsdecode(name) for name in names]
+    if not names:
+        raise ValueError("inputs must name at least one file")
+    share = check_shard(shard)
+    if embedding_dtype not in ITEM_BYTES:
+        raise ValueError(
+            f"embedding_dtype must be float32 or float16 (got {quoted(embedding_dtype)})"
+        )
+    # Raises if the limits are not valid.
+    GreedyPacker(
+        2**31 - 1 if max_tokens is None else max_tokens,
+        MAX_RESIDUES if max_sequence_length is None else max_sequence_length,
+        overlong=overlong,
+        overlap=overlap,
+    )
+    check_options(options)
+    plan = find_plan(names)
+    if plan is not None:
+        is_given = {
+            "max_tokens": max_tokens is not None,
+            "max_sequence_length": max_sequence_length is not None,
+            "overlong": overlong != "truncate",
+            "overlap": overlap != 0,
+            "options": options is not None,
+        }
+        check_plan(plan, [name for name, given in is_given.items() if given])
+        max_sequence_length = plan.summary.limits.max_residues
+        overlong, options = plan.summary.overlong or "truncate", plan.summary.options
+        deduplicate = False
+    else:
+        names = [found.path for found in find_inputs(names)]
+        check_fasta(names)
+        options = check_options(options)
+    with output_folder(output, names) as folder:
+        stored = find_parts(folder)
+        progress("loading", 0, None)
+        embedder = Embedder(
+            model, max_sequence_length=max_sequence_length, dtype=dtype, device=device
+        )
+        item_bytes = ITEM_BYTES[embedding_dtype]
+        per_vector = embedder.width * item_bytes
+        sizes = Sizes(ROW_BYTES + per_vector, per_vector if states else 0)
+        if plan is not None:
+            work = read_plan(plan, embedder, sizes, progress)
+        else:
+            sequences = read_files(
+                names, options, lambda done: progress("reading", done, None), keep_texts=True
+            )
+            packer = GreedyPacker(
+                max_tokens or choose_budget(embedder, stored, share[1], sequences.lengths),
+                embedder.max_sequence_length,
+                special_tokens=embedder.special_tokens,
+                overlong=overlong,
+                overlap=overlap,
+                empty="drop",
+            )
+            if overlong == "error":
+                check_lengths(sequences, packer.limits.max_residues)
+            work = plan_work(sequences, packer, deduplicate, sizes, progress)
+        checkpoint = embedder.checkpoint
+        summary = EmbeddingSummary(
+            model=ModelInfo(
+                checkpoint.name,
+                checkpoint.kind,
+                checkpoint.sha256,
+                embedder.dtype,
+                embedder.width,
+            ),
+            limits=work.plan.limits,
+            overlong=overlong,
+            overlap=overlap,
+            options=options,
+            deduplicate=deduplicate,
+            embedding_dtype=embedding_dtype,
+            states=states,
+            inputs=work.sequences.inputs,
+            plan=None if plan is None else plan.metadata_hash.hex(),
+            totals=work.totals(),
+            versions={name: version(name) for name in ("virnucpro", "torch", "transformers")},
+        )
+        check_resumable(folder, stored, summary)
+        warn_of_truncation(summary)
+        return Job(folder, embedder, work, summary, sizes, progress).run(stored, share)
+
+
+def no_progress(_stage: str, _done: int, _total: int | None) -> None:
+    """Ignore progress."""
+
+
+def check_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    """Return which parts a run does, (i, n); raise unless i is from 1 to n."""
+    if not isinstance(shard, (tuple, list)) or len(shard) != 2:
+        raise TypeError(f"shard must be a pair, such as (1, 4) (got {quoted(shard)})")
+    number = check_integer(shard[1], "shard[1]", 1)
+    return check_integer(shard[0], "shard[0]", 1, number), number
+
+
+def find_plan(names: list[str]) -> PlanFile | None:
+    """Return the plan that inputs are; None if they are FASTA files."""
+    if len(names) != 1 or names[0] == "-":
+        return None
+    path = as_local(names[0])
+    is_folder = not is_uri(path) and is_regular(Path(path, METADATA))
+    return open_plan(path) if is_folder or table_kind(path) in ("parquet", "arrow") else None
+
+
+def check_plan(plan: PlanFile, given: list[str]) -> None:
+    """Raise ValueError unless a plan can be run as it is."""
+    name = shown(plan.name)
+    if given:
+        raise ValueError(f"{name}: is a plan, which has its own {given[0]}")
+    if "fragment" in plan.schema.names:
+        raise ValueError(
+            f"{name}: has split sequences, whose windows may be in different parts; give the FASTA "
+            "files and overlong='split' instead"
+        )
+    if not plan.summary.inputs:
+        raise ValueError(f"{name}: does not have the names of its input (see `pack_files`)")
+
+
+def check_fasta(paths: list[str]) -> None:
+    """Raise ValueError if an input is a table."""
+    for path in paths:
+        if path != "-" and table_kind(path) is not None:
+            raise ValueError(
+                f"{shown(name_of(path))}: a table has no residues; give FASTA files, or one plan"
+            )
+
+
+def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progress) -> Work:
+    """Return the work for a plan."""
+    name, summary = shown(file.name), file.summary
+    if summary.limits.special_tokens != embedder.special_tokens:
+        raise ValueError(
+            f"{name}: the plan has {summary.limits.special_tokens} special tokens per sequence, "
+            f"the tokenizer of {shown(embedder.checkpoint.name)} has {embedder.special_tokens}"
+        )
+    plan = load_plan(file.origin)
+    sequences: Any
+    if "sequence" in file.schema.names:
+        sequences = PlanSequences(file)
+    else:
+        paths = [found.path for found in find_inputs([each.name for each in summary.inputs])]
+        check_fasta(paths)
+        options = summary.options or ReadOptions()
+        sequences = read_files(
+            paths, options, lambda done: progress("reading", done, None), keep_texts=True
+        )
+        for before, now in zip(summary.inputs, sequences.inputs, strict=True):
+            if before.sha256 != now.sha256:
+                raise ValueError(f"{shown(now.name)}: has changed since {name} was made")
+    # The tokens of the plan are those of the batches.
+    embedder.collator.multiple_of = summary.limits.multiple_of
+    rows = np.arange(len(sequences.lengths))
+    return with_parts(Work(sequences, rows, rows, np.append(rows, len(rows)), plan, []), sizes)
+
+
+def choose_budget(
+    embedder: Embedder, stored: list[StoredPart], num_shards: int, lengths: NDArray[np.int64]
+) -> int:
+    """Return the token budget, which none was given for."""
+    if stored:
+        return stored[0].summary.limits.max_tokens_per_batch
+    longest = embedder.max_sequence_length + embedder.special_tokens
+    if embedder.device.type != "cuda":
+        return max(DEFAULT_BUDGET, longest)
+    if num_shards > 1:
+        raise ValueError(
+            "max_tokens must be given for several shards: their GPUs may differ in memory, and then "
+            "they would pack differently"
+        )
+    some = lengths[lengths > 0][:: 1 + len(lengths) // NUM_MEASURED]
+    measured = measure_token_budget(
+        embedder.model,
+        lengths=some if len(some) else None,
+        max_sequence_length=embedder.max_sequence_length,
+        special_tokens=embedder.special_tokens,
+        max_tokens=max(MAX_MEASURED, longest),
+    )
+    return max(measured.fast_tokens, longest)
+
+
+def warn_of_truncation(summary: EmbeddingSummary) -> None:
+    """Warn if much of the input is not embedded."""
+    totals = summary.totals
+    if totals.residues_truncated > QUIET_SHARE * totals.residues:
+        logger.warning(
+            "%.1f %% of the residues are truncated: %s of %s sequences have more than %s residues "
+            "(overlong='split' embeds all of them)",
+            100 * totals.residues_truncated / totals.residues,
+            f"{totals.truncated:,}",
+            f"{totals.sequences:,}",
+            f"{summary.limits.max_residues:,}",
+        )

@@ -1,0 +1,211 @@
+"""Runs the parts of `embed_files`, and writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from virnucpro.files.embedding_parts import (
+    FailedSequence,
+    Rows,
+    StoredPart,
+    check_space,
+    find_parts,
+    write_part,
+)
+from virnucpro.files.embeddings import EmbeddingSummary
+from virnucpro.files.tables import as_arrow
+from virnucpro.jobs.embed_work import Part, Sizes, Work, chunks_of, weights_of
+from virnucpro.model.embedder import Embedder, Pooled
+
+# Called with the stage, what is done, and the total or None.
+Progress = Callable[[str, int, "int | None"], None]
+
+
+@dataclass(frozen=True)
+class EmbeddingRun:
+    """What `embed_files` did.
+
+    Attributes:
+        summary: The summary that each part stores.
+        parts: Number of parts of the whole output.
+        complete: Number of parts that are in the folder.
+        written: Number of parts that this run wrote.
+        failed: The sequences of the parts written that have no embedding because the model failed.
+    """
+
+    summary: EmbeddingSummary
+    parts: int
+    complete: int
+    written: int
+    failed: list[FailedSequence]
+
+
+class Job:
+    """Runs the parts of some work, and writes them."""
+
+    def __init__(
+        self,
+        folder: str,
+        embedder: Embedder,
+        work: Work,
+        summary: EmbeddingSummary,
+        sizes: Sizes,
+        progress: Progress,
+    ) -> None:
+        self.folder = folder
+        self.embedder = embedder
+        self.work = work
+        self.summary = summary
+        self.sizes = sizes
+        self.progress = progress
+        self.dtype = summary.embedding_dtype
+
+    def run(self, stored: list[StoredPart], share: tuple[int, int]) -> EmbeddingRun:
+        """Run the parts of a share that are left, and return what was done."""
+        work, plan = self.work, self.work.plan
+        mine = work.parts[share[0] - 1 :: share[1]]
+        done = {part.number for part in stored if not part.failed}
+        left = [part for part in mine if part.number not in done]
+        check_space(self.folder, sum(work.bytes_of(part, self.sizes) for part in left))
+        residues = [work.residues_of(part) for part in mine]
+        self.total = sum(residues)
+        self.done = self.total - sum(work.residues_of(part) for part in left)
+        self.progress("embedding", self.done, self.total)
+        failed: list[FailedSequence] = []
+        if left:
+            if plan.num_batches:
+                self.embedder.set_shape(*plan.shape)
+            batches = (
+                work.batch(batch)
+                for part in left
+                if not part.is_dropped
+                for batch in range(part.begin, part.end)
+            )
+            states = self.dtype if self.summary.states else None
+            results = self.embedder.run(batches, states)
+            with closing(results), ThreadPoolExecutor(1) as writer:
+                writing: Future[None] | None = None
+                for part in left:
+                    some_rows, failed_here = self._embed(part, results)
+                    failed += failed_here
+                    if writing is not None:
+                        # At most two parts are in memory.
+                        writing.result()
+                    writing = writer.submit(
+                        write_part,
+                        self.folder,
+                        part.number,
+                        len(work.parts),
+                        self.summary,
+                        failed_here,
+                        some_rows,
+                    )
+                if writing is not None:
+                    writing.result()
+        # Those of other shards may have been written meanwhile.
+        complete = len(find_parts(self.folder)) if share[1] > 1 else len(done) + len(left)
+        return EmbeddingRun(self.summary, len(work.parts), complete, len(left), failed)
+
+    def _embed(
+        self, part: Part, results: Iterator[Pooled]
+    ) -> tuple[Iterator[Rows], list[FailedSequence]]:
+        """Return the rows of a part, and what failed."""
+        work, plan = self.work, self.work.plan
+        rows = work.rows_of(part)
+        kept = work.kept(rows)
+        width = self.embedder.width
+        sums = np.zeros((len(rows), width), np.float32)
+        values: list[NDArray[Any] | None] = [None] * len(rows)
+        reasons: dict[int, str] = {}
+        order = np.argsort(rows)
+        for batch in range(part.begin, part.end) if not part.is_dropped else ():
+            numbers = plan[batch]
+            fragments = plan.fragments
+            found = numbers if fragments is None else fragments.rows[numbers]
+            places = order[np.searchsorted(rows, found, sorter=order)]
+            pooled = next(results)
+            np.add.at(sums, places, pooled.sums)
+            for number, reason in pooled.failed.items():
+                reasons.setdefault(int(places[number]), reason)
+            if self.summary.states:
+                self._add_states(values, places, pooled, numbers, kept)
+            self.done += int(plan.tokens(batch).sum()) - plan.special_tokens * len(numbers)
+            self.progress("embedding", self.done, self.total)
+        is_missing = np.full(len(rows), part.is_dropped) | (kept == 0)
+        with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+            embeddings = (sums / kept[:, None]).astype(self.dtype)
+        wrong = ~np.isfinite(embeddings).all(axis=1) & ~is_missing
+        for place in np.flatnonzero(wrong).tolist():
+            reasons.setdefault(place, f"its embedding does not fit in {self.dtype}")
+        is_missing[list(reasons)] = True
+        embeddings[is_missing] = 0
+        values = [
+            None if value is None or missing else value.astype(self.dtype, copy=False)
+            for value, missing in zip(values, is_missing.tolist(), strict=True)
+        ]
+        failed = [
+            FailedSequence(row, work.sequences.ids[row].as_py(), reason)
+            for place, reason in sorted(reasons.items())
+            for row in work.copies_of(rows[place : place + 1])[0].tolist()
+        ]
+        return self._rows(part, rows, embeddings, is_missing, values), failed
+
+    def _add_states(
+        self,
+        values: list[NDArray[Any] | None],
+        places: NDArray[np.int64],
+        pooled: Pooled,
+        numbers: NDArray[Any],
+        kept: NDArray[np.int64],
+    ) -> None:
+        """Add the states of a batch to those of the sequences of a part."""
+        fragments = self.work.plan.fragments
+        for number, place, states in zip(
+            numbers.tolist(), places.tolist(), pooled.states, strict=True
+        ):
+            if fragments is None or states is None or len(states) == kept[place]:
+                values[place] = states
+                continue
+            total = values[place]
+            if total is None:
+                total = values[place] = np.zeros((kept[place], states.shape[1]), np.float32)
+            start, stop = fragments.starts[number], fragments.stops[number]
+            weights = weights_of(fragments, number)
+            assert weights is not None
+            total[start:stop] += weights[:, None] * states
+
+    def _rows(
+        self,
+        part: Part,
+        rows: NDArray[np.int64],
+        embeddings: NDArray[Any],
+        is_missing: NDArray[np.bool_],
+        values: list[NDArray[Any] | None],
+    ) -> Iterator[Rows]:
+        """Yield rows of the output, those equal to a sequence after it."""
+        work = self.work
+        copies, places = work.copies_of(rows)
+        sequences = work.sequences
+        # Dropped ones are not truncated.
+        is_whole = part.is_dropped or work.plan.fragments is not None
+        limit = work.plan.limits.max_residues
+        for chosen in chunks_of(work, places, rows, self.sizes):
+            some, of = copies[chosen], places[chosen]
+            lengths = sequences.lengths[some]
+            yield Rows(
+                sequences.ids.take(as_arrow(some)),
+                embeddings[of],
+                is_missing[of],
+                lengths,
+                np.zeros(len(some), np.bool_) if is_whole else lengths > limit,
+                sequences.file_of(some),
+                some,
+                [values[place] for place in of.tolist()] if self.summary.states else None,
+            )

@@ -1,0 +1,104 @@
+"""Checkpoints of Hugging Face transformers, loaded to run packed batches."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from virnucpro.text import first_line, quoted, shown
+
+# The types that a model can run in, by name.
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Parts of a configuration that do not change what a model computes.
+INCIDENTAL = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model that was loaded with its tokenizer.
+
+    Attributes:
+        name: The folder or the name on the hub, as given.
+        kind: The class of the model.
+        sha256: The hash of its weights, its configuration and its tokenizer's vocabulary, whatever
+            files they are stored in.
+        model: The model, in evaluation mode, on the CPU, in the type of the checkpoint.
+        tokenizer: Its tokenizer.
+    """
+
+    name: str
+    kind: str
+    sha256: str
+    model: Any = field(repr=False)
+    tokenizer: Any = field(repr=False)
+
+
+def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
+    """Load a model and its tokenizer.
+
+    Args:
+        name: A folder with a checkpoint, or the name of a model on the hub of Hugging Face, such as
+            ``facebook/esm2_t33_650M_UR50D``. What exists as a folder is one.
+
+    Raises:
+        FileNotFoundError: There is no such folder, and it is not the name of a model.
+        ValueError: The checkpoint cannot be loaded, or lacks weights, which would be random.
+        OSError: It cannot be read or downloaded.
+
+    Cost: reading the weights once, and hashing them, a second per gigabyte or less.
+    """
+    from transformers import AutoModel, AutoTokenizer
+
+    name = os.fspath(name)
+    is_folder = Path(name).is_dir()
+    if not is_folder and not is_hub_name(name):
+        raise FileNotFoundError(f"{shown(name)}: no such folder of a model")
+    try:
+        model, loaded = AutoModel.from_pretrained(name, output_loading_info=True, dtype="auto")
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (torch.OutOfMemoryError, MemoryError):
+        raise
+    except Exception as error:
+        # Libraries raise what they like for files that are damaged.
+        kind = OSError if isinstance(error, OSError) else ValueError
+        what = "cannot be loaded as a model with its tokenizer"
+        raise kind(f"{shown(name)}: {what} ({first_line(error)})") from error
+    missing = set(loaded["missing_keys"])
+    random = sorted(key for key in missing if "pooler" not in key.split("."))
+    random += sorted(str(key) for key in loaded["mismatched_keys"])
+    if random:
+        raise ValueError(
+            f"{shown(name)}: the checkpoint does not have {len(random):,} of the weights of "
+            f"{type(model).__name__}, which would be random (the first is {quoted(random[0])})"
+        )
+    model.eval()
+    digest = hash_model(model, tokenizer, missing)
+    return Checkpoint(name, type(model).__name__, digest, model, tokenizer)
+
+
+def is_hub_name(name: str) -> bool:
+    """Return whether a text may be the name of a model on the hub: at most one slash, no path."""
+    parts = name.split("/")
+    return len(parts) <= 2 and all(part.strip(".") for part in parts) and "\\" not in name
+
+
+def hash_model(model: Any, tokenizer: Any, left_out: set[str]) -> str:
+    """Return the SHA-256 of what determines the output of a model, except weights left out."""
+    digest = hashlib.sha256()
+    config = {key: value for key, value in model.config.to_dict().items() if key not in INCIDENTAL}
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    special = [tokenizer("A")["input_ids"], tokenizer.unk_token_id, tokenizer.pad_token_id]
+    about = [type(model).__name__, config, vocabulary, special]
+    digest.update(json.dumps(about, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        if name not in left_out:
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+            data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            digest.update(data.numpy())
+    return digest.hexdigest()

@@ -1,0 +1,435 @@
+"""`Embedder`: a checkpoint that embeds the sequences of packed batches."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import virnucpro.model.attention  # noqa: F401  (registers "packed_sdpa")
+from virnucpro.data.records import Record
+from virnucpro.kernel.arguments import check_integer
+from virnucpro.kernel.limits import Limits
+from virnucpro.model.ahead import make_ahead
+from virnucpro.model.batches import bounds_of_sequences, take_real, to_device
+from virnucpro.model.captured import CapturedModel, has_graphs
+from virnucpro.model.check import check_packed
+from virnucpro.model.checkpoint import DTYPES, load_checkpoint
+from virnucpro.model.collator import VarlenCollator
+from virnucpro.model.configuration import text_config
+from virnucpro.model.inputs import model_inputs, run_model
+from virnucpro.model.positions import first_position
+from virnucpro.text import first_line, quoted, shown
+
+logger = logging.getLogger(__name__)
+
+# Residues that are kept of a sequence unless a model has positions for fewer.
+MAX_RESIDUES = 1022
+# Batches that are read and tokenized ahead.
+NUM_AHEAD = 4
+# Batches in a row without a single success after which a run ends.
+MAX_FAILED = 3
+# What errors say that are no `torch.OutOfMemoryError`, in lower case.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
+
+
+class Pooled(NamedTuple):
+    """What a model gives for the n sequences of a batch, in its order.
+
+    Attributes:
+        sums: The sum of the states of the residues of each sequence, without special tokens, times
+            their weights if the record has any, float32 [n, width]. NaN if it failed.
+        states: The states of each sequence's residues, [residues, width]; None if it failed, or if
+            states were not asked for.
+        failed: Why the model has no result for a sequence, by its number in the batch.
+    """
+
+    sums: NDArray[np.float32]
+    states: list[NDArray[Any] | None]
+    failed: dict[int, str]
+
+
+class Piece(NamedTuple):
+    """Neighboring sequences of a batch that were run together; the device may still be running.
+
+    Attributes:
+        first: The number of the first of them in the batch.
+        lengths: Residues of each.
+        sums: Their sums, on the CPU once `ready`.
+        states: The states of all of their residues, if asked for.
+        ready: The event after which the values are there; None if they are.
+    """
+
+    first: int
+    lengths: NDArray[np.int64]
+    sums: torch.Tensor
+    states: torch.Tensor | None
+    ready: torch.cuda.Event | None
+
+
+class Embedder:
+    """A checkpoint of Hugging Face transformers that embeds the sequences of packed batches.
+
+    The embedding of a sequence is the mean of the model's states over its residues, without special
+    tokens. Batches run from a CUDA graph in one shape where the model is on a CUDA device, and one
+    by one as they are otherwise. While the device runs a batch, the next are read and tokenized.
+
+    If a batch runs out of memory, it is divided, and so are all later ones that are as large, with
+    one WARNING. If it fails for another reason, it is divided too, until only the sequences that
+    fail alone are without a result.
+
+    Args:
+        model: The folder of a checkpoint, or the name of a model on the hub. Its tokenizer must
+            have one token per residue.
+        max_tokens: Tokens of the largest batch, including special tokens.
+        max_sequences: Maximum sequences per batch; if None, as many as fit with one residue each.
+            The fewer, the smaller the graph, so take it from the plan (``plan.shape``).
+        max_sequence_length: Maximum residues kept per sequence. If None, 1,022, or fewer if the
+            model has positions for fewer.
+        dtype: The type of the model: "float32", "bfloat16" or "float16"; None for bfloat16 on CUDA
+            devices, as kernels for packed batches need, and float32 on others.
+        device: Such as "cpu" or "cuda:1"; None for "cuda" if there is one, else "cpu".
+
+    Attributes:
+        checkpoint: The name of the model, its class and the hash of its weights.
+        model: The model.
+        collator: The `VarlenCollator` that makes its batches.
+        width: The width of its states.
+
+    Raises:
+        FileNotFoundError: There is no such folder.
+        ValueError: The checkpoint cannot be loaded or lacks weights, packing changes the output of
+            the model (see `check_packed`), its tokenizer has tokens of several residues, or an
+            argument is out of range.
+        TypeError: An argument has the wrong type.
+
+    Cost: loading the weights and hashing them once.
+
+    Example::
+
+        embedder = Embedder("facebook/esm2_t6_8M_UR50D", max_tokens=16384)
+        for records in PackedFastaDataset("proteins.fasta", plan):
+            vectors = embedder.embed(records)
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        max_tokens: int = 4096,
+        max_sequences: int | None = None,
+        *,
+        max_sequence_length: int | None = None,
+        dtype: str | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        check_integer(max_tokens, "max_tokens", 1)
+        self.device = choose_device(device)
+        self.dtype = choose_dtype(dtype, self.device)
+        self.checkpoint = load_checkpoint(model)
+        name = shown(self.checkpoint.name)
+        try:
+            self.model = self.checkpoint.model.to(self.device, DTYPES[self.dtype])
+            self.model.set_attn_implementation("packed_sdpa")
+            check_packed(self.model, self.checkpoint.tokenizer)
+            # The limits are known after the tokenizer.
+            self.collator = VarlenCollator(self.checkpoint.tokenizer, 2**31 - 1, 1)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name}: {first_line(error)}") from error
+        if not self.collator.has_table:
+            raise ValueError(
+                f"{name}: its tokenizer must have one token per residue ({first_words(self)})"
+            )
+        self.collator.max_sequence_length = choose_length(self, max_sequence_length)
+        with torch.inference_mode():
+            probe = self.collator([{"id": "", "sequence": "M"}])
+            self.width = self._run_plain(probe).shape[1]
+        self._captured: CapturedModel | None = None
+        self.set_shape(max_tokens, max_sequences)
+
+    @property
+    def special_tokens(self) -> int:
+        """Number of special tokens of each sequence."""
+        return self.collator.special_tokens
+
+    @property
+    def max_sequence_length(self) -> int:
+        """Maximum residues kept per sequence."""
+        return self.collator.max_sequence_length
+
+    def set_shape(self, max_tokens: int, max_sequences: int | None = None) -> None:
+        """Set the tokens and the sequences of the largest batch; see the class."""
+        limits = Limits(
+            max_tokens, self.collator.max_sequence_length, self.special_tokens, max_sequences
+        )
+        self.collator.max_tokens_per_batch = limits.max_tokens_per_batch
+        self._max_sequences = max_sequences or max(1, max_tokens // limits.tokens(1))
+        self._budget = max_tokens
+        self._failed_in_a_row = 0
+        self._capture()
+
+    def embed(self, records: list[Record]) -> NDArray[np.float32]:
+        """Return the embedding of each sequence of a batch, float32 [n, width].
+
+        Args:
+            records: Dicts with `id` and `sequence`, at most `max_tokens` tokens together. Longer
+                sequences are truncated. That of a sequence without residues is NaN.
+
+        Raises:
+            ValueError: The records are not a batch, or the model fails for one of them.
+            TypeError: A record is not a dict.
+        """
+        if not records:
+            return np.empty((0, self.width), np.float32)
+        pooled = next(self.run([records]))
+        for number, reason in pooled.failed.items():
+            raise ValueError(f"{quoted(records[number]['id'])} has no embedding: {reason}")
+        lengths = [min(len(each["sequence"]), self.max_sequence_length) for each in records]
+        with np.errstate(invalid="ignore"):
+            return pooled.sums / np.array(lengths, np.float32)[:, None]
+
+    def run(
+        self, batches: Iterable[list[Record]], states: str | None = None
+    ) -> Iterator[Pooled]:
+        """Yield what the model gives for the sequences of batches, in order.
+
+        Args:
+            batches: Records with `id` and `sequence`, as for `VarlenCollator`, and perhaps
+                `weights`, float32 [residues]. A thread iterates over them.
+            states: The type in which to return the states of residues, "float32" or "float16"; None
+                not to return them.
+
+        Raises:
+            ValueError: Records are not a batch, or three batches in a row have no result. Errors of
+                `batches` are raised as they are.
+        """
+        dtype = None if states is None else DTYPES[states]
+        ahead = make_ahead(map(self._prepare, batches), NUM_AHEAD)
+        waiting = None
+        try:
+            for records, batch in ahead:
+                launched = self._launch(records, batch, 0, dtype)
+                if waiting is not None:
+                    yield self._collect(*waiting)
+                waiting = len(records), *launched
+            if waiting is not None:
+                yield self._collect(*waiting)
+        finally:
+            ahead.close()  # type: ignore[attr-defined]
+
+    def _prepare(self, records: list[Record]) -> tuple[list[Record], dict[str, Any]]:
+        """Return records with their tensors, in pinned memory if there is a device to copy to."""
+        batch = self.collator(records)
+        if self.device.type == "cuda":
+            batch = {
+                name: value.pin_memory() if isinstance(value, torch.Tensor) else value
+                for name, value in batch.items()
+            }
+        return records, batch
+
+    def _launch(
+        self, records: list[Record], batch: dict[str, Any], first: int, dtype: torch.dtype | None
+    ) -> tuple[list[Piece], dict[int, str]]:
+        """Start to run a batch, in pieces if need be; return them, and what failed."""
+        if batch["num_tokens"] <= self._budget or len(records) == 1:
+            try:
+                return [self._start(batch, first, dtype)], {}
+            except Exception as error:
+                is_memory = is_out_of_memory(error)
+                reason = "out of memory" if is_memory else first_line(error)
+            # What the error kept is free from here on.
+            if len(records) == 1:
+                return [], {first: reason}
+            if is_memory:
+                self._lower(batch["num_tokens"])
+        middle = find_middle(batch)
+        pieces: list[Piece] = []
+        failed: dict[int, str] = {}
+        for begin, part in ((0, records[:middle]), (middle, records[middle:])):
+            found = self._launch(*self._prepare(part), first + begin, dtype)
+            pieces += found[0]
+            failed.update(found[1])
+        return pieces, failed
+
+    def _start(self, batch: dict[str, Any], first: int, dtype: torch.dtype | None) -> Piece:
+        """Start to run a batch that fits."""
+        with torch.inference_mode():
+            run = self._run_plain if self._captured is None else self._captured
+            residues, lengths = take_residues(run(batch), batch)
+            wide = residues.to(torch.float32)
+            if "weights" in batch:
+                weights = torch.from_numpy(np.concatenate(batch["weights"]))
+                wide = wide * weights.to(self.device, non_blocking=True)[:, None]
+            sums = torch.segment_reduce(
+                wide,
+                "sum",
+                lengths=torch.from_numpy(lengths).to(self.device, non_blocking=True),
+                axis=0,
+                unsafe=True,
+            )
+            states = None if dtype is None else to_host(residues.to(dtype))
+            ready = None
+            sums = to_host(sums)
+            if self.device.type == "cuda":
+                ready = torch.cuda.Event()
+                ready.record(torch.cuda.current_stream(self.device))
+        return Piece(first, lengths, sums, states, ready)
+
+    def _run_plain(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Return the states of the tokens that are not padding, [num_tokens, width]."""
+        batch = to_device(batch, self.device)
+        return take_real(run_model(self.model, model_inputs(batch, self.model)), batch)
+
+    def _collect(self, number: int, pieces: list[Piece], failed: dict[int, str]) -> Pooled:
+        """Return the results of a batch, once the device has run it."""
+        sums = np.full((number, self.width), np.nan, np.float32)
+        states: list[NDArray[Any] | None] = [None] * number
+        for piece in pieces:
+            if piece.ready is not None:
+                try:
+                    piece.ready.synchronize()
+                except RuntimeError as error:
+                    # After an error of CUDA, everything else fails too.
+                    raise ValueError(f"the model fails: {first_line(error)}") from error
+            end = piece.first + len(piece.lengths)
+            sums[piece.first : end] = piece.sums.numpy()
+            if piece.states is not None:
+                parts = piece.states.split_with_sizes(piece.lengths.tolist())
+                states[piece.first : end] = [part.numpy() for part in parts]
+            is_wrong = ~np.isfinite(sums[piece.first : end]).all(axis=1)
+            for place in (piece.first + np.flatnonzero(is_wrong)).tolist():
+                failed[place] = "its states are not finite"
+                states[place] = None
+        sums[list(failed)] = np.nan
+        self._failed_in_a_row = 0 if len(failed) < number else self._failed_in_a_row + 1
+        if self._failed_in_a_row == MAX_FAILED:
+            raise ValueError(
+                f"the model fails: {MAX_FAILED} batches in a row have no result, the last because "
+                f"{next(iter(failed.values()))}"
+            )
+        return Pooled(sums, states, failed)
+
+    def _lower(self, num_tokens: int) -> None:
+        """Lower the budget after a batch of this many tokens ran out of memory."""
+        budget = num_tokens // 2
+        if budget >= self._budget:
+            return
+        logger.warning(
+            "out of memory at %s tokens: batches are divided into parts of at most %s tokens "
+            "(a budget of this size would avoid it)",
+            f"{num_tokens:,}",
+            f"{budget:,}",
+        )
+        self._budget = budget
+        self._captured = None
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self._capture()
+
+    def _capture(self) -> None:
+        """Prepare the graph for batches within the budget, and for any single sequence."""
+        self._captured = None
+        if has_graphs(self.device):
+            tokens = max(self._budget, self.special_tokens + 1)
+            self._captured = CapturedModel(self.model, tokens, self._max_sequences)
+
+
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device with a name, or the default one; raise ValueError if there is none."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        # Raises if the device cannot be used.
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {quoted(str(device))}: {first_line(error)}") from error
+    return found
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> str:
+    """Return the name of the type that a model runs in."""
+    if dtype is None:
+        return "bfloat16" if device.type == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} (got {quoted(dtype)})")
+    return dtype
+
+
+def choose_length(embedder: Embedder, max_sequence_length: int | None) -> int:
+    """Return the maximum residues kept per sequence, for which a model has positions."""
+    limit = max_positions(embedder.model)
+    room = None if limit is None else limit - embedder.special_tokens
+    if max_sequence_length is None:
+        return MAX_RESIDUES if room is None else min(MAX_RESIDUES, room)
+    check_integer(max_sequence_length, "max_sequence_length", 1)
+    if room is not None and max_sequence_length > room:
+        raise ValueError(
+            f"max_sequence_length must be at most {room:,}, for which the model has positions "
+            f"(got {max_sequence_length:,})"
+        )
+    return max_sequence_length
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the tokens per sequence that a model has positions for; None for rotary positions."""
+    config = text_config(model)
+    is_rotary = getattr(config, "position_embedding_type", None) == "rotary"
+    if is_rotary or getattr(config, "rope_parameters", None) is not None:
+        return None
+    positions = getattr(config, "max_position_embeddings", None)
+    return None if positions is None else int(positions) - first_position(model)
+
+
+def first_words(embedder: Embedder) -> str:
+    """Return an example of a token with several residues."""
+    words = [word for word in embedder.checkpoint.tokenizer.get_vocab() if len(word) > 1]
+    residues = [word for word in words if word.isalpha()]
+    return f"such as {quoted(min(residues))}" if residues else "its letters are no tokens"
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that a device or this machine has too little memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
+
+
+def find_middle(batch: dict[str, Any]) -> int:
+    """Return the number of sequences of a batch that have half of its tokens, not all or none."""
+    starts, ends = bounds_of_sequences(batch)
+    tokens = (ends - starts).cumsum(0)
+    middle = int(torch.searchsorted(tokens, tokens[-1] / 2)) + 1
+    return min(middle, len(tokens) - 1)
+
+
+def take_residues(
+    states: torch.Tensor, batch: dict[str, Any]
+) -> tuple[torch.Tensor, NDArray[np.int64]]:
+    """Return the states of residues, without special tokens, and the residues of each sequence.
+
+    Does not wait for a device.
+    """
+    starts, ends = bounds_of_sequences(batch)
+    tokens = (ends - starts).numpy().astype(np.int64)
+    num_before, num_after = batch["special_tokens"]
+    lengths = tokens - num_before - num_after
+    moved = np.cumsum(tokens) - tokens + num_before - (np.cumsum(lengths) - lengths)
+    places = np.arange(lengths.sum()) + np.repeat(moved, lengths)
+    index = torch.from_numpy(places).to(states.device, non_blocking=True)
+    return states.index_select(0, index), lengths
+
+
+def to_host(values: torch.Tensor) -> torch.Tensor:
+    """Start to copy a tensor to the CPU, without waiting for its device."""
+    if not values.is_cuda:
+        return values
+    host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return host.copy_(values, non_blocking=True)

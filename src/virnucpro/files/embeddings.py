@@ -60,7 +60,7 @@ class EmbeddingTotals:
         residues_dropped: Residues of dropped sequences.
         tokens: Tokens that the model runs, with special tokens.
         batches: Number of batches.
-        stops: Stops (``*``) removed when reading; None if it is not known.
+        stops: Stops (``*``) removed when reading.
         lower_case: Lower-case letters converted to upper case when reading.
         gaps: Gaps removed when reading.
         insertions: Lower-case letters removed when reading.
@@ -77,10 +77,10 @@ class EmbeddingTotals:
     residues_dropped: int
     tokens: int
     batches: int
-    stops: int | None
-    lower_case: int | None
-    gaps: int | None
-    insertions: int | None
+    stops: int
+    lower_case: int
+    gaps: int
+    insertions: int
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class EmbeddingSummary:
     Attributes:
         model: The model.
         limits: The limits on batches and sequences.
+        method: The packing method, "ffd" or "tight"; None if a plan does not say.
         overlong: How sequences above the limit were handled: "truncate", "error", "drop" or
-            "split"; None for those of a plan that does not say.
+            "split".
         overlap: Residues that neighboring windows share.
         options: How the input was read.
         deduplicate: Whether equal sequences were embedded once.
@@ -105,7 +106,8 @@ class EmbeddingSummary:
 
     model: ModelInfo
     limits: Limits
-    overlong: str | None
+    method: str | None
+    overlong: str
     overlap: int
     options: ReadOptions | None
     deduplicate: bool
@@ -164,11 +166,11 @@ def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> Iterator[
     """Yield what would make the rows of two runs differ, in words."""
     if len(stored.inputs) != len(wanted.inputs):
         yield f"it was made of {len(stored.inputs):,} files (got {len(wanted.inputs):,})"
-    for before, now in zip(stored.inputs, wanted.inputs, strict=False):
-        if before.name != now.name:
-            yield f"an input was {shown(before.name)} (got {shown(now.name)})"
-        elif before != now:
-            yield f"{shown(now.name)} has changed"
+    for file, given in zip(stored.inputs, wanted.inputs, strict=False):
+        if file.name != given.name:
+            yield f"an input was {shown(file.name)} (got {shown(given.name)})"
+        elif file != given:
+            yield f"{shown(given.name)} has changed"
     flat_before, flat_now = (dict(flatten(each.to_dict())) for each in (stored, wanted))
     for name in dict.fromkeys((*flat_before, *flat_now)):
         before, now = flat_before.get(name), flat_now.get(name)

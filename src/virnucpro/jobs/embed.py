@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable
 from importlib.metadata import version
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from virnucpro.data.packing import GreedyPacker
+from virnucpro.data.shape import FAR_ABOVE, propose_limit
 from virnucpro.files.embedding_parts import (
     ROW_BYTES,
     StoredPart,
@@ -31,6 +33,7 @@ from virnucpro.jobs.embed_job import EmbeddingRun, Job, Progress
 from virnucpro.jobs.embed_work import Sizes, Work, plan_work, with_parts
 from virnucpro.jobs.pack import check_lengths
 from virnucpro.kernel.arguments import check_integer
+from virnucpro.model.captured import has_graphs
 from virnucpro.model.embedder import MAX_RESIDUES, Embedder
 from virnucpro.model.measure import measure_token_budget
 from virnucpro.text import quoted, shown
@@ -142,8 +145,8 @@ def embed_files(
         FileNotFoundError: no/such/folder: no such folder of a model
     """
     progress = progress or no_progress
-    names = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
-    names = [fsdecode(name) for name in names]
+    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
+    names = [fsdecode(path) for path in paths]
     if not names:
         raise ValueError("inputs must name at least one file")
     share = check_shard(shard)
@@ -187,21 +190,18 @@ def embed_files(
         sizes = Sizes(ROW_BYTES + per_vector, per_vector if states else 0)
         if plan is not None:
             work = read_plan(plan, embedder, sizes, progress)
+            method = plan.summary.method
         else:
             sequences = read_files(
                 names, options, lambda done: progress("reading", done, None), keep_texts=True
             )
-            packer = GreedyPacker(
-                max_tokens or choose_budget(embedder, stored, share[1], sequences.lengths),
-                embedder.max_sequence_length,
-                special_tokens=embedder.special_tokens,
-                overlong=overlong,
-                overlap=overlap,
-                empty="drop",
+            packer = choose_packer(
+                embedder, stored, share[1], sequences.lengths, max_tokens, overlong, overlap
             )
             if overlong == "error":
                 check_lengths(sequences, packer.limits.max_residues)
             work = plan_work(sequences, packer, deduplicate, sizes, progress)
+            method = packer.method
         checkpoint = embedder.checkpoint
         summary = EmbeddingSummary(
             model=ModelInfo(
@@ -212,6 +212,7 @@ def embed_files(
                 embedder.width,
             ),
             limits=work.plan.limits,
+            method=method,
             overlong=overlong,
             overlap=overlap,
             options=options,
@@ -300,19 +301,57 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
     return with_parts(Work(sequences, rows, rows, np.append(rows, len(rows)), plan, []), sizes)
 
 
+def choose_packer(
+    embedder: Embedder,
+    stored: list[StoredPart],
+    num_shards: int,
+    lengths: NDArray[np.int64],
+    max_tokens: int | None,
+    overlong: str,
+    overlap: int,
+) -> GreedyPacker:
+    """Return the packer, with the limits of the parts that exist if there are any.
+
+    Where batches have one shape, few sequences per batch are better than the few more batches that
+    a limit on them makes.
+    """
+    if max_tokens is None:
+        max_tokens = choose_budget(embedder, stored, num_shards, lengths)
+    make = functools.partial(
+        GreedyPacker,
+        max_tokens,
+        embedder.max_sequence_length,
+        special_tokens=embedder.special_tokens,
+        overlong=overlong,
+        overlap=overlap,
+        empty="drop",
+    )
+    packer = make()
+    max_sequences, method = None, packer.method
+    if stored:
+        summary = stored[0].summary
+        max_sequences, method = summary.limits.max_sequences_per_batch, summary.method or method
+    elif has_graphs(embedder.device):
+        layout = packer.lay_out(packer.count(lengths))
+        if layout.max_sequences > FAR_ABOVE * layout.num_sequences / max(1, layout.num_batches):
+            max_sequences = propose_limit(layout.core, layout.limits, layout.max_sequences)[1]
+            method = "tight"
+    return make(max_sequences_per_batch=max_sequences, method=method)
+
+
 def choose_budget(
     embedder: Embedder, stored: list[StoredPart], num_shards: int, lengths: NDArray[np.int64]
 ) -> int:
-    """Return the token budget, which none was given for."""
+    """Return the token budget, if none was given."""
     if stored:
         return stored[0].summary.limits.max_tokens_per_batch
     longest = embedder.max_sequence_length + embedder.special_tokens
-    if embedder.device.type != "cuda":
+    if not has_graphs(embedder.device):
         return max(DEFAULT_BUDGET, longest)
     if num_shards > 1:
         raise ValueError(
-            "max_tokens must be given for several shards: their GPUs may differ in memory, and then "
-            "they would pack differently"
+            "max_tokens must be given for several shards, since their GPUs may differ in memory and "
+            "would pack differently"
         )
     some = lengths[lengths > 0][:: 1 + len(lengths) // NUM_MEASURED]
     measured = measure_token_budget(

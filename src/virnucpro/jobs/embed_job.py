@@ -81,7 +81,7 @@ class Job:
         failed: list[FailedSequence] = []
         if left:
             if plan.num_batches:
-                self.embedder.set_shape(*plan.shape)
+                self.embedder.set_shape(plan.limits.usable_tokens, plan.max_sequences)
             batches = (
                 work.batch(batch)
                 for part in left

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,6 @@ from virnucpro.data.plan import PackingPlan
 from virnucpro.data.records import Record
 from virnucpro.files.embeddings import EmbeddingTotals
 from virnucpro.files.equal_sequences import find_equal
-from virnucpro.files.fasta import ReadChanges
 from virnucpro.files.plan_sequences import PlanSequences
 from virnucpro.files.sequences import Sequences
 from virnucpro.files.tables import as_arrow
@@ -112,16 +112,15 @@ class Work:
         numbers = self.plan.slice_indices(offsets[part.begin], offsets[part.end])
         if self.plan.fragments is None:
             return numbers.astype(np.int64)
-        rows = self.plan.fragments.rows[numbers]
+        rows: NDArray[np.int64] = self.plan.fragments.rows[numbers]
         firsts = np.sort(np.unique(rows, return_index=True)[1])
         return rows[firsts]
 
     def kept(self, rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return the residues of sequences of the plan that are embedded, int64."""
-        lengths = self.sequences.lengths[self.distinct[rows]]
-        if self.plan.fragments is not None:
-            return lengths
-        return np.minimum(lengths, self.plan.limits.max_residues)
+        lengths: NDArray[np.int64] = self.sequences.lengths[self.distinct[rows]]
+        limit = self.plan.limits.max_residues
+        return lengths if self.plan.fragments is not None else np.minimum(lengths, limit)
 
     def residues_of(self, part: Part) -> int:
         """Return the residues that the model runs for a part."""
@@ -156,7 +155,6 @@ class Work:
         is_dropped[self.copies_of(plan.dropped.astype(np.int64))[0]] = True
         is_overlong = (lengths > limit) & ~is_dropped
         is_split = plan.fragments is not None
-        changes = getattr(self.sequences, "changes", None)
         return EmbeddingTotals(
             sequences=len(lengths),
             distinct=len(self.distinct) - len(plan.dropped),
@@ -169,7 +167,7 @@ class Work:
             residues_dropped=int(lengths[is_dropped].sum()),
             tokens=plan.total_tokens,
             batches=plan.num_batches,
-            **vars(changes or ReadChanges(*[None] * 4)),  # type: ignore[list-item]
+            **asdict(self.sequences.changes),
         )
 
 
@@ -273,7 +271,7 @@ def with_parts(work: Work, sizes: Sizes) -> Work:
     bounds = [*begins.tolist(), plan.num_batches]
     parts = [
         Part(number, begin, end, is_dropped=False)
-        for number, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for number, (begin, end) in enumerate(itertools.pairwise(bounds))
     ]
     most = max(1, PART_BYTES // sizes.per_row)
     for begin in range(0, len(plan.dropped), most):
@@ -282,11 +280,13 @@ def with_parts(work: Work, sizes: Sizes) -> Work:
     return replace(work, parts=parts)
 
 
-def chunks_of(work: Work, places: NDArray[np.int64], rows: NDArray[Any], sizes: Sizes) -> Iterator[slice]:
+def chunks_of(
+    work: Work, places: NDArray[np.int64], rows: NDArray[Any], sizes: Sizes
+) -> Iterator[slice]:
     """Yield ranges of the rows of a part that are written together."""
     stored = np.full(len(places), sizes.per_row)
     if sizes.per_residue:
         stored = stored + work.kept(rows)[places] * sizes.per_residue
     chunks = np.cumsum(stored) // WRITTEN_BYTES
     bounds = [*np.flatnonzero(np.diff(chunks, prepend=-1)).tolist(), len(places)]
-    yield from (slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False))
+    yield from (slice(begin, end) for begin, end in itertools.pairwise(bounds))

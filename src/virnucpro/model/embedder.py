@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -195,7 +195,7 @@ class Embedder:
 
     def run(
         self, batches: Iterable[list[Record]], states: str | None = None
-    ) -> Iterator[Pooled]:
+    ) -> Generator[Pooled, None, None]:
         """Yield what the model gives for the sequences of batches, in order.
 
         Args:
@@ -220,7 +220,7 @@ class Embedder:
             if waiting is not None:
                 yield self._collect(*waiting)
         finally:
-            ahead.close()  # type: ignore[attr-defined]
+            ahead.close()
 
     def _prepare(self, records: list[Record]) -> tuple[list[Record], dict[str, Any]]:
         """Return records with their tensors, in pinned memory if there is a device to copy to."""
@@ -276,7 +276,7 @@ class Embedder:
             ready = None
             sums = to_host(sums)
             if self.device.type == "cuda":
-                ready = torch.cuda.Event()
+                ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 ready.record(torch.cuda.current_stream(self.device))
         return Piece(first, lengths, sums, states, ready)
 

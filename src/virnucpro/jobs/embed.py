@@ -350,8 +350,8 @@ def choose_budget(
         return max(DEFAULT_BUDGET, longest)
     if num_shards > 1:
         raise ValueError(
-            "max_tokens must be given for several shards, since their GPUs may differ in memory and "
-            "would pack differently"
+            "max_tokens must be given for several shards: their GPUs may differ in memory, and "
+            "would then pack differently"
         )
     some = lengths[lengths > 0][:: 1 + len(lengths) // NUM_MEASURED]
     measured = measure_token_budget(

@@ -263,9 +263,11 @@ def with_parts(work: Work, sizes: Sizes) -> Work:
     parts_of = number_shares(share_of_part(run, stored, total))
     groups = plan.group_offsets
     if groups is not None and plan.fragments is not None:
-        # The batches of a group of split sequences are one part.
-        after = np.repeat(np.arange(1, len(groups) - 1), np.diff(groups[1:]))
-        first = int(groups[1])
+        # The batches of a group of split sequences are one part. The first group has the others.
+        has_others = work.sequences.lengths[work.distinct] <= plan.limits.max_residues
+        groups = groups[int(has_others.any()) :]
+        first = int(groups[0])
+        after = np.repeat(np.arange(1, len(groups)), np.diff(groups))
         parts_of[first:] = parts_of[:first].max(initial=-1) + after
     begins = np.flatnonzero(np.diff(parts_of, prepend=-1) != 0)
     bounds = [*begins.tolist(), plan.num_batches]

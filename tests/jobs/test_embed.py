@@ -1,0 +1,440 @@
+"""`embed_files` against a model that runs one sequence at a time."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from checkpoints import OneByOne, save_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import AMINO_ACIDS, tiny_model
+
+from virnucpro.data import EmbeddingSummary, GreedyPacker, PackingPlan, embed_files, pack_files
+from virnucpro.files.fasta import ReadChanges
+from virnucpro.files.sequences import Sequences
+from virnucpro.jobs import embed_work
+
+LIMIT = 40
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path) -> OneByOne:
+    return OneByOne(checkpoint)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embed_work, "MIN_PART_RESIDUES", 150)
+
+
+def draw(lengths: list[int]) -> list[str]:
+    source = random.Random(0)
+    return ["".join(source.choices(AMINO_ACIDS, k=length)) for length in lengths]
+
+
+SEQUENCES = draw([5, 30, 1, 90, 0, 40, 41, 17, 200, 3, 33])
+# Some twice, one of them three times.
+SEQUENCES += [SEQUENCES[1], SEQUENCES[3], SEQUENCES[1], "mktay", "MKTAY*"]
+
+
+def write(folder: Path, sequences: list[str] = SEQUENCES, name: str = "proteins.fasta") -> Path:
+    path = folder / name
+    path.write_text("".join(f">s{i}\n{text}\n" for i, text in enumerate(sequences)))
+    return path
+
+
+def clean(text: str) -> str:
+    return text.upper().removesuffix("*")
+
+
+def read(folder: Path) -> pa.Table:
+    return pq.read_table(folder).sort_by("row")
+
+
+def check_rows(table: pa.Table, fasta: Path, sequences: list[str] = SEQUENCES) -> None:
+    assert table["row"].to_pylist() == list(range(len(sequences)))
+    assert table["id"].to_pylist() == [f"s{i}" for i in range(len(sequences))]
+    assert table["length"].to_pylist() == [len(clean(text)) for text in sequences]
+    assert set(table["file"].to_pylist()) == {str(fasta)}
+
+
+def check_vectors(table: pa.Table, expected: list[Any], atol: float = 1e-5) -> None:
+    found = table["embedding"].to_pylist()
+    for row, (vector, wanted) in enumerate(zip(found, expected, strict=True)):
+        if wanted is None:
+            assert vector is None, row
+        else:
+            np.testing.assert_allclose(vector, wanted, atol=atol, err_msg=str(row))
+
+
+def truncated(alone: OneByOne, limit: int = LIMIT) -> list[Any]:
+    texts = [clean(text)[:limit] for text in SEQUENCES]
+    return [alone.states(text).mean(axis=0) if text else None for text in texts]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("deduplicate", [True, False])
+def test_truncated(tmp_path: Path, checkpoint: Path, alone: OneByOne, deduplicate: bool) -> None:
+    fasta = write(tmp_path)
+    run = embed_files(
+        *(fasta, tmp_path / "out", checkpoint),
+        max_tokens=100,
+        max_sequence_length=LIMIT,
+        deduplicate=deduplicate,
+    )
+    table = read(tmp_path / "out")
+    check_rows(table, fasta)
+    check_vectors(table, truncated(alone))
+    lengths = table["length"].to_pylist()
+    assert table["truncated"].to_pylist() == [length > LIMIT for length in lengths]
+    totals = run.summary.totals
+    assert run.parts == run.complete == run.written > 2
+    assert run.failed == []
+    assert totals.sequences == len(SEQUENCES)
+    assert totals.distinct == (11 if deduplicate else 15)
+    assert (totals.empty, totals.dropped, totals.split) == (1, 0, 0)
+    assert totals.truncated == sum(length > LIMIT for length in lengths)
+    assert totals.residues == sum(lengths)
+    assert totals.residues_truncated == sum(max(0, length - LIMIT) for length in lengths)
+    assert (totals.stops, totals.lower_case) == (1, 5)
+    for vectors in (table["embedding"][1], table["embedding"][11]):
+        assert vectors == table["embedding"][13]
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("overlap", [0, 7, 20, 30])
+def test_split(tmp_path: Path, checkpoint: Path, alone: OneByOne, overlap: int) -> None:
+    """Each residue counts once, with the mean of the windows that have it."""
+    fasta = write(tmp_path)
+    run = embed_files(
+        *(fasta, tmp_path / "out", checkpoint),
+        max_tokens=100,
+        max_sequence_length=LIMIT,
+        overlong="split",
+        overlap=overlap,
+        states=True,
+    )
+    table = read(tmp_path / "out")
+    check_rows(table, fasta)
+    texts = list(map(clean, SEQUENCES))
+    states = [alone.windows(text, LIMIT, overlap) if text else None for text in texts]
+    check_vectors(table, [each if each is None else each.mean(axis=0) for each in states])
+    for found, expected in zip(table["states"].to_pylist(), states, strict=True):
+        if expected is None:
+            assert found is None
+        else:
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert not any(table["truncated"].to_pylist())
+    assert run.summary.totals.split == sum(len(text) > LIMIT for text in texts)
+    assert run.summary.totals.residues_truncated == 0
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_dropped(tmp_path: Path, checkpoint: Path, alone: OneByOne) -> None:
+    run = embed_files(
+        *(write(tmp_path), tmp_path / "out", checkpoint),
+        max_sequence_length=LIMIT,
+        overlong="drop",
+    )
+    table = read(tmp_path / "out")
+    expected = [
+        None if len(clean(text)) > LIMIT else vector
+        for text, vector in zip(SEQUENCES, truncated(alone), strict=True)
+    ]
+    check_rows(table, tmp_path / "proteins.fasta")
+    check_vectors(table, expected)
+    assert not any(table["truncated"].to_pylist())
+    assert (run.summary.totals.dropped, run.summary.totals.empty) == (4, 1)
+
+
+def test_too_long_is_an_error(tmp_path: Path, checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="sequence 's3' has 90 residues, more than 40"):
+        embed_files(
+            *(write(tmp_path), tmp_path / "out", checkpoint),
+            max_sequence_length=LIMIT,
+            overlong="error",
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_states_in_half_precision(tmp_path: Path, checkpoint: Path, alone: OneByOne) -> None:
+    embed_files(
+        *(write(tmp_path), tmp_path / "out", checkpoint),
+        max_sequence_length=LIMIT,
+        states=True,
+        embedding_dtype="float16",
+    )
+    table = read(tmp_path / "out")
+    assert table.schema.field("embedding").type == pa.list_(pa.field("element", pa.float16()), 32)
+    check_vectors(table, truncated(alone), atol=0.01)
+    for text, states in zip(SEQUENCES, table["states"].to_pylist(), strict=True):
+        if text:
+            np.testing.assert_allclose(states, alone.states(clean(text)[:LIMIT]), atol=0.02)
+
+
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("sequences", [True, False])
+@pytest.mark.parametrize("multiple_of", [1, 8])
+def test_plan(
+    tmp_path: Path,
+    checkpoint: Path,
+    alone: OneByOne,
+    sequences: bool,
+    multiple_of: int,
+) -> None:
+    """The batches are those of the plan."""
+    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
+    packer = GreedyPacker(96, LIMIT, multiple_of=multiple_of)
+    pack_files(fasta, plan, packer, sequences=sequences)
+    if sequences:
+        fasta.unlink()
+    run = embed_files(plan, tmp_path / "out", checkpoint)
+    table = read(tmp_path / "out")
+    check_rows(table, fasta)
+    check_vectors(table, truncated(alone))
+    assert run.summary.limits == PackingPlan.load(plan).limits
+    assert run.summary.totals.truncated == 4
+    parts = pa.concat_tables(map(pq.read_table, sorted((tmp_path / "out").iterdir())))
+    assert parts["row"].to_pylist() == PackingPlan.load(plan).indices.tolist()
+
+
+def test_plan_with_dropped_rows(tmp_path: Path, checkpoint: Path) -> None:
+    plan = tmp_path / "plan.parquet"
+    pack_files(write(tmp_path), plan, GreedyPacker(90, LIMIT, overlong="drop"), sequences=True)
+    embed_files(plan, tmp_path / "out", checkpoint)
+    found = read(tmp_path / "out")["embedding"].to_pylist()
+    lengths = [len(clean(text)) for text in SEQUENCES]
+    assert [vector is None for vector in found] == [not 0 < length <= LIMIT for length in lengths]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_shards(tmp_path: Path, checkpoint: Path) -> None:
+    """Shards in any order give what one run gives."""
+    fasta = write(tmp_path)
+
+    def run(output: str, **arguments: Any) -> Any:
+        return embed_files(
+            *(fasta, tmp_path / output, checkpoint),
+            max_tokens=100,
+            max_sequence_length=LIMIT,
+            **arguments,
+        )
+
+    whole = run("whole")
+    runs = [run("parts", shard=(i, 3)) for i in (2, 3, 1)]
+    assert sum(each.written for each in runs) == whole.parts
+    assert [each.complete for each in runs][-1] == whole.parts
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "parts").iterdir())
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_progress(tmp_path: Path, checkpoint: Path) -> None:
+    """It ends at the total, and begins with what was done before."""
+    seen: list[tuple[str, int, int | None]] = []
+
+    def embed() -> None:
+        seen.clear()
+        embed_files(
+            *(write(tmp_path), tmp_path / "out", checkpoint),
+            max_sequence_length=LIMIT,
+            max_tokens=100,
+            progress=lambda *each: seen.append(each),
+        )
+
+    embed()
+    assert list(dict.fromkeys(stage for stage, *_ in seen)) == [
+        *("loading", "reading", "comparing", "packing", "embedding")
+    ]
+    done = [each for each in seen if each[0] == "embedding"]
+    assert done[0][1] == 0
+    total = sum({clean(text): min(len(clean(text)), LIMIT) for text in SEQUENCES}.values())
+    assert done[-1][1:] == (total, total)
+    assert [each[1] for each in done] == sorted(each[1] for each in done)
+    sorted((tmp_path / "out").iterdir())[0].unlink()
+    embed()
+    done = [each for each in seen if each[0] == "embedding"]
+    assert 0 < done[0][1] < done[-1][1] == total
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_other_readers(tmp_path: Path, checkpoint: Path) -> None:
+    """Pandas and Polars read the folder."""
+    embed_files(write(tmp_path), tmp_path / "out", checkpoint, max_sequence_length=LIMIT)
+    table = read(tmp_path / "out")
+    frames = (
+        pd.read_parquet(tmp_path / "out").sort_values("row"),
+        pl.read_parquet(tmp_path / "out" / "*.parquet").sort("row"),
+        pl.read_parquet(tmp_path / "out").sort("row"),
+    )
+    for frame in frames:
+        assert list(frame["id"]) == table["id"].to_pylist()
+        assert list(frame["truncated"]) == table["truncated"].to_pylist()
+        for found, expected in zip(frame["embedding"], table["embedding"].to_pylist(), strict=True):
+            assert (found is None) == (expected is None)
+            if found is not None:
+                np.testing.assert_array_equal(np.asarray(found), np.float32(expected))
+
+
+def test_summary(tmp_path: Path, checkpoint: Path) -> None:
+    run = embed_files(write(tmp_path), tmp_path / "out", checkpoint)
+    for path in (tmp_path / "out").iterdir():
+        metadata = pq.read_schema(path).metadata
+        state = json.loads(metadata[b"virnucpro.embeddings"])
+        assert EmbeddingSummary.from_dict(state) == run.summary
+        assert set(state["versions"]) == {"virnucpro", "torch", "transformers"}
+        assert state["model"]["width"] == 32
+        assert state["inputs"][0]["sequences"] == len(SEQUENCES)
+
+
+def test_other_models(tmp_path: Path) -> None:
+    """Whatever model passes check_packed; one with learned positions has fewer residues."""
+    folder = save_checkpoint(
+        tmp_path / "bert", tiny_model("bert", max_position_embeddings=LIMIT + 2)
+    )
+    alone = OneByOne(folder)
+    run = embed_files(write(tmp_path), tmp_path / "out", folder)
+    assert run.summary.limits.max_sequence_length == LIMIT
+    check_vectors(read(tmp_path / "out"), truncated(alone))
+    with pytest.raises(ValueError, match="max_sequence_length must be at most 40"):
+        embed_files(write(tmp_path), tmp_path / "more", folder, max_sequence_length=41)
+    assert not (tmp_path / "more").exists()
+
+
+BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
+    (write, {"shard": (0, 2)}, r"shard\[0\] must be at least 1"),
+    (write, {"shard": (3, 2)}, r"shard\[0\] must be at most 2"),
+    (write, {"embedding_dtype": "bfloat16"}, "embedding_dtype must be float32 or float16"),
+    (write, {"dtype": "float"}, "dtype must be one of float32, bfloat16, float16"),
+    (write, {"overlong": "cut"}, "overlong must be"),
+    (write, {"overlong": "split", "overlap": 1022}, "overlap must be"),
+    (write, {"max_tokens": 2}, "must leave room for one residue"),
+    (write, {"device": "cuda:99"}, "device 'cuda:99'"),
+    (lambda _: [], {}, "inputs must name at least one file"),
+    (lambda folder: folder / "no.fasta", {}, "no.fasta: no such file"),
+    (lambda folder: write(folder, [], "empty.fasta"), {}, "empty.fasta"),
+    (lambda folder: write(folder, name="no.parquet"), {}, "not a plan file"),
+    (lambda folder: [write(folder), write(folder, name="a.tsv")], {}, "a table has no residues"),
+]
+
+
+@pytest.mark.parametrize(("make", "arguments", "message"), BAD)
+def test_bad_arguments(
+    tmp_path: Path, checkpoint: Path, make: Any, arguments: dict[str, Any], message: str
+) -> None:
+    """Errors come before the work, and leave nothing."""
+    inputs = make(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises((ValueError, OSError), match=message):
+        embed_files(inputs, tmp_path / "out", checkpoint, **arguments)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        ({"max_tokens": 90}, "max_tokens"),
+        ({"max_sequence_length": 90}, "max_sequence_length"),
+        ({"overlong": "split"}, "overlong"),
+    ],
+)
+def test_a_plan_has_its_own(
+    tmp_path: Path, checkpoint: Path, arguments: dict[str, Any], name: str
+) -> None:
+    plan = tmp_path / "plan.parquet"
+    pack_files(write(tmp_path), plan, GreedyPacker(90, LIMIT))
+    with pytest.raises(ValueError, match=f"is a plan, which has its own {name}"):
+        embed_files(plan, tmp_path / "out", checkpoint, **arguments)
+
+
+def test_plans_that_cannot_be_run(tmp_path: Path, checkpoint: Path) -> None:
+    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
+    pack_files(fasta, plan, GreedyPacker(90, LIMIT, overlong="split"))
+    with pytest.raises(ValueError, match="split sequences, whose windows may be in different"):
+        embed_files(plan, tmp_path / "out", checkpoint)
+    pack_files(fasta, plan, GreedyPacker(90, LIMIT, special_tokens=1))
+    with pytest.raises(ValueError, match="has 1 special tokens per sequence, the tokenizer of"):
+        embed_files(plan, tmp_path / "out", checkpoint)
+    GreedyPacker(90).pack_lengths([5, 6]).save(plan)
+    with pytest.raises(ValueError, match="does not have the names of its input"):
+        embed_files(plan, tmp_path / "out", checkpoint)
+    pack_files(fasta, plan, GreedyPacker(90, LIMIT))
+    fasta.write_text(fasta.read_text().replace(">s1\n", ">s1 \n"))
+    with pytest.raises(ValueError, match=r"has changed since .*plan\.parquet was made"):
+        embed_files(plan, tmp_path / "out", checkpoint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.parquet", "proteins.fasta"]
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_parts(data: st.DataObject) -> None:
+    """Parts have each row once, and the windows of a sequence in one."""
+    lengths = np.array(data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=60)))
+    overlong = data.draw(st.sampled_from(["truncate", "split", "drop"]))
+    numbers = data.draw(st.lists(st.integers(0, 5), min_size=len(lengths), max_size=len(lengths)))
+    sequences = Fake(
+        [f"{number}" * length for number, length in zip(numbers, lengths, strict=True)]
+    )
+    sizes = embed_work.Sizes(100, data.draw(st.sampled_from([0, 10])))
+    packer = GreedyPacker(90, LIMIT, overlong=overlong, empty="drop")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(embed_work, "MIN_PART_RESIDUES", data.draw(st.integers(1, 2000)))
+        patch.setattr(embed_work, "PART_BYTES", data.draw(st.integers(100, 10_000)))
+        deduplicate = data.draw(st.booleans())
+        work = embed_work.plan_work(sequences, packer, deduplicate, sizes, lambda *_: None)
+    rows = [work.copies_of(work.rows_of(part))[0] for part in work.parts]
+    assert sorted(np.concatenate(rows).tolist()) == list(range(len(lengths)))
+    assert [part.number for part in work.parts] == list(range(len(work.parts)))
+    batches = [part for part in work.parts if not part.is_dropped]
+    bounds = [0, *(part.end for part in batches)]
+    assert [part.begin for part in batches] == bounds[:-1]
+    assert bounds[-1] == work.plan.num_batches
+    texts = [sequences.residues[row] for row in work.distinct]
+    if deduplicate:
+        assert len(set(texts)) == len(texts)
+        first = {text: row for row, text in reversed(list(enumerate(sequences.residues)))}
+        assert sorted(first.values()) == work.distinct.tolist()
+    else:
+        assert work.distinct.tolist() == list(range(len(lengths)))
+    for part in work.parts:
+        copies, places = work.copies_of(work.rows_of(part))
+        of = work.distinct[work.rows_of(part)][places]
+        assert [sequences.residues[row] for row in copies] == [
+            sequences.residues[row] for row in of
+        ]
+        assert work.bytes_of(part, sizes) >= 100 * len(copies)
+    for part in batches:
+        for batch in range(part.begin, part.end):
+            for record in work.batch(batch):
+                assert len(record["sequence"]) + 2 == record["tokens"]
+
+
+class Fake(Sequences):
+    """Sequences in memory."""
+
+    residues: list[str]
+
+    def __init__(self, residues: list[str]) -> None:
+        ids = pa.array([f"s{i}" for i in range(len(residues))], pa.large_string())
+        super().__init__(ids, np.array(list(map(len, residues))), [], ReadChanges())
+        object.__setattr__(self, "residues", residues)
+
+    def read(self, rows: Any) -> list[str]:
+        return [self.residues[row] for row in rows.tolist()]

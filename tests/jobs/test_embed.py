@@ -22,7 +22,9 @@ from models import AMINO_ACIDS, tiny_model
 from virnucpro.data import EmbeddingSummary, GreedyPacker, PackingPlan, embed_files, pack_files
 from virnucpro.files.fasta import ReadChanges
 from virnucpro.files.sequences import Sequences
-from virnucpro.jobs import embed_work
+from virnucpro.jobs import embed, embed_work
+from virnucpro.model import embedder
+from virnucpro.model.captured import CapturedModel
 
 LIMIT = 40
 
@@ -291,6 +293,42 @@ def test_other_readers(tmp_path: Path, checkpoint: Path) -> None:
             assert (found is None) == (expected is None)
             if found is not None:
                 np.testing.assert_array_equal(np.asarray(found), np.float32(expected))
+
+
+def test_one_shape(
+    tmp_path: Path, checkpoint: Path, alone: OneByOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured models get few sequences per batch, and the rest of a run the same limits."""
+    sequences = [*SEQUENCES, *draw([*[30] * 60, *[1] * 40])]
+    fasta = write(tmp_path, sequences)
+    arguments: dict[str, Any] = {"max_sequence_length": LIMIT, "deduplicate": False}
+    shapes = []
+
+    class Captured(CapturedModel):
+        def __init__(self, model: Any, tokens: int, num_sequences: int) -> None:
+            shapes.append((tokens, num_sequences))
+            super().__init__(model, tokens, num_sequences)
+
+    with monkeypatch.context() as patch:
+        for module in (embed, embedder):
+            patch.setattr(module, "has_graphs", lambda _: True)
+        patch.setattr(embedder, "CapturedModel", Captured)
+        with pytest.raises(ValueError, match="max_tokens must be given for several shards"):
+            embed_files(fasta, tmp_path / "out", checkpoint, shard=(1, 2), **arguments)
+        run = embed_files(fasta, tmp_path / "out", checkpoint, max_tokens=100, **arguments)
+    assert run.summary.method == "tight"
+    most = run.summary.limits.max_sequences_per_batch
+    assert most is not None
+    assert shapes[-1] == (100, most)
+    without = GreedyPacker(100, LIMIT).pack_lengths([len(clean(text)) for text in sequences])
+    assert most < without.max_sequences / 2
+    table = read(tmp_path / "out")
+    check_rows(table, fasta, sequences)
+    check_vectors(table.slice(0, len(SEQUENCES)), truncated(alone))
+    sorted((tmp_path / "out").iterdir())[0].unlink()
+    again = embed_files(fasta, tmp_path / "out", checkpoint, **arguments)
+    assert again.summary == run.summary
+    assert again.written == 1
 
 
 def test_summary(tmp_path: Path, checkpoint: Path) -> None:

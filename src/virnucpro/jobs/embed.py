@@ -18,9 +18,9 @@ from virnucpro.data.shape import FAR_ABOVE, propose_limit
 from virnucpro.files.embedding_parts import (
     ROW_BYTES,
     StoredPart,
+    check_output_folder,
     check_resumable,
     find_parts,
-    output_folder,
 )
 from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo
 from virnucpro.files.fasta import ReadOptions, check_options
@@ -162,6 +162,7 @@ def embed_files(
         overlap=overlap,
     )
     check_options(options)
+    folder = check_output_folder(output, names)
     plan = find_plan(names)
     if plan is not None:
         is_given = {
@@ -179,54 +180,52 @@ def embed_files(
         names = [found.path for found in find_inputs(names)]
         check_fasta(names)
         options = check_options(options)
-    with output_folder(output, names) as folder:
-        stored = find_parts(folder)
-        progress("loading", 0, None)
-        embedder = Embedder(
-            model, max_sequence_length=max_sequence_length, dtype=dtype, device=device
+    stored = find_parts(folder)
+    progress("loading", 0, None)
+    embedder = Embedder(model, max_sequence_length=max_sequence_length, dtype=dtype, device=device)
+    item_bytes = ITEM_BYTES[embedding_dtype]
+    per_vector = embedder.width * item_bytes
+    sizes = Sizes(ROW_BYTES + per_vector, per_vector if states else 0)
+    if plan is not None:
+        work = read_plan(plan, embedder, sizes, progress)
+        method = plan.summary.method
+    else:
+        sequences = read_files(
+            names, options, lambda done: progress("reading", done, None), keep_texts=True
         )
-        item_bytes = ITEM_BYTES[embedding_dtype]
-        per_vector = embedder.width * item_bytes
-        sizes = Sizes(ROW_BYTES + per_vector, per_vector if states else 0)
-        if plan is not None:
-            work = read_plan(plan, embedder, sizes, progress)
-            method = plan.summary.method
-        else:
-            sequences = read_files(
-                names, options, lambda done: progress("reading", done, None), keep_texts=True
-            )
-            packer = choose_packer(
-                embedder, stored, share[1], sequences.lengths, max_tokens, overlong, overlap
-            )
-            if overlong == "error":
-                check_lengths(sequences, packer.limits.max_residues)
-            work = plan_work(sequences, packer, deduplicate, sizes, progress)
-            method = packer.method
-        checkpoint = embedder.checkpoint
-        summary = EmbeddingSummary(
-            model=ModelInfo(
-                checkpoint.name,
-                checkpoint.kind,
-                checkpoint.sha256,
-                embedder.dtype,
-                embedder.width,
-            ),
-            limits=work.plan.limits,
-            method=method,
-            overlong=overlong,
-            overlap=overlap,
-            options=options,
-            deduplicate=deduplicate,
-            embedding_dtype=embedding_dtype,
-            states=states,
-            inputs=work.sequences.inputs,
-            plan=None if plan is None else plan.metadata_hash.hex(),
-            totals=work.totals(),
-            versions={name: version(name) for name in ("virnucpro", "torch", "transformers")},
+        packer = choose_packer(
+            embedder, stored, share[1], sequences.lengths, max_tokens, overlong, overlap
         )
-        check_resumable(folder, stored, summary)
-        warn_of_truncation(summary)
-        return Job(folder, embedder, work, summary, sizes, progress).run(stored, share)
+        if overlong == "error":
+            check_lengths(sequences, packer.limits.max_residues)
+        work = plan_work(sequences, packer, deduplicate, sizes, progress)
+        method = packer.method
+    checkpoint = embedder.checkpoint
+    summary = EmbeddingSummary(
+        model=ModelInfo(
+            checkpoint.name,
+            checkpoint.kind,
+            checkpoint.sha256,
+            embedder.dtype,
+            embedder.width,
+        ),
+        limits=work.plan.limits,
+        method=method,
+        overlong=overlong,
+        overlap=overlap,
+        options=options,
+        deduplicate=deduplicate,
+        embedding_dtype=embedding_dtype,
+        states=states,
+        inputs=work.sequences.inputs,
+        plan=None if plan is None else plan.metadata_hash.hex(),
+        rows_sha256=work.hash_rows(),
+        totals=work.totals(),
+        versions={name: version(name) for name in ("virnucpro", "torch", "transformers")},
+    )
+    check_resumable(folder, stored, summary)
+    warn_of_truncation(summary)
+    return Job(folder, embedder, work, summary, sizes, progress).run(stored, share)
 
 
 def no_progress(_stage: str, _done: int, _total: int | None) -> None:

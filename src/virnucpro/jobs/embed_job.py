@@ -17,6 +17,7 @@ from virnucpro.files.embedding_parts import (
     StoredPart,
     check_space,
     find_parts,
+    make_folder,
     write_part,
 )
 from virnucpro.files.embeddings import EmbeddingSummary
@@ -80,6 +81,7 @@ class Job:
         self.progress("embedding", self.done, self.total)
         failed: list[FailedSequence] = []
         if left:
+            make_folder(self.folder)
             if plan.num_batches:
                 self.embedder.set_shape(plan.limits.usable_tokens, plan.max_sequences)
             batches = (

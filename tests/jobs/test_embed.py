@@ -331,6 +331,13 @@ def test_one_shape(
     assert again.written == 1
 
 
+def test_unknown_residues(tmp_path: Path, checkpoint: Path) -> None:
+    """They are counted, and embedded as the tokenizer has them."""
+    fasta = write(tmp_path, ["MKJ", "JJM", "MK", "MKJ", "M*K"])
+    run = embed_files(fasta, tmp_path / "out", checkpoint)
+    assert run.unknown == {"J": 3, "*": 1}
+
+
 def test_summary(tmp_path: Path, checkpoint: Path) -> None:
     run = embed_files(write(tmp_path), tmp_path / "out", checkpoint)
     for path in (tmp_path / "out").iterdir():

@@ -39,6 +39,8 @@ class EmbeddingRun:
         complete: Number of parts that are in the folder.
         written: Number of parts that this run wrote.
         failed: The sequences of the parts written that have no embedding because the model failed.
+        unknown: Number of occurrences of each residue in the parts written that is not in the
+            model's vocabulary.
     """
 
     summary: EmbeddingSummary
@@ -46,6 +48,7 @@ class EmbeddingRun:
     complete: int
     written: int
     failed: list[FailedSequence]
+    unknown: dict[str, int]
 
 
 class Job:
@@ -113,7 +116,8 @@ class Job:
                     writing.result()
         # Those of other shards may have been written meanwhile.
         complete = len(find_parts(self.folder)) if share[1] > 1 else len(done) + len(left)
-        return EmbeddingRun(self.summary, len(work.parts), complete, len(left), failed)
+        unknown = dict(self.embedder.collator.unknown_residues)
+        return EmbeddingRun(self.summary, len(work.parts), complete, len(left), failed, unknown)
 
     def _embed(
         self, part: Part, results: Iterator[Pooled]

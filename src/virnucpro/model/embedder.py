@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
+from collections import Counter
 from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from virnucpro.model.checkpoint import DTYPES, load_checkpoint
 from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.configuration import text_config
 from virnucpro.model.inputs import model_inputs, run_model
+from virnucpro.model.measure import is_out_of_memory
 from virnucpro.model.positions import first_position
 from virnucpro.text import first_line, quoted, shown
 
@@ -35,8 +38,6 @@ MAX_RESIDUES = 1022
 NUM_AHEAD = 4
 # Batches in a row without a single success after which a run ends.
 MAX_FAILED = 3
-# What errors say that are no `torch.OutOfMemoryError`, in lower case.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
 
 
 class Pooled(NamedTuple):
@@ -209,7 +210,7 @@ class Embedder:
                 `batches` are raised as they are.
         """
         dtype = None if states is None else DTYPES[states]
-        ahead = make_ahead(map(self._prepare, batches), NUM_AHEAD)
+        ahead = make_ahead((self._prepare(batch, self.collator) for batch in batches), NUM_AHEAD)
         waiting = None
         try:
             for records, batch in ahead:
@@ -222,9 +223,11 @@ class Embedder:
         finally:
             ahead.close()
 
-    def _prepare(self, records: list[Record]) -> tuple[list[Record], dict[str, Any]]:
+    def _prepare(
+        self, records: list[Record], collate: VarlenCollator
+    ) -> tuple[list[Record], dict[str, Any]]:
         """Return records with their tensors, in pinned memory if there is a device to copy to."""
-        batch = self.collator(records)
+        batch = collate(records)
         if self.device.type == "cuda":
             batch = {
                 name: value.pin_memory() if isinstance(value, torch.Tensor) else value
@@ -248,10 +251,13 @@ class Embedder:
             if is_memory:
                 self._lower(batch["num_tokens"])
         middle = find_middle(batch)
+        # A copy, since unknown residues have been counted.
+        collate = copy.copy(self.collator)
+        collate.unknown, collate.unknown_residues = "ignore", Counter()
         pieces: list[Piece] = []
         failed: dict[int, str] = {}
         for begin, part in ((0, records[:middle]), (middle, records[middle:])):
-            found = self._launch(*self._prepare(part), first + begin, dtype)
+            found = self._launch(*self._prepare(part, collate), first + begin, dtype)
             pieces += found[0]
             failed.update(found[1])
         return pieces, failed
@@ -392,14 +398,6 @@ def first_words(embedder: Embedder) -> str:
     words = [word for word in embedder.checkpoint.tokenizer.get_vocab() if len(word) > 1]
     residues = [word for word in words if word.isalpha()]
     return f"such as {quoted(min(residues))}" if residues else "its letters are no tokens"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that a device or this machine has too little memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def find_middle(batch: dict[str, Any]) -> int:

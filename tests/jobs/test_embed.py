@@ -215,6 +215,25 @@ def test_plan(
     assert parts["row"].to_pylist() == PackingPlan.load(plan).indices.tolist()
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("sequences", [True, False])
+def test_plan_with_split_sequences(
+    tmp_path: Path, checkpoint: Path, alone: OneByOne, sequences: bool
+) -> None:
+    """They are packed anew, so that the windows of each are in one part."""
+    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
+    packer = GreedyPacker(100, LIMIT, overlong="split", overlap=7)
+    summary = pack_files(fasta, plan, packer, sequences=sequences)
+    run = embed_files(plan, tmp_path / "out", checkpoint)
+    assert run.parts > 2
+    assert run.summary.overlap == 7
+    assert run.summary.totals.split == summary.totals.split
+    texts = list(map(clean, SEQUENCES))
+    states = [alone.windows(text, LIMIT, 7).mean(axis=0) if text else None for text in texts]
+    check_rows(read(tmp_path / "out"), fasta)
+    check_vectors(read(tmp_path / "out"), states)
+
+
 def test_plan_with_dropped_rows(tmp_path: Path, checkpoint: Path) -> None:
     plan = tmp_path / "plan.parquet"
     pack_files(write(tmp_path), plan, GreedyPacker(90, LIMIT, overlong="drop"), sequences=True)
@@ -411,9 +430,6 @@ def test_a_plan_has_its_own(
 
 def test_plans_that_cannot_be_run(tmp_path: Path, checkpoint: Path) -> None:
     fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
-    pack_files(fasta, plan, GreedyPacker(90, LIMIT, overlong="split"))
-    with pytest.raises(ValueError, match="split sequences, whose windows may be in different"):
-        embed_files(plan, tmp_path / "out", checkpoint)
     pack_files(fasta, plan, GreedyPacker(90, LIMIT, special_tokens=1))
     with pytest.raises(ValueError, match="has 1 special tokens per sequence, the tokenizer of"):
         embed_files(plan, tmp_path / "out", checkpoint)

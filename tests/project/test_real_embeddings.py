@@ -20,9 +20,7 @@ VIRUSES, COLI = "uniprot_viruses.faa.gz", "ecoli_k12.faa.gz"
 EVERY = int(os.environ.get("EVERY", "20"))
 
 
-@pytest.mark.parametrize(
-    ("names", "overlong"), [((VIRUSES, COLI), "truncate"), ((COLI,), "split")]
-)
+@pytest.mark.parametrize(("names", "overlong"), [((VIRUSES, COLI), "truncate"), ((COLI,), "split")])
 def test_one_at_a_time(tmp_path: Path, names: tuple[str, ...], overlong: str) -> None:
     """Every row is there once, as a model gives it that runs one sequence at a time."""
     checkpoint = save_checkpoint(tmp_path / "tiny")

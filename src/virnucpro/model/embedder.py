@@ -28,6 +28,7 @@ from virnucpro.model.configuration import text_config
 from virnucpro.model.inputs import model_inputs, run_model
 from virnucpro.model.measure import is_out_of_memory
 from virnucpro.model.positions import first_position
+from virnucpro.model.tokenized_records import check_records
 from virnucpro.text import first_line, quoted, shown
 
 logger = logging.getLogger(__name__)
@@ -49,11 +50,13 @@ class Pooled(NamedTuple):
         states: The states of each sequence's residues, [residues, width]; None if it failed, or if
             states were not asked for.
         failed: Why the model has no result for a sequence, by its number in the batch.
+        lengths: The number of residues of each sequence that was run, int64 [n]; 0 if it failed.
     """
 
     sums: NDArray[np.float32]
     states: list[NDArray[Any] | None]
     failed: dict[int, str]
+    lengths: NDArray[np.int64]
 
 
 class Piece(NamedTuple):
@@ -187,12 +190,14 @@ class Embedder:
         """
         if not records:
             return np.empty((0, self.width), np.float32)
-        pooled = next(self.run([records]))
+        check_records(records)
+        whole = [{"id": record["id"], "sequence": record["sequence"]} for record in records]
+        pooled = next(self.run([whole]))
         for number, reason in pooled.failed.items():
             raise ValueError(f"{quoted(records[number]['id'])} has no embedding: {reason}")
-        lengths = [min(len(each["sequence"]), self.max_sequence_length) for each in records]
         with np.errstate(invalid="ignore"):
-            return pooled.sums / np.array(lengths, np.float32)[:, None]
+            vectors: NDArray[np.float32] = pooled.sums / pooled.lengths.astype(np.float32)[:, None]
+        return vectors
 
     def run(
         self, batches: Iterable[list[Record]], states: str | None = None
@@ -294,6 +299,7 @@ class Embedder:
     def _collect(self, number: int, pieces: list[Piece], failed: dict[int, str]) -> Pooled:
         """Return the results of a batch, once the device has run it."""
         sums = np.full((number, self.width), np.nan, np.float32)
+        lengths = np.zeros(number, np.int64)
         states: list[NDArray[Any] | None] = [None] * number
         for piece in pieces:
             if piece.ready is not None:
@@ -304,6 +310,7 @@ class Embedder:
                     raise ValueError(f"the model fails: {first_line(error)}") from error
             end = piece.first + len(piece.lengths)
             sums[piece.first : end] = piece.sums.numpy()
+            lengths[piece.first : end] = piece.lengths
             if piece.states is not None:
                 parts = piece.states.split_with_sizes(piece.lengths.tolist())
                 states[piece.first : end] = [part.numpy() for part in parts]
@@ -312,13 +319,14 @@ class Embedder:
                 failed[place] = "its states are not finite"
                 states[place] = None
         sums[list(failed)] = np.nan
+        lengths[list(failed)] = 0
         self._failed_in_a_row = 0 if len(failed) < number else self._failed_in_a_row + 1
         if self._failed_in_a_row == MAX_FAILED:
             raise ValueError(
                 f"the model fails: {MAX_FAILED} batches in a row have no result, the last because "
                 f"{next(iter(failed.values()))}"
             )
-        return Pooled(sums, states, failed)
+        return Pooled(sums, states, failed, lengths)
 
     def _lower(self, num_tokens: int) -> None:
         """Lower the budget after a batch of this many tokens ran out of memory."""

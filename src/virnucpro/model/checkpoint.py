@@ -70,8 +70,11 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
     except Exception as error:
         # Libraries raise what they like for files that are damaged.
         kind = OSError if isinstance(error, OSError) else ValueError
-        what = "cannot be loaded as a model with its tokenizer"
-        raise kind(f"{shown(name)}: {what} ({first_line(error)})") from error
+        what = "" if is_folder else "is not a folder, and as a name on the hub "
+        raise kind(
+            f"{shown(name)}: {what}cannot be loaded as a model with its tokenizer "
+            f"({first_line(error)})"
+        ) from error
     missing = set(loaded["missing_keys"])
     random = sorted(key for key in missing if "pooler" not in key.split("."))
     random += sorted(str(key) for key in loaded["mismatched_keys"])

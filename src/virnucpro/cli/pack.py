@@ -166,6 +166,8 @@ def pack(
     with exit_on_error():
         if engine is Engine.ray:
             summary = pack_on_ray(inputs, output, packer, how, quiet)
+        elif output.endswith("/"):
+            raise ValueError(f"{shown(name_of(output))}: a folder, which needs --engine ray")
         else:
             with log_to_stderr(quiet), progress_display(quiet) as progress:
                 summary = pack_files(inputs, output, packer, progress=progress, **how)

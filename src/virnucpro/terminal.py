@@ -156,13 +156,13 @@ def describe_progress(stage: str, done: int, total: int | None, rate: float | No
         >>> describe_progress("reading", 12_000, None, None)
         'reading 12,000 sequences'
         >>> describe_progress("embedding", 1_234, 10_000, 100.0)
-        'embedding 12.3% of 10,000 residues, 100 per second, 0:01:28 left'
+        'embedding 12.3 % of 10,000 residues, 100 per second, 0:01:28 left'
     """
     unit = UNITS.get(stage, "sequences")
     if not total:
         return f"{stage} {done:,} {unit}" if done else stage
-    # Not rounded, as 100% would be all.
-    text = f"{stage} {1000 * done // total / 10}% of {total:,} {unit}"
+    # Not rounded, as 100 % would be all.
+    text = f"{stage} {1000 * done // total / 10} % of {total:,} {unit}"
     if rate:
         left = timedelta(seconds=math.ceil((total - done) / rate))
         text += f", {rate:,.0f} per second, {left} left"

@@ -46,11 +46,11 @@ def show_on(monkeypatch: pytest.MonkeyPatch, is_terminal: bool, width: int = 80)
         (0, None, None, "embedding"),
         (1500, None, None, "embedding 1,500 residues"),
         (0, 0, None, "embedding"),
-        (0, 4000, None, "embedding 0.0% of 4,000 residues"),
-        (1000, 4000, 2.0, "embedding 25.0% of 4,000 residues, 2 per second, 0:25:00 left"),
-        (3999, 4000, 1.5, "embedding 99.9% of 4,000 residues, 2 per second, 0:00:01 left"),
-        (4000, 4000, 1e6, "embedding 100.0% of 4,000 residues, 1,000,000 per second, 0:00:00 left"),
-        (1, 10**9, 1e4, "embedding 0.0% of 1,000,000,000 residues, 10,000 per second, "
+        (0, 4000, None, "embedding 0.0 % of 4,000 residues"),
+        (1000, 4000, 2.0, "embedding 25.0 % of 4,000 residues, 2 per second, 0:25:00 left"),
+        (3999, 4000, 1.5, "embedding 99.9 % of 4,000 residues, 2 per second, 0:00:01 left"),
+        (4000, 4000, 1e3, "embedding 100.0 % of 4,000 residues, 1,000 per second, 0:00:00 left"),
+        (1, 10**9, 1e4, "embedding 0.0 % of 1,000,000,000 residues, 10,000 per second, "
          "1 day, 3:46:40 left"),
     ],
 )  # fmt: skip
@@ -88,8 +88,8 @@ def test_lines_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch, clock:
             clock.now += 1
             progress("embedding", 100 * second, 30_000)
     assert text.getvalue().splitlines() == [
-        "virnucpro: embedding 19.6% of 30,000 residues, 100 per second, 0:04:01 left",
-        "virnucpro: embedding 39.6% of 30,000 residues, 100 per second, 0:03:01 left",
+        "virnucpro: embedding 19.6 % of 30,000 residues, 100 per second, 0:04:01 left",
+        "virnucpro: embedding 39.6 % of 30,000 residues, 100 per second, 0:03:01 left",
     ]
 
 
@@ -113,7 +113,7 @@ def test_display_on_terminals(width: int, monkeypatch: pytest.MonkeyPatch) -> No
         progress("reading", 1234)
         progress("embedding", 25, 1000)
     shown = text.getvalue()
-    for part in ("Loading", "Reading 1,234", "Embedding 2.5% of"):
+    for part in ("Loading", "Reading 1,234", "Embedding 2.5 % of"):
         assert part in shown
     # In spite of a terminal with narrow lines.
     assert shown.count("residues") >= 1

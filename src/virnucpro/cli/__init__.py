@@ -1,4 +1,4 @@
-"""The command line. Messages go to stderr, the output of `stats` to stdout."""
+"""The command line. Messages go to stderr, the output of `stats` and JSON to stdout."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from virnucpro.cli.embed import embed
 from virnucpro.cli.pack import pack
 from virnucpro.cli.plans import report, stats, verify
 
@@ -41,10 +42,10 @@ def main(
         ),
     ] = False,
 ) -> None:
-    """Pack protein sequences into token-budget batches by exact First-Fit Decreasing."""
+    """Pack protein sequences into token-budget batches, and embed them."""
     # Most log messages repeat what the summaries show.
     logging.getLogger("virnucpro").addHandler(logging.NullHandler())
 
 
-for command in (pack, stats, verify, report):
+for command in (pack, embed, stats, verify, report):
     app.command()(command)

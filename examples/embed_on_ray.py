@@ -4,8 +4,8 @@
 
 The inputs are FASTA files, or folders of them. --model names a checkpoint on the hub of Hugging
 Face, or a folder that every machine has. The output is a folder of Parquet files with one vector
-per protein. Requires virnucpro[esm,ray]. Each actor uses a GPU if the cluster has any. On a cluster,
-run `ray job submit --working-dir examples -- python embed_on_ray.py ...`. Without Ray,
+per protein. Requires virnucpro[esm,ray]. Each actor uses a GPU if the cluster has any. On a
+cluster, run `ray job submit --working-dir examples -- python embed_on_ray.py ...`. Without Ray,
 `virnucpro embed` embeds files on one machine or in array jobs.
 """
 

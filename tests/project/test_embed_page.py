@@ -72,11 +72,14 @@ def test_the_page_on_embedding_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     text = (ROOT / "docs/how-to/embed.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}
+    shards: list[str] = []
     for language, code in re.findall(r"```(\w+)\n(.*?)```", text, re.DOTALL):
         if language == "python":
             exec(code, names)
         else:
             for command in commands(code):
+                if "--shard" in command:
+                    shards.append(command[command.index("--shard") + 1])
                 result = run(*command)
                 assert result.returncode == 0, result.stderr
 
@@ -97,6 +100,8 @@ def test_the_page_on_embedding_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for row, vector in of_first.items():
         assert np.allclose(whole[row], vector, atol=1e-5) == (row not in long)
     assert long & whole.keys()
+
+    assert sorted(shards) == ["1/2", "1/4", "2/2", "2/4", "3/4", "4/4"]
 
     # What the blocks of Python read.
     has_none = np.array([vector is None for vector in expected.values()])

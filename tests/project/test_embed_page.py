@@ -20,6 +20,7 @@ from virnucpro.files.fasta import read_fasta
 
 ROOT = Path(__file__).parents[2]
 CHECKPOINT = "facebook/esm2_t33_650M_UR50D"
+WIDTH = 32
 FASTA = ["proteins.fasta.gz", "more.fasta.gz"]
 # Writes the arguments of each command, with a line between commands; sbatch runs its tasks.
 SHELL = r"""
@@ -39,24 +40,22 @@ def commands(code: str) -> Iterator[list[str]]:
         yield command.split("\0")
 
 
-def vectors(folder: str) -> dict[int, NDArray[np.float32] | None]:
-    """Return the embeddings in a folder by row."""
+def vectors(folder: str) -> dict[int, NDArray[Any]]:
+    """Return the embeddings in a folder by row; those that are null as NaN."""
     table = pq.read_table(folder, columns=["row", "embedding"])
     embeddings = table["embedding"].to_pylist()
     return {
-        row: None if vector is None else np.array(vector, np.float32)
+        row: np.full(WIDTH, np.nan) if vector is None else np.array(vector, np.float64)
         for row, vector in zip(table["row"].to_pylist(), embeddings, strict=True)
     }
 
 
-def assert_near(found: str, expected: dict[int, NDArray[Any] | None], atol: float = 1e-5) -> None:
+def assert_near(folder: str, expected: dict[int, NDArray[Any]], atol: float = 1e-5) -> None:
     """Check that a folder has these embeddings."""
-    embeddings = vectors(found)
-    assert embeddings.keys() == expected.keys()
+    found = vectors(folder)
+    assert found.keys() == expected.keys()
     for row, vector in expected.items():
-        one = embeddings[row]
-        assert (one is None) == (vector is None)
-        assert one is None or vector is None or np.allclose(one, vector, atol=atol)
+        np.testing.assert_allclose(found[row], vector, atol=atol)
 
 
 @pytest.mark.slow
@@ -86,9 +85,7 @@ def test_the_page_on_embedding_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     records = [record for name in FASTA for record in read_fasta(name)]
     rows = range(len(records))
     # The library underneath gives the same.
-    expected: dict[int, NDArray[Any] | None] = {
-        row: names["embeddings"][row].numpy() if records[row][1] else None for row in rows
-    }
+    expected = {row: names["embeddings"][row].numpy() for row in rows}
     assert_near("embeddings", expected)
     of_first = {row: expected[row] for row in range(example.count(b">"))}
     assert_near("sharded", of_first)
@@ -104,14 +101,13 @@ def test_the_page_on_embedding_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert sorted(shards) == ["1/2", "1/4", "2/2", "2/4", "3/4", "4/4"]
 
     # What the blocks of Python read.
-    has_none = np.array([vector is None for vector in expected.values()])
-    assert np.isnan(names["matrix"]).all(axis=1).tolist() == has_none.tolist()
-    assert np.isfinite(names["matrix"][~has_none]).all()
+    np.testing.assert_allclose(names["matrix"], np.stack(list(expected.values())), atol=1e-5)
+    assert np.isnan(names["matrix"]).any(axis=1).tolist() == [not length for length in lengths]
     assert names["frame"]["row"].to_list() == list(rows)
     ids = [identifier for identifier, _ in records]
     assert sorted(names["truncated"]["id"].to_pylist()) == sorted(ids[row] for row in long)
     assert names["nearest"][0] == (ids[0], pytest.approx(1))
-    assert names["residues"].shape[1] == 32
+    assert names["residues"].shape[1] == WIDTH
     job = names["run"]
     assert (job.complete, job.written, job.failed) == (job.parts, 0, [])
     assert job.summary.totals.truncated == len(long)

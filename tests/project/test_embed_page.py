@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from checkpoints import save_checkpoint
 from command import run
-from models import huggingface_tokenizer, tiny_esm2
 from numpy.typing import NDArray
 
 from virnucpro.files.fasta import read_fasta
 
 ROOT = Path(__file__).parents[2]
-CHECKPOINT = "facebook/esm2_t33_650M_UR50D"
+CHECKPOINT = Path("facebook/esm2_t33_650M_UR50D")
 WIDTH = 32
 FASTA = ["proteins.fasta.gz", "more.fasta.gz"]
 # Writes the arguments of each command, with a line between commands; sbatch runs its tasks.
@@ -66,8 +66,8 @@ def test_the_page_on_embedding_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     Path(FASTA[0]).write_bytes(gzip.compress(example))
     more = b">again\nMKTAYIAK\n>twice\nMKTAYIAK\n>none\n>long\n" + b"MKV" * 700 + b"\n"
     Path(FASTA[1]).write_bytes(gzip.compress(more))
-    tiny_esm2().save_pretrained(CHECKPOINT)
-    huggingface_tokenizer(Path(CHECKPOINT)).save_pretrained(CHECKPOINT)
+    CHECKPOINT.parent.mkdir()
+    save_checkpoint(CHECKPOINT)
 
     text = (ROOT / "docs/how-to/embed.md").read_text(encoding="utf-8")
     names: dict[str, Any] = {}

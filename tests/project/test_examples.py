@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from models import huggingface_tokenizer, tiny_esm2
+from checkpoints import save_checkpoint
 
 from virnucpro.data import GreedyPacker, SequenceDataset, embed_files
 
@@ -31,9 +31,7 @@ def run(*arguments: object) -> str:
 
 def test_embed_on_ray(tmp_path: Path) -> None:
     """Actors give what one process gives, in the batches of the packer."""
-    checkpoint = tmp_path / "checkpoint"
-    tiny_esm2().save_pretrained(checkpoint)
-    huggingface_tokenizer(checkpoint).save_pretrained(checkpoint)
+    checkpoint = save_checkpoint(tmp_path / "checkpoint")
     run(EXAMPLES / "embed_on_ray.py", PROTEINS, "-o", tmp_path / "on_ray", "--model", checkpoint)
     found = pq.read_table(tmp_path / "on_ray").to_pydict()
     embed_files(PROTEINS, tmp_path / "alone", checkpoint)

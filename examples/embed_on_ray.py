@@ -23,8 +23,8 @@ from virnucpro.data import Embedder, GreedyPacker, pack_dataset, read_dataset
 class EmbedBatches:
     """An actor that holds a model."""
 
-    def __init__(self, model: str, max_tokens: int) -> None:
-        self.embedder = Embedder(model, max_tokens)
+    def __init__(self, model: str, max_tokens: int, max_sequences: int) -> None:
+        self.embedder = Embedder(model, max_tokens, max_sequences)
 
     def __call__(self, batches: pa.Table) -> pa.Table:
         """Embed the sequences of some batches, one batch per row."""
@@ -61,7 +61,7 @@ def main() -> None:
     print(layout)
     batches.map_batches(
         EmbedBatches,
-        fn_constructor_args=(options.model, options.max_tokens),
+        fn_constructor_args=(options.model, *layout.shape),
         batch_size=64,
         batch_format="pyarrow",
         concurrency=options.actors,

@@ -18,12 +18,6 @@ from virnucpro.data import Embedder, GreedyPacker
 from virnucpro.model.ahead import make_ahead
 from virnucpro.model.checkpoint import load_checkpoint
 
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
 RECORDS = proteins(40)
 BATCHES = GreedyPacker(300).pack_sequences(RECORDS)
 

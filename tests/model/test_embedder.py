@@ -13,7 +13,11 @@ import pytest
 import torch
 from architectures import SUPPORTED
 from checkpoints import OneByOne, save_checkpoint
-from models import byte_pairs, proteins, tiny_esm2, tiny_model
+from models import ESM2, byte_pairs, proteins, tiny_esm2, tiny_model
+from tokenizers import Regex, Tokenizer, normalizers
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Split
+from transformers import PreTrainedTokenizerFast
 
 from virnucpro.data import Embedder, GreedyPacker
 from virnucpro.model.ahead import make_ahead
@@ -170,6 +174,25 @@ def test_hash(tmp_path: Path, checkpoint: Path) -> None:
     lines[4], lines[5] = lines[5], lines[4]
     (swapped / "vocab.txt").write_text("\n".join(lines))
     assert load_checkpoint(swapped).sha256 != first
+
+
+def test_hash_of_normalizers(tmp_path: Path) -> None:
+    """What letters become counts, wherever the tokenizer does it."""
+    folder = save_checkpoint(tmp_path / "tiny")
+    for path in folder.glob("*token*"):
+        path.unlink()
+    vocabulary = {token: number for number, token in enumerate(ESM2)}
+    hashes = []
+    for normalizer in (normalizers.Sequence([]), normalizers.Replace("L", "A")):
+        tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+        tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
+        tokenizer.normalizer = normalizer
+        wrapped = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", mask_token="<mask>"
+        )
+        wrapped.save_pretrained(folder)
+        hashes.append(load_checkpoint(folder).sha256)
+    assert hashes[0] != hashes[1]
 
 
 def test_weights_that_are_missing(tmp_path: Path) -> None:

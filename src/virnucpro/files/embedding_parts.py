@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -37,7 +38,7 @@ from virnucpro.files.output import (
 from virnucpro.files.places import as_local, is_uri, join, name_of, reading
 from virnucpro.files.sequences import InputFile
 from virnucpro.memory import format_bytes
-from virnucpro.text import shown
+from virnucpro.text import quoted, shown
 
 logger = logging.getLogger(__name__)
 
@@ -300,13 +301,17 @@ def check_output_folder(path: str | PathLike[str], inputs: Iterable[str]) -> str
     """Return the path of a folder for parts, which need not exist, after trying to write there.
 
     Raises:
-        ValueError: It is in an input folder.
+        ValueError: It is in an input folder, or not a name.
         NotADirectoryError: It is a file.
         OSError: It cannot be made, or nothing can be written there.
     """
     folder = as_local(path)
     name = shown(name_of(folder))
+    if "\0" in folder or not folder:
+        raise ValueError(f"{quoted(folder)}: not the name of a folder")
     found = find(folder)
+    if found is None and not is_uri(folder) and os.path.lexists(folder):
+        raise NotADirectoryError(f"{name}: is a link that leads nowhere")
     if found is not None and not found.is_folder:
         raise NotADirectoryError(f"{name}: is not a folder")
     if found is not None or is_uri(folder):
@@ -314,8 +319,6 @@ def check_output_folder(path: str | PathLike[str], inputs: Iterable[str]) -> str
             raise Rehearsal
         return folder
     with name_errors(name):
-        if "\0" in folder or not folder:
-            raise OSError("not the name of a folder")
         place = Path(folder).absolute()
         check_not_input(find_parent(place) / place.name, name, inputs)
         TemporaryFolder(place.parent).remove()

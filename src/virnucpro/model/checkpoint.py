@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from virnucpro.model.vocabulary import Vocabulary, read_vocabulary
 from virnucpro.text import first_line, quoted, shown
 
 # The types that a model can run in, by name.
@@ -28,7 +29,7 @@ class Checkpoint:
     Attributes:
         name: The folder or the name on the hub, as given.
         kind: The class of the model.
-        sha256: The hash of its weights, its configuration and its tokenizer's vocabulary, whatever
+        sha256: The hash of its weights, its configuration and the tokens of all letters, whatever
             files they are stored in.
         model: The model, in evaluation mode, on the CPU, in the type of the checkpoint.
         tokenizer: Its tokenizer.
@@ -84,7 +85,11 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
             f"{type(model).__name__}, which would be random (the first is {quoted(random[0])})"
         )
     model.eval()
-    digest = hash_model(model, tokenizer, missing)
+    try:
+        vocabulary = read_vocabulary(tokenizer)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{shown(name)}: {first_line(error)}") from error
+    digest = hash_model(model, vocabulary, missing)
     return Checkpoint(name, type(model).__name__, digest, model, tokenizer)
 
 
@@ -132,13 +137,14 @@ def is_hub_name(name: str) -> bool:
     return len(parts) <= 2 and all(part.strip(".") for part in parts) and "\\" not in name
 
 
-def hash_model(model: Any, tokenizer: Any, left_out: set[str]) -> str:
+def hash_model(model: Any, vocabulary: Vocabulary, left_out: set[str]) -> str:
     """Return the SHA-256 of what determines the output of a model, except weights left out."""
     digest = hashlib.sha256()
     config = {key: value for key, value in model.config.to_dict().items() if key not in INCIDENTAL}
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    special = [tokenizer("A")["input_ids"], tokenizer.unk_token_id, tokenizer.pad_token_id]
-    about = [type(model).__name__, config, vocabulary, special]
+    # What letters become, not the tokenizer's files, which may change it in many ways.
+    letters = None if vocabulary.letter_ids is None else vocabulary.letter_ids.tolist()
+    tokens = [vocabulary.before, vocabulary.after, vocabulary.unknown_id, letters]
+    about = [type(model).__name__, config, tokens, sorted(vocabulary.word_ids.items())]
     digest.update(json.dumps(about, sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         if name not in left_out:

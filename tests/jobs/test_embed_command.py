@@ -311,6 +311,20 @@ def test_models_run_on_all_cores(limit: int) -> None:
 
 
 @pytest.mark.process
+def test_limits_that_leave_too_little_are_an_error_at_once() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "virnucpro", "embed", "a.fa", "-o", "out", "--model", "."],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)),
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("virnucpro: out of memory: the limit (ulimit -v or -d) leaves")
+    assert result.stderr.endswith(" MiB, at least 1.0 GiB are needed\n")
+
+
+@pytest.mark.process
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("stop", "parts", "options", "said"),

@@ -17,11 +17,11 @@ EMBEDDINGS_KEY = b"virnucpro.embeddings"
 # The version of the summary's format.
 VERSION = 1
 # What a run that is resumed may have otherwise: names say where a model is, not which it is.
-INCIDENTAL = ("version", "versions", "totals", "model.name")
-# What messages call some of the values.
+INCIDENTAL = ("version", "versions", "totals", "model.name", "rows_sha256")
+# What messages say of values that mean nothing to a reader.
 WORDS = {
-    "model.sha256": "the weights, configuration or vocabulary of the model",
-    "plan": "the plan",
+    "model.sha256": "the weights, configuration or vocabulary of the model have changed",
+    "plan": "the plan has changed",
 }
 
 
@@ -60,7 +60,7 @@ class EmbeddingTotals:
         residues_dropped: Residues of dropped sequences.
         tokens: Tokens that the model runs, with special tokens.
         batches: Number of batches.
-        stops: Stops (``*``) removed when reading; None if it is not known.
+        stops: Stops (``*``) removed when reading.
         lower_case: Lower-case letters converted to upper case when reading.
         gaps: Gaps removed when reading.
         insertions: Lower-case letters removed when reading.
@@ -77,10 +77,10 @@ class EmbeddingTotals:
     residues_dropped: int
     tokens: int
     batches: int
-    stops: int | None
-    lower_case: int | None
-    gaps: int | None
-    insertions: int | None
+    stops: int
+    lower_case: int
+    gaps: int
+    insertions: int
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,9 @@ class EmbeddingSummary:
     Attributes:
         model: The model.
         limits: The limits on batches and sequences.
+        method: The packing method, "ffd" or "tight"; None if a plan does not say.
         overlong: How sequences above the limit were handled: "truncate", "error", "drop" or
-            "split"; None for those of a plan that does not say.
+            "split".
         overlap: Residues that neighboring windows share.
         options: How the input was read.
         deduplicate: Whether equal sequences were embedded once.
@@ -99,13 +100,15 @@ class EmbeddingSummary:
         states: Whether there are the states of residues.
         inputs: The input files, in order.
         plan: The SHA-256 of the summary of the plan that was given; None if none was.
+        rows_sha256: The SHA-256 of the rows of all parts, in order.
         totals: The totals.
         versions: The versions of the libraries, by name.
     """
 
     model: ModelInfo
     limits: Limits
-    overlong: str | None
+    method: str | None
+    overlong: str
     overlap: int
     options: ReadOptions | None
     deduplicate: bool
@@ -113,6 +116,7 @@ class EmbeddingSummary:
     states: bool
     inputs: list[InputFile]
     plan: str | None
+    rows_sha256: str
     totals: EmbeddingTotals
     versions: dict[str, str]
 
@@ -160,24 +164,25 @@ def decode_embeddings(metadata: Any) -> EmbeddingSummary:
         raise ValueError("no summary of embeddings in its metadata") from error
 
 
-def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> Iterator[str]:
-    """Yield what would make the rows of two runs differ, in words."""
+def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> list[str]:
+    """Return what would make the rows of two runs differ, in words."""
+    found = []
     if len(stored.inputs) != len(wanted.inputs):
-        yield f"it was made of {len(stored.inputs):,} files (got {len(wanted.inputs):,})"
-    for before, now in zip(stored.inputs, wanted.inputs, strict=False):
-        if before.name != now.name:
-            yield f"an input was {shown(before.name)} (got {shown(now.name)})"
-        elif before != now:
-            yield f"{shown(now.name)} has changed"
+        found.append(f"it has {len(stored.inputs):,} inputs (got {len(wanted.inputs):,})")
+    for file, given in zip(stored.inputs, wanted.inputs, strict=False):
+        if file.name != given.name:
+            found.append(f"an input was {shown(file.name)} (got {shown(given.name)})")
+        elif file != given:
+            found.append(f"{shown(given.name)} has changed")
     flat_before, flat_now = (dict(flatten(each.to_dict())) for each in (stored, wanted))
     for name in dict.fromkeys((*flat_before, *flat_now)):
         before, now = flat_before.get(name), flat_now.get(name)
-        if before == now or name.startswith((*INCIDENTAL, "inputs")):
-            continue
-        if name in WORDS:
-            yield f"{WORDS[name]} has changed" if name == "plan" else f"{WORDS[name]} have changed"
-        else:
-            yield f"{name.rpartition('.')[2]} was {quoted(before)} (got {quoted(now)})"
+        if before != now and not name.startswith((*INCIDENTAL, "inputs")):
+            usual = f"{name.rpartition('.')[2]} was {quoted(before)} (got {quoted(now)})"
+            found.append(WORDS.get(name, usual))
+    if not found and stored.rows_sha256 != wanted.rows_sha256:
+        found.append("its parts would have other rows, as another release may pack otherwise")
+    return found
 
 
 def flatten(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

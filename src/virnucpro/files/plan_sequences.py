@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from virnucpro.files import tables
+from virnucpro.files.fasta import ReadChanges
 from virnucpro.files.plan_checks import as_numbers, check_numbers
 from virnucpro.files.plan_reader import PlanFile, open_parquet
 from virnucpro.files.plan_schema import explain_errors
@@ -31,6 +33,7 @@ class PlanSequences:
         ids: The ID of each row, an Arrow array of large strings.
         lengths: Residues of each row in the input, int64. The plan has no more than the limit.
         inputs: The files that the plan was made of.
+        changes: Numbers of characters changed or removed when they were read.
 
     Raises:
         ValueError: The plan is damaged.
@@ -43,6 +46,9 @@ class PlanSequences:
     def __init__(self, file: PlanFile) -> None:
         self._file = file
         self.inputs: list[InputFile] = file.summary.inputs
+        totals = asdict(file.summary.totals)
+        # Unknown numbers are those of plans that were saved without their input.
+        self.changes = ReadChanges(*(totals[field.name] or 0 for field in fields(ReadChanges)))
         file.check_size()
         table = file.read(["row", "id", "length"])
         rows = as_numbers(table["row"])

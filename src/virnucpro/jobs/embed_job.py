@@ -17,6 +17,7 @@ from virnucpro.files.embedding_parts import (
     StoredPart,
     check_space,
     find_parts,
+    make_folder,
     write_part,
 )
 from virnucpro.files.embeddings import EmbeddingSummary
@@ -38,6 +39,8 @@ class EmbeddingRun:
         complete: Number of parts that are in the folder.
         written: Number of parts that this run wrote.
         failed: The sequences of the parts written that have no embedding because the model failed.
+        unknown: Number of occurrences of each residue in the parts written that is not in the
+            model's vocabulary.
     """
 
     summary: EmbeddingSummary
@@ -45,6 +48,7 @@ class EmbeddingRun:
     complete: int
     written: int
     failed: list[FailedSequence]
+    unknown: dict[str, int]
 
 
 class Job:
@@ -80,8 +84,9 @@ class Job:
         self.progress("embedding", self.done, self.total)
         failed: list[FailedSequence] = []
         if left:
+            make_folder(self.folder)
             if plan.num_batches:
-                self.embedder.set_shape(*plan.shape)
+                self.embedder.set_shape(plan.limits.usable_tokens, plan.max_sequences)
             batches = (
                 work.batch(batch)
                 for part in left
@@ -111,7 +116,8 @@ class Job:
                     writing.result()
         # Those of other shards may have been written meanwhile.
         complete = len(find_parts(self.folder)) if share[1] > 1 else len(done) + len(left)
-        return EmbeddingRun(self.summary, len(work.parts), complete, len(left), failed)
+        unknown = dict(self.embedder.collator.unknown_residues)
+        return EmbeddingRun(self.summary, len(work.parts), complete, len(left), failed, unknown)
 
     def _embed(
         self, part: Part, results: Iterator[Pooled]
@@ -144,12 +150,16 @@ class Job:
         wrong = ~np.isfinite(embeddings).all(axis=1) & ~is_missing
         for place in np.flatnonzero(wrong).tolist():
             reasons.setdefault(place, f"its embedding does not fit in {self.dtype}")
+        for place, value in enumerate(values):
+            if value is not None:
+                with np.errstate(over="ignore"):
+                    values[place] = value = value.astype(self.dtype, copy=False)
+                if not np.isfinite(value).all():
+                    reasons.setdefault(place, f"its states do not fit in {self.dtype}")
         is_missing[list(reasons)] = True
         embeddings[is_missing] = 0
-        values = [
-            None if value is None or missing else value.astype(self.dtype, copy=False)
-            for value, missing in zip(values, is_missing.tolist(), strict=True)
-        ]
+        for place in np.flatnonzero(is_missing).tolist():
+            values[place] = None
         failed = [
             FailedSequence(row, work.sequences.ids[row].as_py(), reason)
             for place, reason in sorted(reasons.items())

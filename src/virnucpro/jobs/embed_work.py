@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,6 @@ from virnucpro.data.plan import PackingPlan
 from virnucpro.data.records import Record
 from virnucpro.files.embeddings import EmbeddingTotals
 from virnucpro.files.equal_sequences import find_equal
-from virnucpro.files.fasta import ReadChanges
 from virnucpro.files.plan_sequences import PlanSequences
 from virnucpro.files.sequences import Sequences
 from virnucpro.files.tables import as_arrow
@@ -112,16 +113,15 @@ class Work:
         numbers = self.plan.slice_indices(offsets[part.begin], offsets[part.end])
         if self.plan.fragments is None:
             return numbers.astype(np.int64)
-        rows = self.plan.fragments.rows[numbers]
+        rows: NDArray[np.int64] = self.plan.fragments.rows[numbers]
         firsts = np.sort(np.unique(rows, return_index=True)[1])
         return rows[firsts]
 
     def kept(self, rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return the residues of sequences of the plan that are embedded, int64."""
-        lengths = self.sequences.lengths[self.distinct[rows]]
-        if self.plan.fragments is not None:
-            return lengths
-        return np.minimum(lengths, self.plan.limits.max_residues)
+        lengths: NDArray[np.int64] = self.sequences.lengths[self.distinct[rows]]
+        limit = self.plan.limits.max_residues
+        return lengths if self.plan.fragments is not None else np.minimum(lengths, limit)
 
     def residues_of(self, part: Part) -> int:
         """Return the residues that the model runs for a part."""
@@ -148,6 +148,15 @@ class Work:
         moved = np.repeat(self.offsets[rows] - (np.cumsum(numbers) - numbers), numbers)
         return self.copies[np.arange(len(places)) + moved], places
 
+    def hash_rows(self) -> str:
+        """Return the SHA-256 of the rows of all parts, in order."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            rows = self.copies_of(self.rows_of(part))[0]
+            digest.update(f"{part.number} {len(rows)}\n".encode())
+            digest.update(rows.astype("<i8", copy=False).data)
+        return digest.hexdigest()
+
     def totals(self) -> EmbeddingTotals:
         """Return the totals."""
         plan, lengths = self.plan, self.sequences.lengths
@@ -156,7 +165,6 @@ class Work:
         is_dropped[self.copies_of(plan.dropped.astype(np.int64))[0]] = True
         is_overlong = (lengths > limit) & ~is_dropped
         is_split = plan.fragments is not None
-        changes = getattr(self.sequences, "changes", None)
         return EmbeddingTotals(
             sequences=len(lengths),
             distinct=len(self.distinct) - len(plan.dropped),
@@ -169,7 +177,7 @@ class Work:
             residues_dropped=int(lengths[is_dropped].sum()),
             tokens=plan.total_tokens,
             batches=plan.num_batches,
-            **vars(changes or ReadChanges(*[None] * 4)),  # type: ignore[list-item]
+            **asdict(self.sequences.changes),
         )
 
 
@@ -265,15 +273,17 @@ def with_parts(work: Work, sizes: Sizes) -> Work:
     parts_of = number_shares(share_of_part(run, stored, total))
     groups = plan.group_offsets
     if groups is not None and plan.fragments is not None:
-        # The batches of a group of split sequences are one part.
-        after = np.repeat(np.arange(1, len(groups) - 1), np.diff(groups[1:]))
-        first = int(groups[1])
+        # The batches of a group of split sequences are one part. The first group has the others.
+        has_others = work.sequences.lengths[work.distinct] <= plan.limits.max_residues
+        groups = groups[int(has_others.any()) :]
+        first = int(groups[0])
+        after = np.repeat(np.arange(1, len(groups)), np.diff(groups))
         parts_of[first:] = parts_of[:first].max(initial=-1) + after
     begins = np.flatnonzero(np.diff(parts_of, prepend=-1) != 0)
     bounds = [*begins.tolist(), plan.num_batches]
     parts = [
         Part(number, begin, end, is_dropped=False)
-        for number, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False))
+        for number, (begin, end) in enumerate(itertools.pairwise(bounds))
     ]
     most = max(1, PART_BYTES // sizes.per_row)
     for begin in range(0, len(plan.dropped), most):
@@ -282,11 +292,13 @@ def with_parts(work: Work, sizes: Sizes) -> Work:
     return replace(work, parts=parts)
 
 
-def chunks_of(work: Work, places: NDArray[np.int64], rows: NDArray[Any], sizes: Sizes) -> Iterator[slice]:
+def chunks_of(
+    work: Work, places: NDArray[np.int64], rows: NDArray[Any], sizes: Sizes
+) -> Iterator[slice]:
     """Yield ranges of the rows of a part that are written together."""
     stored = np.full(len(places), sizes.per_row)
     if sizes.per_residue:
         stored = stored + work.kept(rows)[places] * sizes.per_residue
     chunks = np.cumsum(stored) // WRITTEN_BYTES
     bounds = [*np.flatnonzero(np.diff(chunks, prepend=-1)).tolist(), len(places)]
-    yield from (slice(begin, end) for begin, end in zip(bounds, bounds[1:], strict=False))
+    yield from (slice(begin, end) for begin, end in itertools.pairwise(bounds))

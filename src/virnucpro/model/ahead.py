@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def make_ahead(items: Iterator[T], number: int) -> Iterator[T]:
+def make_ahead(items: Iterator[T], number: int) -> Generator[T, None, None]:
     """Yield items, of which a thread makes the next ones meanwhile, at most `number`.
 
     Errors are raised where the item would be. When the iterator is closed, the thread ends.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,11 +22,13 @@ from virnucpro.model.ahead import make_ahead
 from virnucpro.model.batches import bounds_of_sequences, take_real, to_device
 from virnucpro.model.captured import CapturedModel, has_graphs
 from virnucpro.model.check import check_packed
-from virnucpro.model.checkpoint import DTYPES, load_checkpoint
+from virnucpro.model.checkpoint import DTYPES, choose_device, choose_dtype, load_checkpoint
 from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.configuration import text_config
 from virnucpro.model.inputs import model_inputs, run_model
+from virnucpro.model.measure import is_out_of_memory
 from virnucpro.model.positions import first_position
+from virnucpro.model.tokenized_records import check_records
 from virnucpro.text import first_line, quoted, shown
 
 logger = logging.getLogger(__name__)
@@ -35,8 +39,6 @@ MAX_RESIDUES = 1022
 NUM_AHEAD = 4
 # Batches in a row without a single success after which a run ends.
 MAX_FAILED = 3
-# What errors say that are no `torch.OutOfMemoryError`, in lower case.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
 
 
 class Pooled(NamedTuple):
@@ -48,11 +50,31 @@ class Pooled(NamedTuple):
         states: The states of each sequence's residues, [residues, width]; None if it failed, or if
             states were not asked for.
         failed: Why the model has no result for a sequence, by its number in the batch.
+        lengths: The number of residues of each sequence that was run, int64 [n]; 0 if it failed.
     """
 
     sums: NDArray[np.float32]
     states: list[NDArray[Any] | None]
     failed: dict[int, str]
+    lengths: NDArray[np.int64]
+
+
+class Prepared(NamedTuple):
+    """A batch that is ready to run; its tensors are in pinned memory if it goes to a device.
+
+    Attributes:
+        records: Its records.
+        batch: Their tensors, as `VarlenCollator` makes them.
+        places: The place of each residue among the tokens without padding, int64 [residues].
+        lengths: Residues of each sequence, int64 [n].
+        weights: The weight of each residue, float32 [residues]; None if all are 1.
+    """
+
+    records: list[Record]
+    batch: dict[str, Any]
+    places: torch.Tensor
+    lengths: torch.Tensor
+    weights: torch.Tensor | None
 
 
 class Piece(NamedTuple):
@@ -186,16 +208,18 @@ class Embedder:
         """
         if not records:
             return np.empty((0, self.width), np.float32)
-        pooled = next(self.run([records]))
+        check_records(records)
+        whole = [{"id": record["id"], "sequence": record["sequence"]} for record in records]
+        pooled = next(self.run([whole]))
         for number, reason in pooled.failed.items():
             raise ValueError(f"{quoted(records[number]['id'])} has no embedding: {reason}")
-        lengths = [min(len(each["sequence"]), self.max_sequence_length) for each in records]
         with np.errstate(invalid="ignore"):
-            return pooled.sums / np.array(lengths, np.float32)[:, None]
+            vectors: NDArray[np.float32] = pooled.sums / pooled.lengths.astype(np.float32)[:, None]
+        return vectors
 
     def run(
         self, batches: Iterable[list[Record]], states: str | None = None
-    ) -> Iterator[Pooled]:
+    ) -> Generator[Pooled, None, None]:
         """Yield what the model gives for the sequences of batches, in order.
 
         Args:
@@ -209,36 +233,40 @@ class Embedder:
                 `batches` are raised as they are.
         """
         dtype = None if states is None else DTYPES[states]
-        ahead = make_ahead(map(self._prepare, batches), NUM_AHEAD)
+        ahead = make_ahead((self._prepare(batch, self.collator) for batch in batches), NUM_AHEAD)
         waiting = None
         try:
-            for records, batch in ahead:
-                launched = self._launch(records, batch, 0, dtype)
+            for prepared in ahead:
+                launched = self._launch(prepared, 0, dtype)
                 if waiting is not None:
                     yield self._collect(*waiting)
-                waiting = len(records), *launched
+                waiting = len(prepared.records), *launched
             if waiting is not None:
                 yield self._collect(*waiting)
         finally:
-            ahead.close()  # type: ignore[attr-defined]
+            ahead.close()
 
-    def _prepare(self, records: list[Record]) -> tuple[list[Record], dict[str, Any]]:
-        """Return records with their tensors, in pinned memory if there is a device to copy to."""
-        batch = self.collator(records)
-        if self.device.type == "cuda":
-            batch = {
-                name: value.pin_memory() if isinstance(value, torch.Tensor) else value
-                for name, value in batch.items()
-            }
-        return records, batch
+    def _prepare(self, records: list[Record], collate: VarlenCollator) -> Prepared:
+        """Return a batch that is ready to run."""
+        batch = collate(records)
+        weights = None
+        if "weights" in batch:
+            weights = torch.from_numpy(np.concatenate(batch.pop("weights")))
+        places, lengths = find_residues(batch)
+        prepared = Prepared(records, batch, places, lengths, weights)
+        if self.device.type != "cuda":
+            return prepared
+        batch = {name: pin(value) for name, value in batch.items()}
+        return Prepared(records, batch, pin(places), pin(lengths), pin(weights))
 
     def _launch(
-        self, records: list[Record], batch: dict[str, Any], first: int, dtype: torch.dtype | None
+        self, prepared: Prepared, first: int, dtype: torch.dtype | None
     ) -> tuple[list[Piece], dict[int, str]]:
         """Start to run a batch, in pieces if need be; return them, and what failed."""
+        records, batch = prepared.records, prepared.batch
         if batch["num_tokens"] <= self._budget or len(records) == 1:
             try:
-                return [self._start(batch, first, dtype)], {}
+                return [self._start(prepared, first, dtype)], {}
             except Exception as error:
                 is_memory = is_out_of_memory(error)
                 reason = "out of memory" if is_memory else first_line(error)
@@ -248,37 +276,37 @@ class Embedder:
             if is_memory:
                 self._lower(batch["num_tokens"])
         middle = find_middle(batch)
+        # A copy, since unknown residues have been counted.
+        collate = copy.copy(self.collator)
+        collate.unknown, collate.unknown_residues = "ignore", Counter()
         pieces: list[Piece] = []
         failed: dict[int, str] = {}
         for begin, part in ((0, records[:middle]), (middle, records[middle:])):
-            found = self._launch(*self._prepare(part), first + begin, dtype)
+            found = self._launch(self._prepare(part, collate), first + begin, dtype)
             pieces += found[0]
             failed.update(found[1])
         return pieces, failed
 
-    def _start(self, batch: dict[str, Any], first: int, dtype: torch.dtype | None) -> Piece:
-        """Start to run a batch that fits."""
+    def _start(self, prepared: Prepared, first: int, dtype: torch.dtype | None) -> Piece:
+        """Start to run a batch that fits. Does not wait for the device."""
         with torch.inference_mode():
-            run = self._run_plain if self._captured is None else self._captured
-            residues, lengths = take_residues(run(batch), batch)
-            wide = residues.to(torch.float32)
-            if "weights" in batch:
-                weights = torch.from_numpy(np.concatenate(batch["weights"]))
-                wide = wide * weights.to(self.device, non_blocking=True)[:, None]
-            sums = torch.segment_reduce(
-                wide,
-                "sum",
-                lengths=torch.from_numpy(lengths).to(self.device, non_blocking=True),
-                axis=0,
-                unsafe=True,
+            places, lengths = (
+                value.to(self.device, non_blocking=True)
+                for value in (prepared.places, prepared.lengths)
             )
+            run = self._run_plain if self._captured is None else self._captured
+            residues = run(prepared.batch).index_select(0, places)
+            wide = residues.to(torch.float32)
+            if prepared.weights is not None:
+                wide = wide * prepared.weights.to(self.device, non_blocking=True)[:, None]
+            sums = torch.segment_reduce(wide, "sum", lengths=lengths, axis=0, unsafe=True)
             states = None if dtype is None else to_host(residues.to(dtype))
-            ready = None
             sums = to_host(sums)
+            ready = None
             if self.device.type == "cuda":
-                ready = torch.cuda.Event()
+                ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 ready.record(torch.cuda.current_stream(self.device))
-        return Piece(first, lengths, sums, states, ready)
+        return Piece(first, prepared.lengths.numpy(), sums, states, ready)
 
     def _run_plain(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the states of the tokens that are not padding, [num_tokens, width]."""
@@ -288,6 +316,7 @@ class Embedder:
     def _collect(self, number: int, pieces: list[Piece], failed: dict[int, str]) -> Pooled:
         """Return the results of a batch, once the device has run it."""
         sums = np.full((number, self.width), np.nan, np.float32)
+        lengths = np.zeros(number, np.int64)
         states: list[NDArray[Any] | None] = [None] * number
         for piece in pieces:
             if piece.ready is not None:
@@ -298,6 +327,7 @@ class Embedder:
                     raise ValueError(f"the model fails: {first_line(error)}") from error
             end = piece.first + len(piece.lengths)
             sums[piece.first : end] = piece.sums.numpy()
+            lengths[piece.first : end] = piece.lengths
             if piece.states is not None:
                 parts = piece.states.split_with_sizes(piece.lengths.tolist())
                 states[piece.first : end] = [part.numpy() for part in parts]
@@ -306,13 +336,14 @@ class Embedder:
                 failed[place] = "its states are not finite"
                 states[place] = None
         sums[list(failed)] = np.nan
+        lengths[list(failed)] = 0
         self._failed_in_a_row = 0 if len(failed) < number else self._failed_in_a_row + 1
         if self._failed_in_a_row == MAX_FAILED:
             raise ValueError(
                 f"the model fails: {MAX_FAILED} batches in a row have no result, the last because "
                 f"{next(iter(failed.values()))}"
             )
-        return Pooled(sums, states, failed)
+        return Pooled(sums, states, failed, lengths)
 
     def _lower(self, num_tokens: int) -> None:
         """Lower the budget after a batch of this many tokens ran out of memory."""
@@ -338,28 +369,6 @@ class Embedder:
         if has_graphs(self.device):
             tokens = max(self._budget, self.special_tokens + 1)
             self._captured = CapturedModel(self.model, tokens, self._max_sequences)
-
-
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device with a name, or the default one; raise ValueError if there is none."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-        # Raises if the device cannot be used.
-        torch.empty(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {quoted(str(device))}: {first_line(error)}") from error
-    return found
-
-
-def choose_dtype(dtype: str | None, device: torch.device) -> str:
-    """Return the name of the type that a model runs in."""
-    if dtype is None:
-        return "bfloat16" if device.type == "cuda" else "float32"
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} (got {quoted(dtype)})")
-    return dtype
 
 
 def choose_length(embedder: Embedder, max_sequence_length: int | None) -> int:
@@ -394,14 +403,6 @@ def first_words(embedder: Embedder) -> str:
     return f"such as {quoted(min(residues))}" if residues else "its letters are no tokens"
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that a device or this machine has too little memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
-
-
 def find_middle(batch: dict[str, Any]) -> int:
     """Return the number of sequences of a batch that have half of its tokens, not all or none."""
     starts, ends = bounds_of_sequences(batch)
@@ -410,21 +411,19 @@ def find_middle(batch: dict[str, Any]) -> int:
     return min(middle, len(tokens) - 1)
 
 
-def take_residues(
-    states: torch.Tensor, batch: dict[str, Any]
-) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Return the states of residues, without special tokens, and the residues of each sequence.
-
-    Does not wait for a device.
-    """
+def find_residues(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places of residues among the tokens without padding, and how many each has."""
     starts, ends = bounds_of_sequences(batch)
-    tokens = (ends - starts).numpy().astype(np.int64)
+    tokens = (ends - starts).to(torch.int64)
     num_before, num_after = batch["special_tokens"]
     lengths = tokens - num_before - num_after
-    moved = np.cumsum(tokens) - tokens + num_before - (np.cumsum(lengths) - lengths)
-    places = np.arange(lengths.sum()) + np.repeat(moved, lengths)
-    index = torch.from_numpy(places).to(states.device, non_blocking=True)
-    return states.index_select(0, index), lengths
+    moved = tokens.cumsum(0) - tokens + num_before - (lengths.cumsum(0) - lengths)
+    return torch.arange(int(lengths.sum())) + moved.repeat_interleave(lengths), lengths
+
+
+def pin(value: Any) -> Any:
+    """Return a value in pinned memory if it is a tensor."""
+    return value.pin_memory() if isinstance(value, torch.Tensor) else value
 
 
 def to_host(values: torch.Tensor) -> torch.Tensor:

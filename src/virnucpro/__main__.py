@@ -14,8 +14,11 @@ if TYPE_CHECKING:
 
 # Signals that end a process and can be handled: of a terminal, of schedulers and of limits.
 SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU")
-# Bytes of memory that a limit must leave. Libraries that lack it may crash.
+# Bytes of memory that a limit must leave, also to run models. Libraries that lack it may crash.
 MIN_MEMORY = 2**29
+MIN_MODEL_MEMORY = 2**30
+# What it must leave for the stacks of as many threads as there are cores.
+THREADS_MEMORY = 2**32
 # mallopt(3): the number of arenas, of which each reserves 64 MiB and each thread takes one.
 M_ARENA_MAX = -8
 
@@ -81,17 +84,18 @@ def keep_limits() -> None:
         return
     import ctypes
 
-    if not is_embedding():
+    if not is_embedding() or available < THREADS_MEMORY:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("ARROW_IO_THREADS", "1")
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with suppress(AttributeError):
         # As set by MALLOC_ARENA_MAX, which glibc reads earlier; others have no arenas.
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
-    if available < MIN_MEMORY:
+    needed = MIN_MODEL_MEMORY if is_embedding() else MIN_MEMORY
+    if available < needed:
         raise MemoryError(
             f"the limit (ulimit -v or -d) leaves {format_bytes(available)}, "
-            f"at least {format_bytes(MIN_MEMORY)} are needed"
+            f"at least {format_bytes(needed)} are needed"
         )
 
 

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import pty
 import resource
+import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +31,7 @@ import virnucpro.jobs.embed
 from virnucpro.data import EmbeddingRun, ReadOptions
 from virnucpro.files.embedding_parts import FailedSequence
 
-PROTEINS = [("long", "MKTAY" * 30), ("a", "MKTAYIAK"), ("b", "MKTAYIAK"), ("c", "mk"), ("d", "")]
+PROTEINS = [("long", "MKTAY" * 30), ("a", "MKTAYIAK"), ("b", "MKTAYIAK"), ("c", "mkj"), ("d", "")]
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +169,11 @@ def test_embeddings_and_what_is_printed(checkpoint: Path) -> None:
         "Distinct sequences": "3",
         "Empty": "1",
         "Truncated": "1",
-        "Lower case converted": "2",
-        "Residues": "168",
-        "Residues truncated": "50 (29.76 %)",
+        "Lower case converted": "3",
+        "Residues": "169",
+        "Residues truncated": "50 (29.59 %)",
         "Batches": "1",
+        "Unknown residues": "1",
     }
     assert result.stderr.endswith("\n2 of 2 parts are in out\n")
     table = pq.read_table("out").sort_by("row").to_pydict()
@@ -177,13 +186,14 @@ def test_embeddings_and_what_is_printed(checkpoint: Path) -> None:
 def test_json(checkpoint: Path) -> None:
     words = ("embed", "a.fa", "-o", "out", "--model", checkpoint, "--json", "--device", "cpu")
     first, second = (json.loads(run(*words, "-q").stdout) for _ in range(2))
-    assert {name: first[name] for name in ("parts", "complete", "written", "failed")} == {
+    assert {name: value for name, value in first.items() if name != "summary"} == {
         "parts": 2,
         "complete": 2,
         "written": 2,
         "failed": [],
+        "unknown": {"J": 1},
     }
-    assert second == {**first, "written": 0}
+    assert second == {**first, "written": 0, "unknown": {}}
     metadata = pq.read_schema(next(Path("out").iterdir())).metadata
     assert first["summary"] == json.loads(metadata[b"virnucpro.embeddings"])
 
@@ -231,7 +241,8 @@ def test_missing_packages_are_named(package: str) -> None:
 def on_terminal(words: list[str], **settings: str) -> tuple[int, str]:
     """Return the exit status of the program, and what it shows on a terminal of 100 columns."""
     ours, theirs = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", **settings}
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 100, 0, 0))
+    environment = {**os.environ, "TERM": "xterm", **settings}
     with subprocess.Popen(
         [sys.executable, "-m", "virnucpro", *words], stderr=theirs, env=environment
     ) as process:
@@ -266,13 +277,75 @@ def test_terminals_show_progress_and_no_other_library(checkpoint: Path) -> None:
 @pytest.mark.process
 @pytest.mark.slow
 def test_output_without_a_terminal_is_the_table(checkpoint: Path) -> None:
+    Path("a.fa").write_bytes(fasta([*PROTEINS[1:3], ("d", "")]))
     words = ["embed", "a.fa", "-o", "out", "--model", str(checkpoint), "--device", "cpu"]
     command = [sys.executable, "-m", "virnucpro", *words]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = result.stderr.splitlines()
-    assert lines[0].split() == ["Sequences", "5"]
+    assert lines[0].split() == ["Sequences", "3"]
     assert lines[-1] == "2 of 2 parts are in out"
     assert "virnucpro" not in result.stderr
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Answers as the hub does for a model whose files are in the folder `files`."""
+
+    files: Path
+
+    def do_HEAD(self) -> None:
+        self.send()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self.send())
+
+    def send(self) -> bytes:
+        """Send the head of an answer; return its content."""
+        path = self.files / self.path.partition("?")[0].rpartition("/")[2]
+        is_found = "/resolve/" in self.path and path.is_file()
+        content = path.read_bytes() if is_found else b""
+        self.send_response(200 if is_found else 404)
+        self.send_header("Content-Length", str(len(content)))
+        if is_found:
+            self.send_header("X-Repo-Commit", "a" * 40)
+            self.send_header("ETag", f'"{hashlib.sha1(content).hexdigest()}"')
+        else:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+        return content
+
+    def log_message(self, *_: object) -> None:
+        """Print nothing."""
+
+
+@pytest.fixture
+def hub(checkpoint: Path, folder: Path) -> Iterator[dict[str, str]]:
+    """The settings of a hub that has the checkpoint, whatever the name."""
+    handler = type("ThisHub", (Hub,), {"files": checkpoint})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield {
+            "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "HF_HOME": str(folder / "cache"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        server.shutdown()
+        thread.join()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_downloads_are_shown_on_terminals(hub: dict[str, str]) -> None:
+    words = ["embed", "a.fa", "-o", "out", "--model", "some/model"]
+    status, seen = on_terminal(words, **hub)
+    assert status == 0
+    assert "model.safetensors: 100%" in seen
+    assert "Loading" not in seen
+    shutil.rmtree("cache")
+    shutil.rmtree("out")
+    status, seen = on_terminal([*words, "-q"], **hub)
+    assert (status, seen) == (0, "")
+    assert len(pq.read_table("out")) == len(PROTEINS)
 
 
 # Runs the command with another function instead of `embed_files`.
@@ -309,6 +382,20 @@ def test_models_run_on_all_cores(limit: int) -> None:
         for code in (THREADS, INSTEAD.format(does=THREADS))
     ]
     assert found[0] == found[1] != ""
+
+
+@pytest.mark.process
+def test_limits_that_leave_too_little_are_an_error_at_once() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "virnucpro", "embed", "a.fa", "-o", "out", "--model", "."],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)),
+    )
+    assert result.returncode == 1
+    assert result.stderr.startswith("virnucpro: out of memory: the limit (ulimit -v or -d) leaves")
+    assert result.stderr.endswith(" MiB, at least 1.0 GiB are needed\n")
 
 
 @pytest.mark.process

@@ -133,7 +133,7 @@ def embed(
     keep_case: KeepCase = False,
     drop_gaps: DropGaps = False,
     as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary, parts and failed sequences as JSON.")
+        bool, typer.Option("--json", help="Print the summary and what was done as JSON.")
     ] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -158,12 +158,12 @@ def embed(
         )
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    shows_download = stderr().is_terminal and not (quiet or Path(model).is_dir())
+    shows_downloads = stderr().is_terminal and not (quiet or Path(model).is_dir())
     with exit_on_error():
         with needing("virnucpro embed", "cli,esm"):
             import torch  # noqa: F401
 
-            quieten_transformers(shows_download)
+            quieten_transformers(shows_downloads)
             from virnucpro.files.fasta import ReadOptions
             from virnucpro.files.places import name_of
             from virnucpro.jobs.embed import embed_files
@@ -171,7 +171,7 @@ def embed(
 
         def show(stage: str, done: int, total: int | None) -> None:
             # Both would write to the same line.
-            if stage != "loading" or not shows_download:
+            if stage != "loading" or not shows_downloads:
                 progress(stage, done, total)
 
         # A plan has its own.
@@ -204,7 +204,11 @@ def embed(
                 progress=show,
             )
         if not quiet:
-            print_message(make_table(label_embedding_totals(run.summary.totals)))
+            labels = label_embedding_totals(run.summary.totals)
+            if run.unknown:
+                # Of the parts that this run wrote.
+                labels["Unknown residues"] = f"{sum(run.unknown.values()):,}"
+            print_message(make_table(labels))
             parts = f"{run.complete:,} of {run.parts:,} parts"
             print_message(f"{parts} are in {shown(name_of(output))}")
         if as_json:
@@ -217,18 +221,18 @@ def embed(
         raise typer.Exit(1)
 
 
-def quieten_transformers(shows_download: bool) -> None:
+def quieten_transformers(shows_downloads: bool) -> None:
     """Have transformers print errors only, and perhaps the progress of downloads."""
     from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
     from transformers.utils import logging
 
-    shows_download = shows_download and not are_progress_bars_disabled()
+    shows_downloads = shows_downloads and not are_progress_bars_disabled()
     hub_logging.set_verbosity_error()
     logging.set_verbosity_error()
     # Also those of downloads.
     logging.disable_progress_bar()
-    if shows_download:
+    if shows_downloads:
         enable_progress_bars()
 
 
@@ -240,6 +244,7 @@ def to_json(run: EmbeddingRun) -> dict[str, Any]:
         "complete": run.complete,
         "written": run.written,
         "failed": [failed._asdict() for failed in run.failed],
+        "unknown": run.unknown,
     }
 
 

@@ -117,12 +117,20 @@ def choose_dtype(dtype: str | None, device: torch.device) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress the report of transformers on weights, which is read, and its progress bar."""
+    """Suppress the report of transformers on weights, which is read, and its progress bar.
+
+    Those of downloads are shown unless they are disabled.
+    """
+    from huggingface_hub.utils import are_progress_bars_disabled, enable_progress_bars
     from transformers.utils import logging
 
     level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    shows_downloads = not are_progress_bars_disabled()
     logging.set_verbosity_error()
+    # Also disables those of downloads.
     logging.disable_progress_bar()
+    if shows_downloads:
+        enable_progress_bars()
     try:
         yield
     finally:

@@ -24,8 +24,9 @@ def main() -> None:
     """Run the command line, or name the extra to install."""
     end_on_signals()
     hold_standard_streams()
-    # No linear algebra is used, whose threads reserve memory and may fail to start.
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    if not is_embedding():
+        # No linear algebra is used, whose threads reserve memory and may fail to start.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     for stream in (sys.stdout, sys.stderr):
         # A stream is None if it is closed. Text that it cannot encode is escaped.
         if hasattr(stream, "reconfigure"):
@@ -37,6 +38,11 @@ def main() -> None:
         remove_unfinished()
         # Libraries that lack memory may crash at the exit.
         os._exit(2 if sys.argv[1:2] == ["verify"] else 1)
+
+
+def is_embedding() -> bool:
+    """Return whether the command is `embed`, which runs a model on all cores."""
+    return sys.argv[1:2] == ["embed"]
 
 
 def run() -> str | None:
@@ -75,7 +81,8 @@ def keep_limits() -> None:
         return
     import ctypes
 
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if not is_embedding():
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("ARROW_IO_THREADS", "1")
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     with suppress(AttributeError):
@@ -109,11 +116,12 @@ def end_on_signals() -> None:
 
 
 def end(number: int, _frame: FrameType | None) -> None:
-    """Remove unfinished files, and end as if the signal were not handled."""
+    """Remove unfinished files, say what is left, and end as if the signal were not handled."""
     remove_unfinished()
     if sys.stderr is not None and sys.stderr.isatty():
         # Clear the line of the progress display and show the cursor.
         os.write(sys.stderr.fileno(), b"\r\x1b[K\x1b[?25h")
+    getattr(sys.modules.get("virnucpro.terminal"), "print_at_end", int)()
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
     # The first process of a container is not ended by its own signals.

@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import json
 import logging
+import math
 import os
 import sys
+import time
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Protocol
 
 import typer
 
@@ -21,6 +25,24 @@ from virnucpro.text import printable
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+
+# What a stage counts, if not sequences.
+UNITS = {"embedding": "residues"}
+# Modules whose warnings are shown.
+LOGGERS = (
+    "kernel.column_generation",
+    "files.inputs",
+    "model.check",
+    "model.collator",
+    "model.embedder",
+    "cluster.ray_data",
+    "jobs.embed",
+    "jobs.pack",
+)
+# Seconds that a speed is measured over.
+SPEED_PERIOD = 60.0
+# The messages of `message_at_end`, and the processes that they are of.
+_messages: list[tuple[int, Callable[[], str]]] = []
 
 
 @contextmanager
@@ -41,32 +63,110 @@ def exit_on_error(status: int = 1) -> Iterator[None]:
         raise typer.Exit(status) from error
 
 
-@contextmanager
-def progress_display(quiet: bool) -> Iterator[Callable[[str, int], None]]:
-    """Yield a function that shows the stage of a job and the number of sequences done.
+class ShowProgress(Protocol):
+    """A function that shows how much of a stage of a job is done."""
 
-    Shows nothing if stderr is not a terminal.
+    def __call__(self, stage: str, done: int, total: int | None = None, /) -> None:
+        """Show a stage; `total` is None if it is not known."""
+
+
+@contextmanager
+def progress_display(quiet: bool, interval: float | None = None) -> Iterator[ShowProgress]:
+    """Yield a function that shows the stage of a job and how much of it is done.
+
+    Args:
+        quiet: Whether to show nothing.
+        interval: Seconds between lines on stderr if it is not a terminal; None for no lines.
     """
-    if quiet or not stderr().is_terminal:
-        yield lambda _stage, _done: None
+    if quiet or (interval is None and not stderr().is_terminal):
+        yield lambda _stage, _done, _total=None: None
+        return
+    speed = Speed()
+    if not stderr().is_terminal:
+        due = time.monotonic() + (interval or 0)
+
+        def print_line(stage: str, done: int, total: int | None = None) -> None:
+            nonlocal due
+            rate = speed.update(stage, done)
+            if time.monotonic() >= due:
+                due = time.monotonic() + (interval or 0)
+                print_message(f"virnucpro: {describe_progress(stage, done, total, rate)}")
+
+        yield print_line
         return
     from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+    from rich.table import Column
 
     tasks: dict[str, TaskID] = {}
-    with Progress(
+    display = Progress(
         SpinnerColumn(),
-        TextColumn("{task.description} {task.completed:,.0f} sequences"),
+        # Wraps.
+        TextColumn("{task.description}", table_column=Column()),
         TimeElapsedColumn(),
         console=stderr(),
         transient=True,
-    ) as display:
+    )
 
-        def show(stage: str, done: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = display.add_task(stage.capitalize())
-            display.update(tasks[stage], completed=done)
+    def show(stage: str, done: int, total: int | None = None) -> None:
+        rate = speed.update(stage, done)
+        text = describe_progress(stage, done, total, rate).capitalize()
+        if stage not in tasks:
+            for task in tasks.values():
+                display.update(task, total=1, completed=1)
+            tasks[stage] = display.add_task(text, total=None)
+            # Not before, as a library may show its own progress until then.
+            display.start()
+        display.update(tasks[stage], description=text)
 
+    try:
         yield show
+    finally:
+        if tasks:
+            display.stop()
+
+
+class Speed:
+    """How much of a stage is done per second, of late."""
+
+    def __init__(self) -> None:
+        self._stage = ""
+        # Times in seconds, and how much was done then.
+        self._seen: deque[tuple[float, int]] = deque()
+
+    def update(self, stage: str, done: int) -> float | None:
+        """Return how much is done per second; None at the start, and if that is nothing.
+
+        What was done before the first call for a stage does not count.
+        """
+        if stage != self._stage:
+            self._stage = stage
+            self._seen.clear()
+        now = time.monotonic()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and self._seen[1][0] < now - SPEED_PERIOD:
+            self._seen.popleft()
+        begin, before = self._seen[0]
+        return (done - before) / (now - begin) if done > before and now > begin else None
+
+
+def describe_progress(stage: str, done: int, total: int | None, rate: float | None) -> str:
+    """Return a stage and how much of it is done as text.
+
+    Example:
+        >>> describe_progress("reading", 12_000, None, None)
+        'reading 12,000 sequences'
+        >>> describe_progress("embedding", 1_234, 10_000, 100.0)
+        'embedding 12.3 % of 10,000 residues, 100 per second, 0:01:28 left'
+    """
+    unit = UNITS.get(stage, "sequences")
+    if not total:
+        return f"{stage} {done:,} {unit}" if done else stage
+    # Not rounded, as 100 % would be all.
+    text = f"{stage} {1000 * done // total / 10} % of {total:,} {unit}"
+    if rate:
+        left = timedelta(seconds=math.ceil((total - done) / rate))
+        text += f", {rate:,.0f} per second, {left} left"
+    return text
 
 
 @contextmanager
@@ -81,8 +181,7 @@ def log_to_stderr(quiet: bool) -> Iterator[None]:
         handler = RichHandler(console=stderr(), show_level=False, show_path=False)
         handler.setFormatter(PrintableFormatter())
     level = logging.INFO if is_terminal else logging.WARNING
-    names = ("kernel.column_generation", "cluster.ray_data", "files.inputs", "jobs.pack")
-    loggers = [] if quiet else [logging.getLogger(f"virnucpro.{name}") for name in names]
+    loggers = [] if quiet else [logging.getLogger(f"virnucpro.{name}") for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)
@@ -106,6 +205,26 @@ class PrintableFormatter(logging.Formatter):
 def print_error(message: str) -> None:
     """Print an error on stderr, in one line."""
     print_message(f"virnucpro: {message}")
+
+
+@contextmanager
+def message_at_end(make: Callable[[], str]) -> Iterator[None]:
+    """Have a message printed on stderr if a signal ends this process in the context."""
+    _messages.append((os.getpid(), make))
+    try:
+        yield
+    finally:
+        _messages.pop()
+
+
+def print_at_end() -> None:
+    """Print the messages of `message_at_end`; the process is about to end."""
+    for process, make in _messages:
+        # Workers have those of their parent.
+        if process == os.getpid():
+            with suppress(OSError):
+                # Not by a stream, whose lock the signal may have interrupted.
+                os.write(2, f"virnucpro: {printable(make())}\n".encode(errors="backslashreplace"))
 
 
 def print_message(message: str | Table) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from virnucpro.files.embeddings import EmbeddingTotals
 from virnucpro.files.plan_summary import Totals
 
 # In display order. `tokens` has no label: only `stats --json` and `--tsv` show it.
 LABELS = {
     "read": "Sequences",
+    "sequences": "Sequences",
+    "distinct": "Distinct sequences",
     "packed": "Packed",
     "dropped": "Dropped",
     "empty": "Empty",
@@ -63,3 +66,12 @@ def label_values(values: Mapping[str, Any]) -> dict[str, str]:
         for name, label in LABELS.items()
         if values.get(name) is not None and (values[name] or name not in RARE)
     }
+
+
+def label_embedding_totals(totals: EmbeddingTotals) -> dict[str, str]:
+    """Return the totals of embeddings as text by label, without rare ones that are 0."""
+    labels = label_values(asdict(totals))
+    if totals.residues_truncated:
+        share = totals.residues_truncated / totals.residues
+        labels[LABELS["residues_truncated"]] += f" ({100 * share:.2f} %)"
+    return labels

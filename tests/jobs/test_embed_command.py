@@ -1,0 +1,348 @@
+"""The command `embed`: what reaches `embed_files`, what is printed, exit statuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from command import run
+from fasta import fasta
+from models import huggingface_tokenizer, tiny_esm2
+
+import virnucpro.jobs.embed
+from virnucpro.data import EmbeddingRun, ReadOptions
+from virnucpro.files.embedding_parts import FailedSequence
+
+PROTEINS = [("long", "MKTAY" * 30), ("a", "MKTAYIAK"), ("b", "MKTAYIAK"), ("c", "mk"), ("d", "")]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    tiny_esm2().save_pretrained(folder)
+    huggingface_tokenizer(folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def given(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the command passes on, which then fails."""
+    found: dict[str, Any] = {}
+
+    def embed_files(inputs: Any, output: Any, model: Any, **options: Any) -> EmbeddingRun:
+        found.update(inputs=inputs, output=output, model=model, **options)
+        raise ValueError("as far as this\ngoes")
+
+    monkeypatch.setattr(virnucpro.jobs.embed, "embed_files", embed_files)
+    return found
+
+
+def table_of(stderr: str) -> dict[str, str]:
+    lines = [line.strip().split("  ", 1) for line in stderr.splitlines()]
+    return {line[0]: line[1].strip() for line in lines if len(line) == 2}
+
+
+def test_default_options(given: dict[str, Any]) -> None:
+    result = run("embed", "a.fa", "-o", "out", "--model", "some/model")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == "virnucpro: as far as this\\ngoes\n"
+    assert callable(given.pop("progress"))
+    assert given == {
+        "inputs": ["a.fa"],
+        "output": "out",
+        "model": "some/model",
+        "max_tokens": None,
+        "max_sequence_length": None,
+        "overlong": "truncate",
+        "overlap": 0,
+        "options": None,
+        "deduplicate": True,
+        "states": False,
+        "dtype": None,
+        "embedding_dtype": "float32",
+        "device": None,
+        "shard": (1, 1),
+    }
+
+
+def test_all_options(given: dict[str, Any]) -> None:
+    words = (
+        "embed a.fa b/*.fa - -o out --model some/model --max-tokens 100 --max-length 50 "
+        "--overlong split --overlap 10 --dtype bfloat16 --embedding-dtype float16 --states "
+        "--no-dedup --shard 2/4 --device cuda:1 --keep-stop --keep-case --drop-gaps --json -q"
+    )
+    assert run(*words.split()).returncode == 1
+    del given["progress"]
+    assert given == {
+        "inputs": ["a.fa", "b/*.fa", "-"],
+        "output": "out",
+        "model": "some/model",
+        "max_tokens": 100,
+        "max_sequence_length": 50,
+        "overlong": "split",
+        "overlap": 10,
+        "options": ReadOptions(strip_stop=False, uppercase=False, drop_gaps=True),
+        "deduplicate": False,
+        "states": True,
+        "dtype": "bfloat16",
+        "embedding_dtype": "float16",
+        "device": "cuda:1",
+        "shard": (2, 4),
+    }
+
+
+@pytest.mark.parametrize("shard", ["0/4", "5/4", "x", "1", "1/", "/2", "-1/2", "1/2/3", "1 /2", ""])
+def test_shards_that_are_none(shard: str, given: dict[str, Any]) -> None:
+    result = run("embed", "a.fa", "-o", "out", "--model", "m", "--shard", shard)
+    assert (result.returncode, result.stdout, given) == (2, "", {})
+    message = f"'--shard': must be I/N, with I from 1 to N, such as 2/4 (got {shard!r})"
+    assert message in " ".join(result.stderr.split())
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "a.fa -o out",
+        "a.fa --model m",
+        "-o out --model m",
+        "a.fa -o out --model m --dtype int8",
+        "a.fa -o out --model m --embedding-dtype bfloat16",
+        "a.fa -o out --model m --overlong cut",
+        "a.fa -o out --model m --max-tokens many",
+        "a.fa -o out --model m --max-tokens 2",
+        "a.fa -o out --model m --max-length 0",
+        "a.fa -o out --model m --overlap 5",
+        "a.fa -o out --model m --threads 2",
+    ],
+)
+def test_usage_errors(words: str, given: dict[str, Any]) -> None:
+    result = run("embed", *words.split())
+    assert (result.returncode, result.stdout, given) == (2, "", {})
+    assert "Usage: virnucpro embed" in result.stderr
+
+
+def test_help_has_the_options_and_what_to_do_next() -> None:
+    result = run("embed", "--help")
+    assert (result.returncode, result.stderr) == (0, "")
+    text = " ".join(result.stdout.split())
+    for words in (
+        "--max-tokens", "--max-length", "--overlong", "--overlap", "--dtype", "--embedding-dtype",
+        "--states", "--no-dedup", "--shard I/N", "--device", "--keep-stop", "--keep-case",
+        "--drop-gaps", "--json", "-q, --quiet", "The same command again does what is left",
+    ):  # fmt: skip
+        assert words in text
+    assert "embed " in run("--help").stdout
+
+
+def test_embeddings_and_what_is_printed(checkpoint: Path) -> None:
+    words = ("embed", "a.fa", "-o", "out", "--model", checkpoint, "--max-length", 100)
+    result = run(*words, "--device", "cpu")
+    assert (result.returncode, result.stdout) == (0, "")
+    found = table_of(result.stderr)
+    assert found == {
+        "Sequences": "5",
+        "Distinct sequences": "3",
+        "Empty": "1",
+        "Truncated": "1",
+        "Lower case converted": "2",
+        "Residues": "168",
+        "Residues truncated": "50 (29.76 %)",
+        "Batches": "1",
+    }
+    assert result.stderr.endswith("\n2 of 2 parts are in out\n")
+    table = pq.read_table("out").sort_by("row").to_pydict()
+    assert table["id"] == [name for name, _ in PROTEINS]
+    # Nothing is left to do, and nothing is said with --quiet.
+    result = run(*words, "-q", "--device", "cpu")
+    assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+
+
+def test_json(checkpoint: Path) -> None:
+    words = ("embed", "a.fa", "-o", "out", "--model", checkpoint, "--json", "--device", "cpu")
+    first, second = (json.loads(run(*words, "-q").stdout) for _ in range(2))
+    assert {name: first[name] for name in ("parts", "complete", "written", "failed")} == {
+        "parts": 2,
+        "complete": 2,
+        "written": 2,
+        "failed": [],
+    }
+    assert second == {**first, "written": 0}
+    metadata = pq.read_schema(next(Path("out").iterdir())).metadata
+    assert first["summary"] == json.loads(metadata[b"virnucpro.embeddings"])
+
+
+def test_failed_sequences_are_named_and_change_the_status(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("embed", "a.fa", "-o", "out", "--model", checkpoint, "--device", "cpu")
+    embed_files = virnucpro.jobs.embed.embed_files
+    for number in (1, 10, 13):
+        failed = [FailedSequence(1000 + i, f"s{i}\n", "no\x1b[2J memory") for i in range(number)]
+
+        def fail(*given: Any, failed: Any = failed, **options: Any) -> EmbeddingRun:
+            found = embed_files(*given, **options)
+            return EmbeddingRun(found.summary, found.parts, found.complete, found.written, failed)
+
+        monkeypatch.setattr(virnucpro.jobs.embed, "embed_files", fail)
+        result = run(*words, "-q", "--json")
+        assert result.returncode == 1
+        named = [f"virnucpro: 's{i}\\n' (row {1000 + i:,}) failed: no\\x1b[2J memory"
+                 for i in range(min(number, 10))]  # fmt: skip
+        more = ["virnucpro: 3 more sequences failed"] if number == 13 else []
+        assert result.stderr.splitlines() == [*named, *more]
+        in_json = json.loads(result.stdout)["failed"]
+        assert in_json == [each._asdict() for each in failed]
+        assert "parts are in out" in run(*words).stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("package", ["torch", "transformers"])
+def test_missing_packages_are_named(package: str) -> None:
+    code = (
+        f"import sys; sys.modules[{package!r}] = None\n"
+        "sys.argv[1:] = 'embed a.fa -o out --model m'.split()\n"
+        "from virnucpro.__main__ import main; main()"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    extra = "pip install 'virnucpro[cli,esm]'"
+    assert result.stderr == f"virnucpro: virnucpro embed needs {package}: {extra}\n"
+    assert (result.returncode, Path("out").exists()) == (1, False)
+
+
+def on_terminal(words: list[str], **settings: str) -> tuple[int, str]:
+    """Return the exit status of the program, and what it shows on a terminal of 100 columns."""
+    ours, theirs = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", **settings}
+    with subprocess.Popen(
+        [sys.executable, "-m", "virnucpro", *words], stderr=theirs, env=environment
+    ) as process:
+        os.close(theirs)
+        seen = b""
+        try:
+            while some := os.read(ours, 4096):
+                seen += some
+        except OSError:
+            pass
+    os.close(ours)
+    return process.returncode, seen.decode()
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_terminals_show_progress_and_no_other_library(checkpoint: Path) -> None:
+    Path("a.fa").write_bytes(fasta((f"s{i}", "MKTAYIAKQR" * (i % 40)) for i in range(200)))
+    words = ["embed", "a.fa", "-o", "out", "--model", str(checkpoint), "--no-dedup"]
+    status, seen = on_terminal([*words, "-q"])
+    assert (status, seen) == (0, "")
+    Path("out").rename("before")
+    status, seen = on_terminal(words)
+    assert status == 0
+    for part in ("Loading", "Reading 200 sequences", "Embedding ", " % of 39,000 residues"):
+        assert part in seen
+    for part in ("it/s", "LOAD REPORT", "Warning", "weights"):
+        assert part not in seen
+    assert "parts are in out\r\n" in seen
+
+
+@pytest.mark.process
+@pytest.mark.slow
+def test_output_without_a_terminal_is_the_table(checkpoint: Path) -> None:
+    words = ["embed", "a.fa", "-o", "out", "--model", str(checkpoint), "--device", "cpu"]
+    command = [sys.executable, "-m", "virnucpro", *words]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = result.stderr.splitlines()
+    assert lines[0].split() == ["Sequences", "5"]
+    assert lines[-1] == "2 of 2 parts are in out"
+    assert "virnucpro" not in result.stderr
+
+
+# Runs the command with another function instead of `embed_files`.
+INSTEAD = """
+import sys, time, virnucpro.jobs.embed
+from pathlib import Path
+
+def embed_files(*inputs, **options):
+    {does}
+    sys.exit()
+
+virnucpro.jobs.embed.embed_files = embed_files
+sys.argv[1:] = ["embed", "a.fa", "-o", "out", "--model", ".", *sys.argv[1:]]
+from virnucpro.__main__ import main
+main()
+"""
+THREADS = "import os, torch; print(torch.get_num_threads(), os.getenv('OPENBLAS_NUM_THREADS'))"
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize("limit", [resource.RLIM_INFINITY, 2**36])
+def test_models_run_on_all_cores(limit: int) -> None:
+    environment = {name: os.environ[name] for name in os.environ if not name.endswith("_THREADS")}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=environment,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
+        ).stdout
+        for code in (THREADS, INSTEAD.format(does=THREADS))
+    ]
+    assert found[0] == found[1] != ""
+
+
+@pytest.mark.process
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stop", "parts", "options", "said"),
+    [
+        (signal.SIGINT, 0, [], "virnucpro: stopped; the same command does the rest\n"),
+        (
+            signal.SIGTERM,
+            3,
+            [],
+            "virnucpro: stopped, 3 of 1,200 parts are in out; the same command does the rest\n",
+        ),
+        (signal.SIGTERM, 3, ["-q"], ""),
+    ],
+)
+def test_stopped_runs_say_what_is_left(
+    stop: signal.Signals, parts: int, options: list[str], said: str
+) -> None:
+    Path("out").mkdir()
+    for number in range(parts):
+        Path(f"out/part-{number:05}-of-01200.parquet").touch()
+    code = INSTEAD.format(does="print(flush=True); time.sleep(20)")
+    with subprocess.Popen(
+        [sys.executable, "-c", code, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Undoes what nohup does.
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.send_signal(stop)
+        assert process.stderr.read() == said
+    assert process.returncode == -stop

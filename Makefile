@@ -356,7 +356,7 @@ clean:
 .venv/dev: .venv/pyvenv.cfg $(BUILT_FROM)
 	$(INSTALL) pip
 	$(INSTALL) --group dev
-	$(INSTALL) --no-build-isolation --editable '.[cli,ray,tight,torch]' \
+	$(INSTALL) --no-build-isolation --editable '.[cli,esm,ray,tight]' \
 		--config-settings cmake.define.CMAKE_COMPILE_WARNING_AS_ERROR=ON \
 		--config-settings build-dir=.venv/build \
 		--config-settings editable.rebuild=true \

@@ -6,18 +6,22 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from gpu_modes import draw_proteins, make_model, make_tokenizer, make_work, move
 from torch.utils.data import DataLoader
 
 from virnucpro.data import (
     CapturedModel,
+    Embedder,
     VarlenCollator,
     check_packed,
     measure_token_budget,
     model_inputs,
+    unpack,
 )
 from virnucpro.model.batches import take_real
 from virnucpro.model.inputs import run_model
@@ -160,6 +164,32 @@ def measured_budget_holds(device: torch.device) -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+def embeddings_are_those_of_the_model(device: torch.device) -> None:
+    """`Embedder` gives the means of the model's states, also after it ran out of memory."""
+    model, tokenizer = make_model("tiny", device), make_tokenizer()
+    work = make_work(draw_proteins(6 * BUDGET, BUDGET // 4), BUDGET, tokenizer)
+    with TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        embedder = Embedder(folder, BUDGET, max(map(len, work.packed)), device=device)
+    collate = VarlenCollator(tokenizer, BUDGET)
+    expected = []
+    with torch.no_grad():
+        for records in work.packed:
+            batch = move(collate(records), device)
+            expected.append(unpack(plain(model, batch), batch).embeddings.cpu().numpy())
+    tolerance = 1e-4 if device.type == "cpu" else 2e-2
+    for _ in range(2):
+        for found, wanted in zip(embedder.run(work.packed), expected, strict=True):
+            assert not found.failed, f"failed: {found.failed}"
+            vectors = found.sums / found.lengths[:, None]
+            difference = np.linalg.norm(vectors - wanted, axis=1).max()
+            scale = np.linalg.norm(wanted, axis=1).mean()
+            assert difference <= tolerance * scale, f"embeddings differ by {difference / scale:.1g}"
+        # Smaller batches from here on, as after a batch ran out of memory.
+        embedder._lower(BUDGET)  # noqa: SLF001
+
+
 CHECKS: tuple[Callable[[torch.device], None], ...] = (
     packing_changes_nothing,
     attention_does_not_wait,
@@ -167,6 +197,7 @@ CHECKS: tuple[Callable[[torch.device], None], ...] = (
     graphs_follow_the_model,
     captured_states_are_close,
     measured_budget_holds,
+    embeddings_are_those_of_the_model,
 )
 
 

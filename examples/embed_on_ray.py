@@ -2,31 +2,29 @@
 
     python examples/embed_on_ray.py proteins.fasta -o embeddings --model esm2_folder --actors 8
 
-The inputs are FASTA files, or folders of them. The output is a folder of Parquet files with one
-vector per protein. Requires virnucpro[ray] and the requirements of embed.py. Each actor uses a GPU
-if the cluster has any. On a cluster, run
-`ray job submit --working-dir examples -- python embed_on_ray.py ...`.
+The inputs are FASTA files, or folders of them. --model names a checkpoint on the hub of Hugging
+Face, or a folder that every machine has. The output is a folder of Parquet files with one vector
+per protein. Requires virnucpro[esm,ray]. Each actor uses a GPU if the cluster has any. On a
+cluster, run `ray job submit --working-dir examples -- python embed_on_ray.py ...`. Without Ray,
+`virnucpro embed` embeds files on one machine or in array jobs.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import ray
-from embed import embed, load
 
-from virnucpro.data import GreedyPacker, VarlenCollator, pack_dataset, read_dataset
+from virnucpro.data import Embedder, GreedyPacker, pack_dataset, read_dataset
 
 
-class Embedder:
+class EmbedBatches:
     """An actor that holds a model."""
 
-    def __init__(self, folder: Path | None, max_tokens: int) -> None:
-        tokenizer, self.model = load(folder)
-        self.collate = VarlenCollator(tokenizer, max_tokens)
+    def __init__(self, model: str, max_tokens: int, max_sequences: int) -> None:
+        self.embedder = Embedder(model, max_tokens, max_sequences)
 
     def __call__(self, batches: pa.Table) -> pa.Table:
         """Embed the sequences of some batches, one batch per row."""
@@ -34,13 +32,11 @@ class Embedder:
         for batch in batches.to_pylist():
             pairs = zip(batch["id"], batch["sequence"], strict=True)
             records = [{"id": name, "sequence": sequence} for name, sequence in pairs]
-            sequence_ids, vectors = embed(self.model, self.collate(records))
-            size = vectors.shape[1]
-            embeddings = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), size)
-            columns: dict[str, Any] = {
-                "batch": [batch["batch"]] * len(records),
-                "id": sequence_ids,
-                "embedding": embeddings,
+            vectors = pa.array(self.embedder.embed(records).ravel())
+            columns = {
+                "batch": pa.array([batch["batch"]] * len(records)),
+                "id": pa.array(batch["id"]),
+                "embedding": pa.FixedSizeListArray.from_arrays(vectors, self.embedder.width),
             }
             tables.append(pa.table(columns))
         return pa.concat_tables(tables)
@@ -51,7 +47,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
     parser.add_argument("inputs", nargs="+")
     parser.add_argument("-o", "--output", type=Path, required=True)
-    parser.add_argument("--model", type=Path, help="folder of a checkpoint")
+    parser.add_argument("--model", required=True, help="name or folder of a checkpoint")
     parser.add_argument("--max-tokens", type=int, default=4096, help="tokens per batch")
     parser.add_argument("--actors", type=int, default=1)
     options = parser.parse_args()
@@ -64,8 +60,8 @@ def main() -> None:
     )
     print(layout)
     batches.map_batches(
-        Embedder,
-        fn_constructor_args=(options.model, options.max_tokens),
+        EmbedBatches,
+        fn_constructor_args=(options.model, *layout.shape),
         batch_size=64,
         batch_format="pyarrow",
         concurrency=options.actors,

@@ -251,14 +251,6 @@ def test_bad_output_is_reported_in_one_line(tmp_path: Path, output: str, message
     assert [path.read_bytes() for path in before if path.is_file()] == contents
 
 
-def test_folders_need_another_engine(tmp_path: Path) -> None:
-    (tmp_path / "a.fa").write_bytes(fasta(PROTEINS))
-    result = run("pack", tmp_path / "a.fa", "-o", f"{tmp_path}/plan/")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"virnucpro: {tmp_path}/plan/: a folder, which needs --engine ray\n"
-    assert not (tmp_path / "plan").exists()
-
-
 @pytest.mark.parametrize(
     "arguments",
     [

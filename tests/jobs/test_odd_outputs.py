@@ -330,3 +330,11 @@ def test_the_command_says_what_is_wrong_in_one_line(folder: Path, command: str) 
         1,
         f"virnucpro: {path}: its directory does not exist\n",
     )
+
+
+def test_folders_need_another_engine(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_bytes(CONTENT)
+    result = run("pack", tmp_path / "a.fa", "-o", f"{tmp_path}/plan/")
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"virnucpro: {tmp_path}/plan/: a folder, which needs --engine ray\n"
+    assert not (tmp_path / "plan").exists()

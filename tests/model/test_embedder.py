@@ -123,7 +123,8 @@ def test_embed(checkpoint: Path) -> None:
     alone = OneByOne(checkpoint)
     embedder = Embedder(checkpoint, 5000, max_sequence_length=50)
     assert (embedder.width, embedder.special_tokens, embedder.dtype) == (32, 2, "float32")
-    records = [*RECORDS, {"id": "empty", "sequence": ""}]
+    records = [*RECORDS, {"id": "empty", "sequence": ""}, {"id": "mask", "sequence": "M<mask>K"}]
+    records.append({"id": "weights", "sequence": "MK", "weights": [0.5, 0.5]})
     found = embedder.embed(records)
     for vector, record in zip(found, records, strict=True):
         if record["sequence"]:

@@ -38,7 +38,7 @@ def test_all_modes_run(tmp_path: Path) -> None:
     result = run(output, "--tiny", "--gpu-tests")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "FAILED" not in result.stdout
-    assert result.stdout.count(": passed") == 6
+    assert result.stdout.count(": passed") == 7
     page = output.read_text(encoding="utf-8")
     rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| 128 | ")]
     assert tuple(row[1] for row in rows) == MODES

@@ -12,10 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
-from models import huggingface_tokenizer, tiny_esm2
+from checkpoints import save_checkpoint
 
-from virnucpro.data import GreedyPacker, SequenceDataset
+from virnucpro.data import GreedyPacker, SequenceDataset, embed_files
 
 pytestmark = pytest.mark.process
 
@@ -30,38 +29,18 @@ def run(*arguments: object) -> str:
     return result.stdout
 
 
-def embed(output: Path, workers: int) -> Path:
-    run(EXAMPLES / "embed.py", PROTEINS, "-o", output, "--workers", workers)
-    return output
-
-
-@pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What embed.py writes without workers."""
-    return embed(tmp_path_factory.mktemp("embedded") / "embeddings.parquet", 0)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_embed(embedded: Path, tmp_path: Path, workers: int) -> None:
-    table = pq.read_table(embed(tmp_path / "one.parquet", workers) if workers else embedded)
-    assert sorted(table["id"].to_pylist()) == sorted(r["id"] for r in SequenceDataset(PROTEINS))
-    vectors = np.array(table["embedding"].to_pylist())
-    assert vectors.shape == (200, 64)
-    assert np.isfinite(vectors).all()
-    assert len(np.unique(vectors.round(4), axis=0)) == 200
-
-
-def test_embed_on_ray(embedded: Path, tmp_path: Path) -> None:
-    """Actors give the same as one process, batch by batch."""
-    records = list(SequenceDataset(PROTEINS))
-    run(EXAMPLES / "embed_on_ray.py", PROTEINS, "-o", tmp_path / "on_ray")
+def test_embed_on_ray(tmp_path: Path) -> None:
+    """Actors give what one process gives, in the batches of the packer."""
+    checkpoint = save_checkpoint(tmp_path / "checkpoint")
+    run(EXAMPLES / "embed_on_ray.py", PROTEINS, "-o", tmp_path / "on_ray", "--model", checkpoint)
     found = pq.read_table(tmp_path / "on_ray").to_pydict()
-    expected = pq.read_table(embedded).to_pydict()
-    expected = dict(zip(expected["id"], expected["embedding"], strict=True))
-    assert sorted(found["id"]) == sorted(expected)
+    embed_files(PROTEINS, tmp_path / "alone", checkpoint)
+    expected = pq.read_table(tmp_path / "alone").to_pydict()
+    vectors = dict(zip(expected["id"], expected["embedding"], strict=True))
+    assert sorted(found["id"]) == sorted(vectors)
     for name, vector in zip(found["id"], found["embedding"], strict=True):
-        assert np.allclose(vector, expected[name], atol=1e-5)
-    batches = GreedyPacker(4096).pack_sequences(records)
+        assert np.allclose(vector, vectors[name], atol=1e-5)
+    batches = GreedyPacker(4096).pack_sequences(list(SequenceDataset(PROTEINS)))
     assert {r["id"]: number for number, batch in enumerate(batches) for r in batch} == dict(
         zip(found["id"], found["batch"], strict=True)
     )
@@ -95,29 +74,6 @@ def test_array_job(tmp_path: Path) -> None:
     in_batch = np.bincount(found["batch"].to_numpy(), found["tokens"].to_numpy())
     assert in_batch.tolist() == layout.batch_tokens.tolist()
     assert not list(work.glob("*.tmp"))
-
-
-def test_embed_with_a_checkpoint(tmp_path: Path) -> None:
-    """The vectors are those of the model run on one protein at a time."""
-    checkpoint = tmp_path / "checkpoint"
-    checkpoint.mkdir()
-    model = tiny_esm2()
-    model.save_pretrained(checkpoint)
-    tokenizer = huggingface_tokenizer(checkpoint)
-    tokenizer.save_pretrained(checkpoint)
-    output = tmp_path / "embeddings.parquet"
-    run(
-        *(EXAMPLES / "embed.py", PROTEINS, "-o", output, "--workers", 0),
-        *("--model", checkpoint, "--max-tokens", 2048),
-    )
-    vectors = dict(
-        zip(*(pq.read_table(output)[c].to_pylist() for c in ("id", "embedding")), strict=True)
-    )
-    for record in list(SequenceDataset(PROTEINS, max_length=1022))[:20]:
-        with torch.no_grad():
-            inputs = tokenizer(record["sequence"], return_tensors="pt")
-            alone = model(**inputs).last_hidden_state[0, 1:-1].mean(0)
-        assert torch.allclose(torch.tensor(vectors[record["id"]]), alone, atol=1e-5)
 
 
 def test_train_llm() -> None:

@@ -6,6 +6,7 @@ import gzip
 import os
 import re
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -64,14 +65,14 @@ def test_the_page_on_plans_runs(
         for name, embedding in found["embeddings"].items()
     )
     assert found["summary"].totals.read == len(ids)
-    # Proteins that were not split have the same embedding, but for the order of sums.
-    assert found["means"].keys() == set(range(len(ids)))
     split = set(found["frame"]["row"][found["frame"]["length"] > 1022])
     assert split == set(found["dropped"]["row"])
     assert split
-    for row, mean in found["means"].items():
-        is_near = torch.allclose(mean, found["embeddings"][row], atol=1e-5, equal_nan=True)
-        assert is_near or row in split
+    rows = Counter(found["fragments"].rows.tolist())
+    assert rows.keys() == set(range(len(ids)))
+    assert {row for row, number in rows.items() if number > 1} == split
+    record = found["record"]
+    assert len(record["sequence"]) == record["stop"] - record["start"]
     plan, packed = found["plan"], found["packed"]
     assert sum(len(batch) for batch in packed) == plan.num_sequences
     for batch in packed:
@@ -87,6 +88,5 @@ def test_the_page_on_plans_runs(
     assert [rows.tolist() for rows in found["plan_of_sources"]] == [[3, 1], [0, 2]]
     assert [rows.tolist() for rows in found["in_order"]] == [[0, 1], [2], [3]]
     both = found["both"]
-    rows = [record["row"] for batch in range(len(both)) for record in both[batch]]
-    assert set(rows) == set(range(5))
+    assert {record["row"] for batch in range(len(both)) for record in both[batch]} == set(range(5))
     assert [record["row"] for record in both[len(plan)]] == [3, 4]

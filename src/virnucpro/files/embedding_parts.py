@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,10 +27,18 @@ from virnucpro.files.embeddings import (
 )
 from virnucpro.files.errors import explain_errors
 from virnucpro.files.inputs import find, list_folder
-from virnucpro.files.output import check_not_input, find_parent, name_errors, write_file
+from virnucpro.files.output import (
+    TemporaryFolder,
+    check_not_input,
+    find_parent,
+    name_errors,
+    write_file,
+)
 from virnucpro.files.places import as_local, is_uri, join, name_of
 from virnucpro.memory import format_bytes
 from virnucpro.text import shown
+
+logger = logging.getLogger(__name__)
 
 # The key of what is known of a part alone, in the metadata.
 PART_KEY = b"virnucpro.part"
@@ -155,7 +163,7 @@ def write_part(
     Raises:
         OSError: It cannot be written.
     """
-    part = {"part": number, "failed": [each._asdict() for each in failed]}
+    part = {"part": number, "parts": num_parts, "failed": [each._asdict() for each in failed]}
     metadata = {EMBEDDINGS_KEY: encode_embeddings(summary), PART_KEY: json.dumps(part).encode()}
     schema = make_schema(summary).with_metadata(metadata)
     path = join(folder, part_name(number, num_parts))
@@ -209,8 +217,7 @@ def find_parts(folder: str) -> list[StoredPart]:
                 f"{shown(name_of(folder))}: has {shown(found.name)}, which is not a part of "
                 "embeddings; give a new folder"
             )
-        summary, failed = read_part(join(folder, found.name))
-        part = StoredPart(int(match[1]), int(match[2]), summary, failed)
+        part = read_part(join(folder, found.name), int(match[1]), int(match[2]))
         if parts:
             check_alike(folder, parts[0], part)
         parts.append(part)
@@ -219,31 +226,35 @@ def find_parts(folder: str) -> list[StoredPart]:
 
 def check_alike(folder: str, first: StoredPart, part: StoredPart) -> None:
     """Raise ValueError if two parts are of different runs."""
-    unlike = next(differences(first.summary, part.summary), None)
-    if unlike is None and part.num_parts == first.num_parts:
-        return
-    names = (shown(part_name(each.number, each.num_parts)) for each in (first, part))
-    raise ValueError(
-        f"{shown(name_of(folder))}: has parts of several runs: {' and '.join(names)} "
-        f"({unlike or 'of another number of parts'})"
-    )
+    unlike = differences(first.summary, part.summary)
+    if unlike:
+        names = " and ".join(
+            shown(part_name(each.number, each.num_parts)) for each in (first, part)
+        )
+        raise ValueError(
+            f"{shown(name_of(folder))}: has parts of several runs, {names}: {unlike[0]}"
+        )
 
 
-def read_part(path: str) -> tuple[EmbeddingSummary, list[FailedSequence]]:
-    """Return the summary of a part, and what failed in it.
+def read_part(path: str, number: int, num_parts: int) -> StoredPart:
+    """Return a part, given what its name says.
 
     Raises:
-        ValueError: It is not a part, or damaged.
+        ValueError: It is not this part, or damaged.
         OSError: It cannot be read.
     """
     with explain_errors(path, not_a_part), tables.open_parquet(path) as file:
         metadata = file.schema_arrow.metadata
     try:
         summary = decode_embeddings(metadata)
-        part = json.loads(metadata[PART_KEY])
-        return summary, [FailedSequence(**each) for each in part["failed"]]
+        state = json.loads(metadata[PART_KEY])
+        failed = [FailedSequence(**each) for each in state["failed"]]
+        found = state["part"], state["parts"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise not_a_part(path, str(error)) from error
+    if found != (number, num_parts):
+        raise ValueError(f"{shown(name_of(path))}: is part {found[0]} of {found[1]}, renamed")
+    return StoredPart(number, num_parts, summary, failed)
 
 
 def not_a_part(path: str | PathLike[str], reason: str) -> ValueError:
@@ -253,17 +264,22 @@ def not_a_part(path: str | PathLike[str], reason: str) -> ValueError:
 
 def check_resumable(folder: str, parts: list[StoredPart], summary: EmbeddingSummary) -> None:
     """Raise ValueError, saying what differs, if parts are not those of a run."""
-    found = list(differences(parts[0].summary, summary)) if parts else []
+    found = differences(parts[0].summary, summary) if parts else []
     if found:
         raise ValueError(
             f"{shown(name_of(folder))}: cannot be resumed: {'; '.join(found)}; give a new folder, "
             "or the same arguments"
         )
+    if parts and parts[0].summary.versions != summary.versions:
+        before, now = (
+            ", ".join(f"{name} {version}" for name, version in each.versions.items())
+            for each in (parts[0].summary, summary)
+        )
+        logger.warning("%s: has parts made with %s (now %s)", shown(name_of(folder)), before, now)
 
 
-@contextmanager
-def output_folder(path: str | PathLike[str], inputs: Iterable[str]) -> Iterator[str]:
-    """Yield the folder for parts, which is made if it does not exist, and removed if left empty.
+def check_output_folder(path: str | PathLike[str], inputs: Iterable[str]) -> str:
+    """Return the path of a folder for parts, which need not exist, after trying to write there.
 
     Raises:
         ValueError: It is in an input folder.
@@ -275,38 +291,37 @@ def output_folder(path: str | PathLike[str], inputs: Iterable[str]) -> Iterator[
     found = find(folder)
     if found is not None and not found.is_folder:
         raise NotADirectoryError(f"{name}: is not a folder")
-    # The errors that a part would raise later.
-    probe = join(folder, part_name(0, 1))
-    is_new = found is None and not is_uri(folder)
-    with name_errors(name):
-        if is_new:
-            if "\0" in folder or not folder:
-                raise OSError("not the name of a folder")
-            place = Path(folder).absolute()
-            check_not_input(find_parent(place) / place.name, name, inputs)
-            place.mkdir()
-        elif not is_uri(folder):
-            check_not_input(Path(folder).resolve(), name, inputs)
-    try:
-        with contextlib.suppress(Rehearsal), write_file(probe, inputs):
+    if found is not None or is_uri(folder):
+        with contextlib.suppress(Rehearsal), write_file(join(folder, part_name(0, 1)), inputs):
             raise Rehearsal
-        yield folder
-    finally:
-        if is_new:
-            with contextlib.suppress(OSError):
-                Path(folder).rmdir()
+        return folder
+    with name_errors(name):
+        if "\0" in folder or not folder:
+            raise OSError("not the name of a folder")
+        place = Path(folder).absolute()
+        check_not_input(find_parent(place) / place.name, name, inputs)
+        TemporaryFolder(place.parent).remove()
+    return folder
 
 
 class Rehearsal(Exception):  # noqa: N818
     """Ends the writing of a file that is not to be written."""
 
 
+def make_folder(folder: str) -> None:
+    """Make a folder on this machine, unless it exists; another shard may have made it."""
+    if not is_uri(folder):
+        with name_errors(shown(folder)):
+            Path(folder).mkdir(exist_ok=True)
+
+
 def check_space(folder: str, num_bytes: int) -> None:
     """Raise OSError if a folder on this machine does not have the space for a number of bytes."""
     if is_uri(folder):
         return
+    place = Path(folder) if Path(folder).is_dir() else Path(folder).absolute().parent
     with name_errors(shown(folder)):
-        free = shutil.disk_usage(folder).free
+        free = shutil.disk_usage(place).free
     if num_bytes > free:
         raise OSError(
             f"{shown(folder)}: not enough space: what is left needs about "

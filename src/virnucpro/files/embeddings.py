@@ -17,11 +17,11 @@ EMBEDDINGS_KEY = b"virnucpro.embeddings"
 # The version of the summary's format.
 VERSION = 1
 # What a run that is resumed may have otherwise: names say where a model is, not which it is.
-INCIDENTAL = ("version", "versions", "totals", "model.name")
-# What messages call some of the values.
+INCIDENTAL = ("version", "versions", "totals", "model.name", "rows_sha256")
+# What messages say of values that mean nothing to a reader.
 WORDS = {
-    "model.sha256": "the weights, configuration or vocabulary of the model",
-    "plan": "the plan",
+    "model.sha256": "the weights, configuration or vocabulary of the model have changed",
+    "plan": "the plan has changed",
 }
 
 
@@ -100,6 +100,7 @@ class EmbeddingSummary:
         states: Whether there are the states of residues.
         inputs: The input files, in order.
         plan: The SHA-256 of the summary of the plan that was given; None if none was.
+        rows_sha256: The SHA-256 of the rows of all parts, in order.
         totals: The totals.
         versions: The versions of the libraries, by name.
     """
@@ -115,6 +116,7 @@ class EmbeddingSummary:
     states: bool
     inputs: list[InputFile]
     plan: str | None
+    rows_sha256: str
     totals: EmbeddingTotals
     versions: dict[str, str]
 
@@ -162,24 +164,25 @@ def decode_embeddings(metadata: Any) -> EmbeddingSummary:
         raise ValueError("no summary of embeddings in its metadata") from error
 
 
-def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> Iterator[str]:
-    """Yield what would make the rows of two runs differ, in words."""
+def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> list[str]:
+    """Return what would make the rows of two runs differ, in words."""
+    found = []
     if len(stored.inputs) != len(wanted.inputs):
-        yield f"it was made of {len(stored.inputs):,} files (got {len(wanted.inputs):,})"
+        found.append(f"it has {len(stored.inputs):,} inputs (got {len(wanted.inputs):,})")
     for file, given in zip(stored.inputs, wanted.inputs, strict=False):
         if file.name != given.name:
-            yield f"an input was {shown(file.name)} (got {shown(given.name)})"
+            found.append(f"an input was {shown(file.name)} (got {shown(given.name)})")
         elif file != given:
-            yield f"{shown(given.name)} has changed"
+            found.append(f"{shown(given.name)} has changed")
     flat_before, flat_now = (dict(flatten(each.to_dict())) for each in (stored, wanted))
     for name in dict.fromkeys((*flat_before, *flat_now)):
         before, now = flat_before.get(name), flat_now.get(name)
-        if before == now or name.startswith((*INCIDENTAL, "inputs")):
-            continue
-        if name in WORDS:
-            yield f"{WORDS[name]} has changed" if name == "plan" else f"{WORDS[name]} have changed"
-        else:
-            yield f"{name.rpartition('.')[2]} was {quoted(before)} (got {quoted(now)})"
+        if before != now and not name.startswith((*INCIDENTAL, "inputs")):
+            usual = f"{name.rpartition('.')[2]} was {quoted(before)} (got {quoted(now)})"
+            found.append(WORDS.get(name, usual))
+    if not found and stored.rows_sha256 != wanted.rows_sha256:
+        found.append("its parts would have other rows, as another release may pack otherwise")
+    return found
 
 
 def flatten(values: dict[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:

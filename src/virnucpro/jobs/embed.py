@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from os import PathLike, fsdecode
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +17,9 @@ from virnucpro.data.shape import FAR_ABOVE, propose_limit
 from virnucpro.files.embedding_parts import (
     ROW_BYTES,
     StoredPart,
+    check_output_folder,
     check_resumable,
     find_parts,
-    output_folder,
 )
 from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo
 from virnucpro.files.fasta import ReadOptions, check_options
@@ -28,7 +27,7 @@ from virnucpro.files.inputs import find_inputs, table_kind
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
 from virnucpro.files.plan_reader import METADATA, PlanFile, load_plan, open_plan
 from virnucpro.files.plan_sequences import PlanSequences
-from virnucpro.files.sequences import read_files
+from virnucpro.files.sequences import Sequences, read_files
 from virnucpro.jobs.embed_job import EmbeddingRun, Job, Progress
 from virnucpro.jobs.embed_work import Sizes, Work, plan_work, with_parts
 from virnucpro.jobs.pack import check_lengths
@@ -91,7 +90,7 @@ def embed_files(
     Args:
         inputs: FASTA files, folders, patterns or URIs, as for `pack_files`; or a plan, whose
             limits, batches and reading options are used. If it has the residues, its inputs are not
-            needed.
+            needed, unless sequences were split: those are packed anew under the same limits.
         output: The folder, or its URI. It may exist if it is empty or has parts of the same run.
         model: The folder of a checkpoint of Hugging Face transformers, or its name on the hub.
         max_tokens: Token budget per batch, with special tokens. If None, that of the parts that
@@ -162,6 +161,7 @@ def embed_files(
         overlap=overlap,
     )
     check_options(options)
+    folder = check_output_folder(output, names)
     plan = find_plan(names)
     if plan is not None:
         is_given = {
@@ -173,60 +173,59 @@ def embed_files(
         }
         check_plan(plan, [name for name, given in is_given.items() if given])
         max_sequence_length = plan.summary.limits.max_residues
-        overlong, options = plan.summary.overlong or "truncate", plan.summary.options
+        overlong, overlap = plan.summary.overlong or "truncate", plan.summary.overlap
+        options = plan.summary.options
         deduplicate = False
     else:
         names = [found.path for found in find_inputs(names)]
         check_fasta(names)
         options = check_options(options)
-    with output_folder(output, names) as folder:
-        stored = find_parts(folder)
-        progress("loading", 0, None)
-        embedder = Embedder(
-            model, max_sequence_length=max_sequence_length, dtype=dtype, device=device
+    stored = find_parts(folder)
+    progress("loading", 0, None)
+    embedder = Embedder(model, max_sequence_length=max_sequence_length, dtype=dtype, device=device)
+    item_bytes = ITEM_BYTES[embedding_dtype]
+    per_vector = embedder.width * item_bytes
+    sizes = Sizes(ROW_BYTES + per_vector, per_vector if states else 0)
+    if plan is not None:
+        work = read_plan(plan, embedder, sizes, progress)
+        method = plan.summary.method
+    else:
+        sequences = read_files(
+            names, options, lambda done: progress("reading", done, None), keep_texts=True
         )
-        item_bytes = ITEM_BYTES[embedding_dtype]
-        per_vector = embedder.width * item_bytes
-        sizes = Sizes(ROW_BYTES + per_vector, per_vector if states else 0)
-        if plan is not None:
-            work = read_plan(plan, embedder, sizes, progress)
-            method = plan.summary.method
-        else:
-            sequences = read_files(
-                names, options, lambda done: progress("reading", done, None), keep_texts=True
-            )
-            packer = choose_packer(
-                embedder, stored, share[1], sequences.lengths, max_tokens, overlong, overlap
-            )
-            if overlong == "error":
-                check_lengths(sequences, packer.limits.max_residues)
-            work = plan_work(sequences, packer, deduplicate, sizes, progress)
-            method = packer.method
-        checkpoint = embedder.checkpoint
-        summary = EmbeddingSummary(
-            model=ModelInfo(
-                checkpoint.name,
-                checkpoint.kind,
-                checkpoint.sha256,
-                embedder.dtype,
-                embedder.width,
-            ),
-            limits=work.plan.limits,
-            method=method,
-            overlong=overlong,
-            overlap=overlap,
-            options=options,
-            deduplicate=deduplicate,
-            embedding_dtype=embedding_dtype,
-            states=states,
-            inputs=work.sequences.inputs,
-            plan=None if plan is None else plan.metadata_hash.hex(),
-            totals=work.totals(),
-            versions={name: version(name) for name in ("virnucpro", "torch", "transformers")},
+        packer = choose_packer(
+            embedder, stored, share[1], sequences.lengths, max_tokens, overlong, overlap
         )
-        check_resumable(folder, stored, summary)
-        warn_of_truncation(summary)
-        return Job(folder, embedder, work, summary, sizes, progress).run(stored, share)
+        if overlong == "error":
+            check_lengths(sequences, packer.limits.max_residues)
+        work = plan_work(sequences, packer, deduplicate, sizes, progress)
+        method = packer.method
+    checkpoint = embedder.checkpoint
+    summary = EmbeddingSummary(
+        model=ModelInfo(
+            checkpoint.name,
+            checkpoint.kind,
+            checkpoint.sha256,
+            embedder.dtype,
+            embedder.width,
+        ),
+        limits=work.plan.limits,
+        method=method,
+        overlong=overlong,
+        overlap=overlap,
+        options=options,
+        deduplicate=deduplicate,
+        embedding_dtype=embedding_dtype,
+        states=states,
+        inputs=work.sequences.inputs,
+        plan=None if plan is None else plan.metadata_hash.hex(),
+        rows_sha256=work.hash_rows(),
+        totals=work.totals(),
+        versions={name: version(name) for name in ("virnucpro", "torch", "transformers")},
+    )
+    check_resumable(folder, stored, summary)
+    warn_of_truncation(summary)
+    return Job(folder, embedder, work, summary, sizes, progress).run(stored, share)
 
 
 def no_progress(_stage: str, _done: int, _total: int | None) -> None:
@@ -255,11 +254,6 @@ def check_plan(plan: PlanFile, given: list[str]) -> None:
     name = shown(plan.name)
     if given:
         raise ValueError(f"{name}: is a plan, which has its own {given[0]}")
-    if "fragment" in plan.schema.names:
-        raise ValueError(
-            f"{name}: has split sequences, whose windows may be in different parts; give the FASTA "
-            "files and overlong='split' instead"
-        )
     if not plan.summary.inputs:
         raise ValueError(f"{name}: does not have the names of its input (see `pack_files`)")
 
@@ -281,9 +275,9 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
             f"{name}: the plan has {summary.limits.special_tokens} special tokens per sequence, "
             f"the tokenizer of {shown(embedder.checkpoint.name)} has {embedder.special_tokens}"
         )
-    plan = load_plan(file.origin)
-    sequences: Any
-    if "sequence" in file.schema.names:
+    is_split = "fragment" in file.schema.names
+    sequences: Sequences | PlanSequences
+    if "sequence" in file.schema.names and not is_split:
         sequences = PlanSequences(file)
     else:
         paths = [found.path for found in find_inputs([each.name for each in summary.inputs])]
@@ -297,6 +291,18 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
                 raise ValueError(f"{shown(now.name)}: has changed since {name} was made")
     # The tokens of the plan are those of the batches.
     embedder.collator.multiple_of = summary.limits.multiple_of
+    if is_split:
+        assert isinstance(sequences, Sequences)
+        # Packed anew, so that the windows of a sequence are in one part.
+        packer = GreedyPacker(
+            **summary.limits.to_dict(),
+            method=summary.method or "ffd",
+            overlong="split",
+            overlap=summary.overlap,
+            empty=summary.empty or "pack",
+        )
+        return plan_work(sequences, packer, False, sizes, progress)
+    plan = load_plan(file.origin)
     rows = np.arange(len(sequences.lengths))
     return with_parts(Work(sequences, rows, rows, np.append(rows, len(rows)), plan, []), sizes)
 
@@ -370,7 +376,7 @@ def warn_of_truncation(summary: EmbeddingSummary) -> None:
     if totals.residues_truncated > QUIET_SHARE * totals.residues:
         logger.warning(
             "%.1f %% of the residues are truncated: %s of %s sequences have more than %s residues "
-            "(overlong='split' embeds all of them)",
+            "(split them, with overlong=split, to embed all)",
             100 * totals.residues_truncated / totals.residues,
             f"{totals.truncated:,}",
             f"{totals.sequences:,}",

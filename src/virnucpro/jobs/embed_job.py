@@ -17,6 +17,7 @@ from virnucpro.files.embedding_parts import (
     StoredPart,
     check_space,
     find_parts,
+    make_folder,
     write_part,
 )
 from virnucpro.files.embeddings import EmbeddingSummary
@@ -38,6 +39,8 @@ class EmbeddingRun:
         complete: Number of parts that are in the folder.
         written: Number of parts that this run wrote.
         failed: The sequences of the parts written that have no embedding because the model failed.
+        unknown: Number of occurrences of each residue in the parts written that is not in the
+            model's vocabulary.
     """
 
     summary: EmbeddingSummary
@@ -45,6 +48,7 @@ class EmbeddingRun:
     complete: int
     written: int
     failed: list[FailedSequence]
+    unknown: dict[str, int]
 
 
 class Job:
@@ -80,6 +84,7 @@ class Job:
         self.progress("embedding", self.done, self.total)
         failed: list[FailedSequence] = []
         if left:
+            make_folder(self.folder)
             if plan.num_batches:
                 self.embedder.set_shape(plan.limits.usable_tokens, plan.max_sequences)
             batches = (
@@ -111,7 +116,8 @@ class Job:
                     writing.result()
         # Those of other shards may have been written meanwhile.
         complete = len(find_parts(self.folder)) if share[1] > 1 else len(done) + len(left)
-        return EmbeddingRun(self.summary, len(work.parts), complete, len(left), failed)
+        unknown = dict(self.embedder.collator.unknown_residues)
+        return EmbeddingRun(self.summary, len(work.parts), complete, len(left), failed, unknown)
 
     def _embed(
         self, part: Part, results: Iterator[Pooled]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -146,6 +147,15 @@ class Work:
         places = np.repeat(np.arange(len(rows)), numbers)
         moved = np.repeat(self.offsets[rows] - (np.cumsum(numbers) - numbers), numbers)
         return self.copies[np.arange(len(places)) + moved], places
+
+    def hash_rows(self) -> str:
+        """Return the SHA-256 of the rows of all parts, in order."""
+        digest = hashlib.sha256()
+        for part in self.parts:
+            rows = self.copies_of(self.rows_of(part))[0]
+            digest.update(f"{part.number} {len(rows)}\n".encode())
+            digest.update(rows.astype("<i8", copy=False).data)
+        return digest.hexdigest()
 
     def totals(self) -> EmbeddingTotals:
         """Return the totals."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -60,15 +62,19 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
     if not is_folder and not is_hub_name(name):
         raise FileNotFoundError(f"{shown(name)}: no such folder of a model")
     try:
-        model, loaded = AutoModel.from_pretrained(name, output_loading_info=True, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(name)
+        with quiet():
+            model, loaded = AutoModel.from_pretrained(name, output_loading_info=True, dtype="auto")
+            tokenizer = AutoTokenizer.from_pretrained(name)
     except (torch.OutOfMemoryError, MemoryError):
         raise
     except Exception as error:
         # Libraries raise what they like for files that are damaged.
         kind = OSError if isinstance(error, OSError) else ValueError
-        what = "cannot be loaded as a model with its tokenizer"
-        raise kind(f"{shown(name)}: {what} ({first_line(error)})") from error
+        what = "" if is_folder else "is not a folder, and as a name on the hub "
+        raise kind(
+            f"{shown(name)}: {what}cannot be loaded as a model with its tokenizer "
+            f"({first_line(error)})"
+        ) from error
     missing = set(loaded["missing_keys"])
     random = sorted(key for key in missing if "pooler" not in key.split("."))
     random += sorted(str(key) for key in loaded["mismatched_keys"])
@@ -80,6 +86,22 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
     model.eval()
     digest = hash_model(model, tokenizer, missing)
     return Checkpoint(name, type(model).__name__, digest, model, tokenizer)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Suppress the report of transformers on weights, which is read, and its progress bar."""
+    from transformers.utils import logging
+
+    level, has_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if has_bar:
+            logging.enable_progress_bar()
 
 
 def is_hub_name(name: str) -> bool:

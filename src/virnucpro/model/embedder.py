@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 import os
+from collections import Counter
 from collections.abc import Generator, Iterable
 from typing import Any, NamedTuple
 
@@ -24,7 +26,9 @@ from virnucpro.model.checkpoint import DTYPES, load_checkpoint
 from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.configuration import text_config
 from virnucpro.model.inputs import model_inputs, run_model
+from virnucpro.model.measure import is_out_of_memory
 from virnucpro.model.positions import first_position
+from virnucpro.model.tokenized_records import check_records
 from virnucpro.text import first_line, quoted, shown
 
 logger = logging.getLogger(__name__)
@@ -35,8 +39,6 @@ MAX_RESIDUES = 1022
 NUM_AHEAD = 4
 # Batches in a row without a single success after which a run ends.
 MAX_FAILED = 3
-# What errors say that are no `torch.OutOfMemoryError`, in lower case.
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
 
 
 class Pooled(NamedTuple):
@@ -48,11 +50,13 @@ class Pooled(NamedTuple):
         states: The states of each sequence's residues, [residues, width]; None if it failed, or if
             states were not asked for.
         failed: Why the model has no result for a sequence, by its number in the batch.
+        lengths: The number of residues of each sequence that was run, int64 [n]; 0 if it failed.
     """
 
     sums: NDArray[np.float32]
     states: list[NDArray[Any] | None]
     failed: dict[int, str]
+    lengths: NDArray[np.int64]
 
 
 class Piece(NamedTuple):
@@ -186,12 +190,14 @@ class Embedder:
         """
         if not records:
             return np.empty((0, self.width), np.float32)
-        pooled = next(self.run([records]))
+        check_records(records)
+        whole = [{"id": record["id"], "sequence": record["sequence"]} for record in records]
+        pooled = next(self.run([whole]))
         for number, reason in pooled.failed.items():
             raise ValueError(f"{quoted(records[number]['id'])} has no embedding: {reason}")
-        lengths = [min(len(each["sequence"]), self.max_sequence_length) for each in records]
         with np.errstate(invalid="ignore"):
-            return pooled.sums / np.array(lengths, np.float32)[:, None]
+            vectors: NDArray[np.float32] = pooled.sums / pooled.lengths.astype(np.float32)[:, None]
+        return vectors
 
     def run(
         self, batches: Iterable[list[Record]], states: str | None = None
@@ -209,7 +215,7 @@ class Embedder:
                 `batches` are raised as they are.
         """
         dtype = None if states is None else DTYPES[states]
-        ahead = make_ahead(map(self._prepare, batches), NUM_AHEAD)
+        ahead = make_ahead((self._prepare(batch, self.collator) for batch in batches), NUM_AHEAD)
         waiting = None
         try:
             for records, batch in ahead:
@@ -222,9 +228,11 @@ class Embedder:
         finally:
             ahead.close()
 
-    def _prepare(self, records: list[Record]) -> tuple[list[Record], dict[str, Any]]:
+    def _prepare(
+        self, records: list[Record], collate: VarlenCollator
+    ) -> tuple[list[Record], dict[str, Any]]:
         """Return records with their tensors, in pinned memory if there is a device to copy to."""
-        batch = self.collator(records)
+        batch = collate(records)
         if self.device.type == "cuda":
             batch = {
                 name: value.pin_memory() if isinstance(value, torch.Tensor) else value
@@ -248,10 +256,13 @@ class Embedder:
             if is_memory:
                 self._lower(batch["num_tokens"])
         middle = find_middle(batch)
+        # A copy, since unknown residues have been counted.
+        collate = copy.copy(self.collator)
+        collate.unknown, collate.unknown_residues = "ignore", Counter()
         pieces: list[Piece] = []
         failed: dict[int, str] = {}
         for begin, part in ((0, records[:middle]), (middle, records[middle:])):
-            found = self._launch(*self._prepare(part), first + begin, dtype)
+            found = self._launch(*self._prepare(part, collate), first + begin, dtype)
             pieces += found[0]
             failed.update(found[1])
         return pieces, failed
@@ -288,6 +299,7 @@ class Embedder:
     def _collect(self, number: int, pieces: list[Piece], failed: dict[int, str]) -> Pooled:
         """Return the results of a batch, once the device has run it."""
         sums = np.full((number, self.width), np.nan, np.float32)
+        lengths = np.zeros(number, np.int64)
         states: list[NDArray[Any] | None] = [None] * number
         for piece in pieces:
             if piece.ready is not None:
@@ -298,6 +310,7 @@ class Embedder:
                     raise ValueError(f"the model fails: {first_line(error)}") from error
             end = piece.first + len(piece.lengths)
             sums[piece.first : end] = piece.sums.numpy()
+            lengths[piece.first : end] = piece.lengths
             if piece.states is not None:
                 parts = piece.states.split_with_sizes(piece.lengths.tolist())
                 states[piece.first : end] = [part.numpy() for part in parts]
@@ -306,13 +319,14 @@ class Embedder:
                 failed[place] = "its states are not finite"
                 states[place] = None
         sums[list(failed)] = np.nan
+        lengths[list(failed)] = 0
         self._failed_in_a_row = 0 if len(failed) < number else self._failed_in_a_row + 1
         if self._failed_in_a_row == MAX_FAILED:
             raise ValueError(
                 f"the model fails: {MAX_FAILED} batches in a row have no result, the last because "
                 f"{next(iter(failed.values()))}"
             )
-        return Pooled(sums, states, failed)
+        return Pooled(sums, states, failed, lengths)
 
     def _lower(self, num_tokens: int) -> None:
         """Lower the budget after a batch of this many tokens ran out of memory."""
@@ -392,14 +406,6 @@ def first_words(embedder: Embedder) -> str:
     words = [word for word in embedder.checkpoint.tokenizer.get_vocab() if len(word) > 1]
     residues = [word for word in words if word.isalpha()]
     return f"such as {quoted(min(residues))}" if residues else "its letters are no tokens"
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that a device or this machine has too little memory."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def find_middle(batch: dict[str, Any]) -> int:

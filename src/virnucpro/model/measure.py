@@ -39,6 +39,9 @@ STEP = 1 / 16
 # After a batch that takes too much, the next is smaller by at least this share.
 RETREAT = 1 / 64
 
+# What errors say that are no `torch.OutOfMemoryError`, in lower case.
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "alloc_failed", "not enough memory")
+
 # Logarithms of the lengths of proteins: mean and standard deviation.
 PROTEINS = (5.6, 0.75)
 
@@ -306,7 +309,9 @@ def run_size(
             # The last output is kept until the next one is there.
             last = run(model, loss, batch)
             seconds.append(meter.now() - begin)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return None
     del last
     # The first run compiles and loads.
@@ -365,6 +370,14 @@ def search(
     budget = MeasuredBudget(fitting, fast, per_token, fixed, room, out_of_memory, tuple(sizes))
     logger.info("Measured token budget: %s", budget)
     return budget
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Return whether an error says that a device or this machine has too little memory."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in OUT_OF_MEMORY)
 
 
 def fit_line(sizes: list[MeasuredSize]) -> tuple[int, int]:

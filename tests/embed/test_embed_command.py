@@ -9,6 +9,7 @@ import resource
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +198,7 @@ def test_failed_sequences_are_named_and_change_the_status(
 
         def fail(*given: Any, failed: Any = failed, **options: Any) -> EmbeddingRun:
             found = embed_files(*given, **options)
-            return EmbeddingRun(found.summary, found.parts, found.complete, found.written, failed)
+            return replace(found, failed=failed)
 
         monkeypatch.setattr(virnucpro.jobs.embed, "embed_files", fail)
         result = run(*words, "-q", "--json")

@@ -15,14 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from checkpoints import OneByOne, save_checkpoint
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from models import AMINO_ACIDS, tiny_model
 
 from virnucpro.data import EmbeddingSummary, GreedyPacker, PackingPlan, embed_files, pack_files
-from virnucpro.files.fasta import ReadChanges
-from virnucpro.files.sequences import Sequences
-from virnucpro.jobs import embed_work
+from virnucpro.jobs import embed, embed_work
+from virnucpro.model import embedder
+from virnucpro.model.captured import CapturedModel
 
 LIMIT = 40
 
@@ -213,6 +211,25 @@ def test_plan(
     assert parts["row"].to_pylist() == PackingPlan.load(plan).indices.tolist()
 
 
+@pytest.mark.usefixtures("small_parts")
+@pytest.mark.parametrize("sequences", [True, False])
+def test_plan_with_split_sequences(
+    tmp_path: Path, checkpoint: Path, alone: OneByOne, sequences: bool
+) -> None:
+    """They are packed anew, so that the windows of each are in one part."""
+    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
+    packer = GreedyPacker(100, LIMIT, overlong="split", overlap=7)
+    summary = pack_files(fasta, plan, packer, sequences=sequences)
+    run = embed_files(plan, tmp_path / "out", checkpoint)
+    assert run.parts > 2
+    assert run.summary.overlap == 7
+    assert run.summary.totals.split == summary.totals.split
+    texts = list(map(clean, SEQUENCES))
+    states = [alone.windows(text, LIMIT, 7).mean(axis=0) if text else None for text in texts]
+    check_rows(read(tmp_path / "out"), fasta)
+    check_vectors(read(tmp_path / "out"), states)
+
+
 def test_plan_with_dropped_rows(tmp_path: Path, checkpoint: Path) -> None:
     plan = tmp_path / "plan.parquet"
     pack_files(write(tmp_path), plan, GreedyPacker(90, LIMIT, overlong="drop"), sequences=True)
@@ -293,6 +310,49 @@ def test_other_readers(tmp_path: Path, checkpoint: Path) -> None:
                 np.testing.assert_array_equal(np.asarray(found), np.float32(expected))
 
 
+def test_one_shape(
+    tmp_path: Path, checkpoint: Path, alone: OneByOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Captured models get few sequences per batch, and the rest of a run the same limits."""
+    sequences = [*SEQUENCES, *draw([*[30] * 60, *[1] * 40])]
+    fasta = write(tmp_path, sequences)
+    arguments: dict[str, Any] = {"max_sequence_length": LIMIT, "deduplicate": False}
+    shapes = []
+
+    class Captured(CapturedModel):
+        def __init__(self, model: Any, tokens: int, num_sequences: int) -> None:
+            shapes.append((tokens, num_sequences))
+            super().__init__(model, tokens, num_sequences)
+
+    with monkeypatch.context() as patch:
+        for module in (embed, embedder):
+            patch.setattr(module, "has_graphs", lambda _: True)
+        patch.setattr(embedder, "CapturedModel", Captured)
+        with pytest.raises(ValueError, match="max_tokens must be given for several shards"):
+            embed_files(fasta, tmp_path / "out", checkpoint, shard=(1, 2), **arguments)
+        run = embed_files(fasta, tmp_path / "out", checkpoint, max_tokens=100, **arguments)
+    assert run.summary.method == "tight"
+    most = run.summary.limits.max_sequences_per_batch
+    assert most is not None
+    assert shapes[-1] == (100, most)
+    without = GreedyPacker(100, LIMIT).pack_lengths([len(clean(text)) for text in sequences])
+    assert most < without.max_sequences / 2
+    table = read(tmp_path / "out")
+    check_rows(table, fasta, sequences)
+    check_vectors(table.slice(0, len(SEQUENCES)), truncated(alone))
+    sorted((tmp_path / "out").iterdir())[0].unlink()
+    again = embed_files(fasta, tmp_path / "out", checkpoint, **arguments)
+    assert again.summary == run.summary
+    assert again.written == 1
+
+
+def test_unknown_residues(tmp_path: Path, checkpoint: Path) -> None:
+    """They are counted, and embedded as the tokenizer has them."""
+    fasta = write(tmp_path, ["MKJ", "JJM", "MK", "MKJ", "M*K"])
+    run = embed_files(fasta, tmp_path / "out", checkpoint)
+    assert run.unknown == {"J": 3, "*": 1}
+
+
 def test_summary(tmp_path: Path, checkpoint: Path) -> None:
     run = embed_files(write(tmp_path), tmp_path / "out", checkpoint)
     for path in (tmp_path / "out").iterdir():
@@ -366,9 +426,6 @@ def test_a_plan_has_its_own(
 
 def test_plans_that_cannot_be_run(tmp_path: Path, checkpoint: Path) -> None:
     fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
-    pack_files(fasta, plan, GreedyPacker(90, LIMIT, overlong="split"))
-    with pytest.raises(ValueError, match="split sequences, whose windows may be in different"):
-        embed_files(plan, tmp_path / "out", checkpoint)
     pack_files(fasta, plan, GreedyPacker(90, LIMIT, special_tokens=1))
     with pytest.raises(ValueError, match="has 1 special tokens per sequence, the tokenizer of"):
         embed_files(plan, tmp_path / "out", checkpoint)
@@ -380,61 +437,3 @@ def test_plans_that_cannot_be_run(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"has changed since .*plan\.parquet was made"):
         embed_files(plan, tmp_path / "out", checkpoint)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.parquet", "proteins.fasta"]
-
-
-@settings(max_examples=25)
-@given(data=st.data())
-def test_parts(data: st.DataObject) -> None:
-    """Parts have each row once, and the windows of a sequence in one."""
-    lengths = np.array(data.draw(st.lists(st.integers(0, 300), min_size=1, max_size=60)))
-    overlong = data.draw(st.sampled_from(["truncate", "split", "drop"]))
-    numbers = data.draw(st.lists(st.integers(0, 5), min_size=len(lengths), max_size=len(lengths)))
-    sequences = Fake(
-        [f"{number}" * length for number, length in zip(numbers, lengths, strict=True)]
-    )
-    sizes = embed_work.Sizes(100, data.draw(st.sampled_from([0, 10])))
-    packer = GreedyPacker(90, LIMIT, overlong=overlong, empty="drop")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embed_work, "MIN_PART_RESIDUES", data.draw(st.integers(1, 2000)))
-        patch.setattr(embed_work, "PART_BYTES", data.draw(st.integers(100, 10_000)))
-        deduplicate = data.draw(st.booleans())
-        work = embed_work.plan_work(sequences, packer, deduplicate, sizes, lambda *_: None)
-    rows = [work.copies_of(work.rows_of(part))[0] for part in work.parts]
-    assert sorted(np.concatenate(rows).tolist()) == list(range(len(lengths)))
-    assert [part.number for part in work.parts] == list(range(len(work.parts)))
-    batches = [part for part in work.parts if not part.is_dropped]
-    bounds = [0, *(part.end for part in batches)]
-    assert [part.begin for part in batches] == bounds[:-1]
-    assert bounds[-1] == work.plan.num_batches
-    texts = [sequences.residues[row] for row in work.distinct]
-    if deduplicate:
-        assert len(set(texts)) == len(texts)
-        first = {text: row for row, text in reversed(list(enumerate(sequences.residues)))}
-        assert sorted(first.values()) == work.distinct.tolist()
-    else:
-        assert work.distinct.tolist() == list(range(len(lengths)))
-    for part in work.parts:
-        copies, places = work.copies_of(work.rows_of(part))
-        of = work.distinct[work.rows_of(part)][places]
-        assert [sequences.residues[row] for row in copies] == [
-            sequences.residues[row] for row in of
-        ]
-        assert work.bytes_of(part, sizes) >= 100 * len(copies)
-    for part in batches:
-        for batch in range(part.begin, part.end):
-            for record in work.batch(batch):
-                assert len(record["sequence"]) + 2 == record["tokens"]
-
-
-class Fake(Sequences):
-    """Sequences in memory."""
-
-    residues: list[str]
-
-    def __init__(self, residues: list[str]) -> None:
-        ids = pa.array([f"s{i}" for i in range(len(residues))], pa.large_string())
-        super().__init__(ids, np.array(list(map(len, residues))), [], ReadChanges())
-        object.__setattr__(self, "residues", residues)
-
-    def read(self, rows: Any) -> list[str]:
-        return [self.residues[row] for row in rows.tolist()]

@@ -4,96 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from checkpoints import save_checkpoint
+from embedding_job import PROTEINS, Job, files_of, read
 from fasta import fasta
-from models import proteins
 
-from virnucpro.data import EmbeddingRun, GreedyPacker, ReadOptions, embed_files, pack_files
+from virnucpro.data import GreedyPacker, ReadOptions, pack_files
 from virnucpro.files import embedding_parts
 from virnucpro.jobs import embed_work
-
-PROTEINS = [(each["id"], each["sequence"]) for each in proteins(120)]
-
-
-def files_of(folder: Path) -> dict[Path, object]:
-    """Return what is in a folder, and what tells whether a file was written again."""
-    found: dict[Path, object] = {}
-    for path in folder.rglob("*"):
-        stat = path.stat()
-        found[path] = (stat.st_ino, stat.st_mtime_ns, path.read_bytes()) if path.is_file() else None
-    return found
-
-
-def read(output: Path) -> pa.Table:
-    """Return all parts, in order."""
-    return pa.concat_tables([pq.read_table(path) for path in sorted(output.iterdir())])
-
-
-class Job:
-    """A job in a folder, with its input and model, and an output that was complete once."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.input, self.model, self.output = folder / "a.fa", folder / "model", folder / "out"
-        self.input.write_bytes(fasta(PROTEINS))
-        save_checkpoint(self.model)
-        assert self.run().complete
-        self.whole = read(self.output)
-        for path in (self.input, self.model, self.output):
-            copy = folder / "saved" / path.name
-            copy.parent.mkdir(exist_ok=True)
-            (shutil.copytree if path.is_dir() else shutil.copy2)(path, copy)
-
-    def restore(self) -> None:
-        """Undo what a test has changed."""
-        for path in self.folder.iterdir():
-            if path.name != "saved":
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
-        shutil.copytree(self.folder / "saved", self.folder, dirs_exist_ok=True)
-
-    def run(self, **changed: Any) -> EmbeddingRun:
-        arguments = {
-            "inputs": self.input,
-            "output": self.output,
-            "model": self.model,
-            "max_tokens": 256,
-            "device": "cpu",
-        }
-        return embed_files(**{**arguments, **changed})
-
-    def parts(self) -> list[Path]:
-        return sorted(self.output.iterdir())
-
-    def state(self) -> dict[Path, object]:
-        """Return the files of the output, and what tells whether they were written again."""
-        return files_of(self.output)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _small_parts() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(embed_work, "MIN_PART_RESIDUES", 1000)
-        yield
-
-
-@pytest.fixture(scope="module")
-def whole_job(_small_parts: None, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    return Job(tmp_path_factory.mktemp("job"))
-
-
-@pytest.fixture
-def job(whole_job: Job) -> Job:
-    whole_job.restore()
-    return whole_job
-
 
 # Arguments, and what the error says about them.
 OTHER_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -190,69 +111,12 @@ def test_other_inputs_are_refused(job: Job) -> None:
     before = job.state()
     for names, words in {
         ("b.fa",): "an input was .*a.fa .got .*b.fa",
-        ("a.fa", "b.fa"): "it was made of 1 files",
+        ("a.fa", "b.fa"): "it has 1 inputs",
     }.items():
         inputs = [job.folder / name for name in names]
         with pytest.raises(ValueError, match=f"^{job.output}: cannot be resumed: {words}"):
             job.run(inputs=inputs)
         assert job.state() == before
-
-
-def truncate(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-100])
-
-
-def flip_magic(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-4] + b"PAR2")
-
-
-def drop_metadata(path: Path) -> None:
-    pq.write_table(pq.read_table(path).replace_schema_metadata(), path)
-
-
-def make_folder(path: Path) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def exchange(path: Path) -> None:
-    """Give a part the name of another one."""
-    other = sorted(path.parent.iterdir())[1]
-    other.replace(path)
-
-
-DAMAGES = [truncate, flip_magic, drop_metadata, make_folder, exchange]
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_parts_are_named(job: Job, damage: Callable[[Path], None]) -> None:
-    path = job.parts()[0]
-    damage(path)
-    job.parts()[-1].unlink()
-    before = job.state()
-    with pytest.raises((ValueError, OSError), match=path.name):
-        job.run()
-    assert job.state() == before
-
-
-@pytest.mark.parametrize(
-    "name", ["notes.txt", "part-00000-of-00007.parquet", "other.parquet", "folder/"]
-)
-def test_foreign_files_are_named(job: Job, name: str) -> None:
-    path = job.output / name
-    path.mkdir() if name.endswith("/") else path.write_bytes(b"mine")
-    before = job.state()
-    with pytest.raises(ValueError, match=path.name):
-        job.run()
-    assert job.state() == before
-
-
-def test_hidden_files_are_left_alone(job: Job) -> None:
-    for name in (".hidden", "_SUCCESS"):
-        (job.output / name).write_bytes(b"mine")
-    before = job.state()
-    assert job.run().written == 0
-    assert job.state() == before
 
 
 def test_parts_that_are_divided_otherwise_are_refused(
@@ -333,17 +197,6 @@ def test_a_file_that_changes_meanwhile_is_an_error(job: Job) -> None:
         assert path.read_bytes() == whole.read_bytes()
 
 
-def test_shards_make_the_same_parts(job: Job) -> None:
-    parts = len(job.parts())
-    shutil.rmtree(job.output)
-    for shard in (2, 3, 1):
-        run = job.run(shard=(shard, 3))
-        assert run.parts == parts
-        assert run.written == len(range(shard - 1, parts, 3))
-        assert run.complete == len(job.parts())
-    assert read(job.output).equals(job.whole, check_metadata=True)
-
-
 def test_the_folder_of_another_shard_may_appear_meanwhile(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -369,20 +222,6 @@ def test_any_number_of_shards_goes_on(job: Job) -> None:
     assert read(job.output).equals(job.whole, check_metadata=True)
 
 
-def test_a_full_disk_is_an_error_before_the_work(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    usage = namedtuple("usage", "total used free")
-    shutil.rmtree(job.output)
-    stages = []
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40 - 1000, 1000))
-        with pytest.raises(OSError, match=r"out: not enough space: .* 0 MiB are free") as caught:
-            job.run(progress=lambda stage, *_: stages.append(stage))
-    assert "embedding" not in stages
-    assert str(caught.value).isprintable()
-    assert not job.output.exists() or not job.parts()
-    job.run()
-
-
 def test_plans_are_resumed_and_other_plans_refused(job: Job) -> None:
     plan, output = job.folder / "plan.parquet", job.folder / "of the plan"
     arguments: dict[str, Any] = {"inputs": plan, "output": output, "max_tokens": None}
@@ -401,43 +240,6 @@ def test_plans_are_resumed_and_other_plans_refused(job: Job) -> None:
     with pytest.raises(ValueError, match=f"^{output}: cannot be resumed: .*the plan has changed"):
         job.run(**arguments)
     assert files_of(output) == before
-
-
-def outputs(job: Job) -> dict[str, tuple[Path, str]]:
-    """Return outputs that are refused, and the reasons."""
-    (job.folder / "a file").touch()
-    (job.folder / "plan").mkdir()
-    return {
-        "file": (job.folder / "a file", "a file: is not a folder"),
-        "in a file": (job.input / "out", "its directory does not exist"),
-        "parent": (job.folder / "missing" / "out", "its directory does not exist"),
-        "input": (job.input, "is not a folder"),
-        "in the input": (job.folder / "in" / "out", "output is inside an input folder"),
-        "model": (job.model, "model: has config.json, which is not a part"),
-    }
-
-
-@pytest.mark.parametrize("name", ["file", "in a file", "parent", "input", "in the input", "model"])
-def test_places_that_are_refused(job: Job, name: str) -> None:
-    place, reason = outputs(job)[name]
-    inputs = job.input
-    if name == "in the input":
-        inputs = job.folder / "in"
-        inputs.mkdir()
-        shutil.copy(job.input, inputs)
-    before = files_of(job.folder)
-    with pytest.raises((ValueError, OSError), match=reason):
-        job.run(inputs=inputs, output=place)
-    assert files_of(job.folder) == before
-
-
-def test_an_empty_folder_and_a_link_are_outputs(job: Job) -> None:
-    (job.folder / "empty").mkdir()
-    (job.folder / "link").symlink_to("empty")
-    run = job.run(output=job.folder / "link")
-    assert run.complete == run.parts == len(list((job.folder / "empty").iterdir()))
-    assert job.run(output=job.folder / "empty").written == 0
-    assert (job.folder / "link").is_symlink()
 
 
 def test_failed_sequences_are_tried_again(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -276,7 +276,7 @@ class Job:
                 self.clear()
                 process = self.start("1/1")
                 parts = draw.randrange(1, len(self.whole))
-                self.watch({1: process}, lambda parts=parts: len(self.seen) >= parts)
+                self.watch({1: process}, self.reach(1, Moment("parts", parts, 0)))
                 ballast = disk / "ballast"
                 free = shutil.disk_usage(disk).free
                 ballast.write_bytes(bytes(draw.randrange(max(free - 2**16, 0), free)))

@@ -13,7 +13,7 @@ from embedding_job import PROTEINS, Job, files_of, read
 from fasta import fasta
 
 from virnucpro.data import GreedyPacker, ReadOptions, pack_files
-from virnucpro.files import embedding_parts
+from virnucpro.files.inputs import find
 from virnucpro.jobs import embed_work
 
 # Arguments, and what the error says about them.
@@ -201,14 +201,13 @@ def test_the_folder_of_another_shard_may_appear_meanwhile(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.rmtree(job.output)
-    find = embedding_parts.find
 
     def find_before_it_appears(path: str) -> Any:
         found = find(path)
         Path(path).mkdir(exist_ok=True)
         return found
 
-    monkeypatch.setattr(embedding_parts, "find", find_before_it_appears)
+    monkeypatch.setattr("virnucpro.files.embedding_parts.find", find_before_it_appears)
     assert job.run(shard=(1, 2)).written == len(job.parts())
 
 

@@ -1,8 +1,9 @@
-"""Profiles of property tests (HYPOTHESIS_PROFILE=long or few), Ray, and tokenizers of ESM-2."""
+"""Profiles of property tests (HYPOTHESIS_PROFILE=long or few), Ray, and tiny models of ESM-2."""
 
 import logging
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -53,6 +54,30 @@ def batch_converter(request: pytest.FixtureRequest, tokenizer: Any) -> Any:
     from models import fair_esm_converter
 
     return tokenizer if request.param == "huggingface" else fair_esm_converter()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny ESM-2."""
+    from checkpoints import save_checkpoint
+
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint: Path) -> Any:
+    """The same model, which runs one sequence at a time."""
+    from checkpoints import OneByOne
+
+    return OneByOne(checkpoint)
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have few sequences in each part of embeddings."""
+    from virnucpro.jobs import embed_work
+
+    monkeypatch.setattr(embed_work, "MIN_PART_RESIDUES", 150)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,75 +13,25 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from checkpoints import OneByOne, save_checkpoint
-from models import AMINO_ACIDS, tiny_model
+from embeddings import (
+    LIMIT,
+    SEQUENCES,
+    check_rows,
+    check_vectors,
+    clean,
+    draw,
+    read,
+    truncated,
+    write,
+)
+from models import tiny_esm2, tiny_model
 
-from virnucpro.data import EmbeddingSummary, GreedyPacker, PackingPlan, embed_files, pack_files
-from virnucpro.jobs import embed, embed_work
+from virnucpro.data import EmbeddingSummary, GreedyPacker, embed_files
+from virnucpro.jobs import embed
 from virnucpro.model import embedder
 from virnucpro.model.captured import CapturedModel
-
-LIMIT = 40
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def alone(checkpoint: Path) -> OneByOne:
-    return OneByOne(checkpoint)
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embed_work, "MIN_PART_RESIDUES", 150)
-
-
-def draw(lengths: list[int]) -> list[str]:
-    source = random.Random(0)
-    return ["".join(source.choices(AMINO_ACIDS, k=length)) for length in lengths]
-
-
-SEQUENCES = draw([5, 30, 1, 90, 0, 40, 41, 17, 200, 3, 33])
-# Some twice, one of them three times.
-SEQUENCES += [SEQUENCES[1], SEQUENCES[3], SEQUENCES[1], "mktay", "MKTAY*"]
-
-
-def write(folder: Path, sequences: list[str] = SEQUENCES, name: str = "proteins.fasta") -> Path:
-    path = folder / name
-    path.write_text("".join(f">s{i}\n{text}\n" for i, text in enumerate(sequences)))
-    return path
-
-
-def clean(text: str) -> str:
-    return text.upper().removesuffix("*")
-
-
-def read(folder: Path) -> pa.Table:
-    return pq.read_table(folder).sort_by("row")
-
-
-def check_rows(table: pa.Table, fasta: Path, sequences: list[str] = SEQUENCES) -> None:
-    assert table["row"].to_pylist() == list(range(len(sequences)))
-    assert table["id"].to_pylist() == [f"s{i}" for i in range(len(sequences))]
-    assert table["length"].to_pylist() == [len(clean(text)) for text in sequences]
-    assert set(table["file"].to_pylist()) == {str(fasta)}
-
-
-def check_vectors(table: pa.Table, expected: list[Any], atol: float = 1e-5) -> None:
-    found = table["embedding"].to_pylist()
-    for row, (vector, wanted) in enumerate(zip(found, expected, strict=True)):
-        if wanted is None:
-            assert vector is None, row
-        else:
-            np.testing.assert_allclose(vector, wanted, atol=atol, err_msg=str(row))
-
-
-def truncated(alone: OneByOne, limit: int = LIMIT) -> list[Any]:
-    texts = [clean(text)[:limit] for text in SEQUENCES]
-    return [alone.states(text).mean(axis=0) if text else None for text in texts]
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -186,57 +135,37 @@ def test_states_in_half_precision(tmp_path: Path, checkpoint: Path, alone: OneBy
 
 
 @pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("sequences", [True, False])
-@pytest.mark.parametrize("multiple_of", [1, 8])
-def test_plan(
-    tmp_path: Path,
-    checkpoint: Path,
-    alone: OneByOne,
-    sequences: bool,
-    multiple_of: int,
-) -> None:
-    """The batches are those of the plan."""
-    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
-    packer = GreedyPacker(96, LIMIT, multiple_of=multiple_of)
-    pack_files(fasta, plan, packer, sequences=sequences)
-    if sequences:
-        fasta.unlink()
-    run = embed_files(plan, tmp_path / "out", checkpoint)
+@pytest.mark.parametrize("states", [True, False])
+def test_values_that_do_not_fit(tmp_path: Path, states: bool) -> None:
+    """Embeddings and states beyond the range of float16 are failures, with a reason."""
+    model = tiny_esm2()
+    with torch.no_grad():
+        model.encoder.emb_layer_norm_after.weight *= 27_000
+    folder = save_checkpoint(tmp_path / "large", model)
+    found = embed_files(
+        *(write(tmp_path), tmp_path / "out", folder), embedding_dtype="float16", states=states
+    )
     table = read(tmp_path / "out")
-    check_rows(table, fasta)
-    check_vectors(table, truncated(alone))
-    assert run.summary.limits == PackingPlan.load(plan).limits
-    assert run.summary.totals.truncated == 4
-    parts = pa.concat_tables(map(pq.read_table, sorted((tmp_path / "out").iterdir())))
-    assert parts["row"].to_pylist() == PackingPlan.load(plan).indices.tolist()
-
-
-@pytest.mark.usefixtures("small_parts")
-@pytest.mark.parametrize("sequences", [True, False])
-def test_plan_with_split_sequences(
-    tmp_path: Path, checkpoint: Path, alone: OneByOne, sequences: bool
-) -> None:
-    """They are packed anew, so that the windows of each are in one part."""
-    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
-    packer = GreedyPacker(100, LIMIT, overlong="split", overlap=7)
-    summary = pack_files(fasta, plan, packer, sequences=sequences)
-    run = embed_files(plan, tmp_path / "out", checkpoint)
-    assert run.parts > 2
-    assert run.summary.overlap == 7
-    assert run.summary.totals.split == summary.totals.split
-    texts = list(map(clean, SEQUENCES))
-    states = [alone.windows(text, LIMIT, 7).mean(axis=0) if text else None for text in texts]
-    check_rows(read(tmp_path / "out"), fasta)
-    check_vectors(read(tmp_path / "out"), states)
-
-
-def test_plan_with_dropped_rows(tmp_path: Path, checkpoint: Path) -> None:
-    plan = tmp_path / "plan.parquet"
-    pack_files(write(tmp_path), plan, GreedyPacker(90, LIMIT, overlong="drop"), sequences=True)
-    embed_files(plan, tmp_path / "out", checkpoint)
-    found = read(tmp_path / "out")["embedding"].to_pylist()
-    lengths = [len(clean(text)) for text in SEQUENCES]
-    assert [vector is None for vector in found] == [not 0 < length <= LIMIT for length in lengths]
+    reasons = {each.row: each.reason for each in found.failed}
+    for row, (vector, length) in enumerate(
+        zip(table["embedding"].to_pylist(), table["length"].to_pylist(), strict=True)
+    ):
+        assert (vector is None) == (row in reasons or length == 0)
+        assert vector is None or np.isfinite(vector).all()
+        if states and vector is not None:
+            assert np.isfinite(table["states"][row].as_py()).all()
+    expected = {"its embedding does not fit in float16"}
+    assert set(reasons.values()) <= expected | (
+        {"its states do not fit in float16"} if states else set()
+    )
+    assert reasons
+    # The same call tries them again.
+    assert (
+        embed_files(
+            *(write(tmp_path), tmp_path / "out", folder), embedding_dtype="float16", states=states
+        ).failed
+        == found.failed
+    )
 
 
 @pytest.mark.usefixtures("small_parts")
@@ -405,35 +334,3 @@ def test_bad_arguments(
     with pytest.raises((ValueError, OSError), match=message):
         embed_files(inputs, tmp_path / "out", checkpoint, **arguments)
     assert sorted(tmp_path.iterdir()) == before
-
-
-@pytest.mark.parametrize(
-    ("arguments", "name"),
-    [
-        ({"max_tokens": 90}, "max_tokens"),
-        ({"max_sequence_length": 90}, "max_sequence_length"),
-        ({"overlong": "split"}, "overlong"),
-    ],
-)
-def test_a_plan_has_its_own(
-    tmp_path: Path, checkpoint: Path, arguments: dict[str, Any], name: str
-) -> None:
-    plan = tmp_path / "plan.parquet"
-    pack_files(write(tmp_path), plan, GreedyPacker(90, LIMIT))
-    with pytest.raises(ValueError, match=f"is a plan, which has its own {name}"):
-        embed_files(plan, tmp_path / "out", checkpoint, **arguments)
-
-
-def test_plans_that_cannot_be_run(tmp_path: Path, checkpoint: Path) -> None:
-    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
-    pack_files(fasta, plan, GreedyPacker(90, LIMIT, special_tokens=1))
-    with pytest.raises(ValueError, match="has 1 special tokens per sequence, the tokenizer of"):
-        embed_files(plan, tmp_path / "out", checkpoint)
-    GreedyPacker(90).pack_lengths([5, 6]).save(plan)
-    with pytest.raises(ValueError, match="does not have the names of its input"):
-        embed_files(plan, tmp_path / "out", checkpoint)
-    pack_files(fasta, plan, GreedyPacker(90, LIMIT))
-    fasta.write_text(fasta.read_text().replace(">s1\n", ">s1 \n"))
-    with pytest.raises(ValueError, match=r"has changed since .*plan\.parquet was made"):
-        embed_files(plan, tmp_path / "out", checkpoint)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.parquet", "proteins.fasta"]

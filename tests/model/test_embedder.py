@@ -11,18 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from architectures import SUPPORTED
 from checkpoints import OneByOne, save_checkpoint
 from models import byte_pairs, proteins, tiny_esm2, tiny_model
 
 from virnucpro.data import Embedder, GreedyPacker
 from virnucpro.model.ahead import make_ahead
 from virnucpro.model.checkpoint import load_checkpoint
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
-
 
 RECORDS = proteins(40)
 BATCHES = GreedyPacker(300).pack_sequences(RECORDS)
@@ -133,6 +128,19 @@ def test_embed(checkpoint: Path) -> None:
         else:
             assert np.isnan(vector).all()
     assert embedder.embed([]).shape == (0, 32)
+
+
+@pytest.mark.parametrize(
+    "name", ["albert", "bert", "electra", "esm", "esmc", "gpt2", "llama", "nomic_bert", "roberta"]
+)
+def test_architectures(tmp_path: Path, name: str) -> None:
+    """With learned and rotary positions, counted from 0 and from the padding; decoders too."""
+    folder = save_checkpoint(tmp_path / name, tiny_model(name, **SUPPORTED.get(name, {})))
+    alone, embedder = OneByOne(folder), Embedder(folder, 5000)
+    limit = embedder.max_sequence_length
+    for vector, record in zip(embedder.embed(RECORDS), RECORDS, strict=True):
+        expected = alone.states(record["sequence"][:limit]).mean(axis=0)
+        np.testing.assert_allclose(vector, expected, atol=2e-5)
 
 
 def test_half_precision(checkpoint: Path) -> None:

@@ -34,7 +34,7 @@ from virnucpro.files.output import (
     name_errors,
     write_file,
 )
-from virnucpro.files.places import as_local, is_uri, join, name_of
+from virnucpro.files.places import as_local, is_uri, join, name_of, reading
 from virnucpro.memory import format_bytes
 from virnucpro.text import shown
 
@@ -208,20 +208,29 @@ def find_parts(folder: str) -> list[StoredPart]:
     if find(folder) is None:
         return []
     parts: list[StoredPart] = []
-    for found in sorted(list_folder(folder)):
-        if found.name.startswith(HIDDEN):
-            continue
-        match = PART_NAME.fullmatch(found.name)
-        if match is None or found.is_folder:
+    for name in list_names(folder):
+        match = PART_NAME.fullmatch(name)
+        if match is None:
             raise ValueError(
-                f"{shown(name_of(folder))}: has {shown(found.name)}, which is not a part of "
-                "embeddings; give a new folder"
+                f"{shown(name_of(folder))}: has {shown(name)}, which is not a part of embeddings; "
+                "give a new folder"
             )
-        part = read_part(join(folder, found.name), int(match[1]), int(match[2]))
+        part = read_part(join(folder, name), int(match[1]), int(match[2]))
         if parts:
             check_alike(folder, parts[0], part)
         parts.append(part)
     return parts
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the names in a folder that are not hidden, sorted."""
+    if is_uri(folder):
+        names = [found.name for found in list_folder(folder)]
+    else:
+        # Those of unfinished files, which other shards remove meanwhile, are not looked at.
+        with reading(folder):
+            names = [path.name for path in Path(folder).iterdir()]
+    return sorted(name for name in names if not name.startswith(HIDDEN))
 
 
 def check_alike(folder: str, first: StoredPart, part: StoredPart) -> None:

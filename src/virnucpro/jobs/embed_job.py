@@ -150,12 +150,16 @@ class Job:
         wrong = ~np.isfinite(embeddings).all(axis=1) & ~is_missing
         for place in np.flatnonzero(wrong).tolist():
             reasons.setdefault(place, f"its embedding does not fit in {self.dtype}")
+        for place, value in enumerate(values):
+            if value is not None:
+                with np.errstate(over="ignore"):
+                    values[place] = value = value.astype(self.dtype, copy=False)
+                if not np.isfinite(value).all():
+                    reasons.setdefault(place, f"its states do not fit in {self.dtype}")
         is_missing[list(reasons)] = True
         embeddings[is_missing] = 0
-        values = [
-            None if value is None or missing else value.astype(self.dtype, copy=False)
-            for value, missing in zip(values, is_missing.tolist(), strict=True)
-        ]
+        for place in np.flatnonzero(is_missing).tolist():
+            values[place] = None
         failed = [
             FailedSequence(row, work.sequences.ids[row].as_py(), reason)
             for place, reason in sorted(reasons.items())

@@ -88,6 +88,28 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
     return Checkpoint(name, type(model).__name__, digest, model, tokenizer)
 
 
+def choose_device(device: str | torch.device | None) -> torch.device:
+    """Return the device with a name, or the default one; raise ValueError if there is none."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(device)
+        # Raises if the device cannot be used.
+        torch.empty(1, device=found).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(f"device {quoted(str(device))}: {first_line(error)}") from error
+    return found
+
+
+def choose_dtype(dtype: str | None, device: torch.device) -> str:
+    """Return the name of the type that a model runs in."""
+    if dtype is None:
+        return "bfloat16" if device.type == "cuda" else "float32"
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} (got {quoted(dtype)})")
+    return dtype
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Suppress the report of transformers on weights, which is read, and its progress bar."""

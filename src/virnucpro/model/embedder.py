@@ -22,7 +22,7 @@ from virnucpro.model.ahead import make_ahead
 from virnucpro.model.batches import bounds_of_sequences, take_real, to_device
 from virnucpro.model.captured import CapturedModel, has_graphs
 from virnucpro.model.check import check_packed
-from virnucpro.model.checkpoint import DTYPES, load_checkpoint
+from virnucpro.model.checkpoint import DTYPES, choose_device, choose_dtype, load_checkpoint
 from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.configuration import text_config
 from virnucpro.model.inputs import model_inputs, run_model
@@ -57,6 +57,24 @@ class Pooled(NamedTuple):
     states: list[NDArray[Any] | None]
     failed: dict[int, str]
     lengths: NDArray[np.int64]
+
+
+class Prepared(NamedTuple):
+    """A batch that is ready to run; its tensors are in pinned memory if it goes to a device.
+
+    Attributes:
+        records: Its records.
+        batch: Their tensors, as `VarlenCollator` makes them.
+        places: The place of each residue among the tokens without padding, int64 [residues].
+        lengths: Residues of each sequence, int64 [n].
+        weights: The weight of each residue, float32 [residues]; None if all are 1.
+    """
+
+    records: list[Record]
+    batch: dict[str, Any]
+    places: torch.Tensor
+    lengths: torch.Tensor
+    weights: torch.Tensor | None
 
 
 class Piece(NamedTuple):
@@ -218,35 +236,37 @@ class Embedder:
         ahead = make_ahead((self._prepare(batch, self.collator) for batch in batches), NUM_AHEAD)
         waiting = None
         try:
-            for records, batch in ahead:
-                launched = self._launch(records, batch, 0, dtype)
+            for prepared in ahead:
+                launched = self._launch(prepared, 0, dtype)
                 if waiting is not None:
                     yield self._collect(*waiting)
-                waiting = len(records), *launched
+                waiting = len(prepared.records), *launched
             if waiting is not None:
                 yield self._collect(*waiting)
         finally:
             ahead.close()
 
-    def _prepare(
-        self, records: list[Record], collate: VarlenCollator
-    ) -> tuple[list[Record], dict[str, Any]]:
-        """Return records with their tensors, in pinned memory if there is a device to copy to."""
+    def _prepare(self, records: list[Record], collate: VarlenCollator) -> Prepared:
+        """Return a batch that is ready to run."""
         batch = collate(records)
-        if self.device.type == "cuda":
-            batch = {
-                name: value.pin_memory() if isinstance(value, torch.Tensor) else value
-                for name, value in batch.items()
-            }
-        return records, batch
+        weights = None
+        if "weights" in batch:
+            weights = torch.from_numpy(np.concatenate(batch.pop("weights")))
+        places, lengths = find_residues(batch)
+        prepared = Prepared(records, batch, places, lengths, weights)
+        if self.device.type != "cuda":
+            return prepared
+        batch = {name: pin(value) for name, value in batch.items()}
+        return Prepared(records, batch, pin(places), pin(lengths), pin(weights))
 
     def _launch(
-        self, records: list[Record], batch: dict[str, Any], first: int, dtype: torch.dtype | None
+        self, prepared: Prepared, first: int, dtype: torch.dtype | None
     ) -> tuple[list[Piece], dict[int, str]]:
         """Start to run a batch, in pieces if need be; return them, and what failed."""
+        records, batch = prepared.records, prepared.batch
         if batch["num_tokens"] <= self._budget or len(records) == 1:
             try:
-                return [self._start(batch, first, dtype)], {}
+                return [self._start(prepared, first, dtype)], {}
             except Exception as error:
                 is_memory = is_out_of_memory(error)
                 reason = "out of memory" if is_memory else first_line(error)
@@ -262,34 +282,31 @@ class Embedder:
         pieces: list[Piece] = []
         failed: dict[int, str] = {}
         for begin, part in ((0, records[:middle]), (middle, records[middle:])):
-            found = self._launch(*self._prepare(part, collate), first + begin, dtype)
+            found = self._launch(self._prepare(part, collate), first + begin, dtype)
             pieces += found[0]
             failed.update(found[1])
         return pieces, failed
 
-    def _start(self, batch: dict[str, Any], first: int, dtype: torch.dtype | None) -> Piece:
-        """Start to run a batch that fits."""
+    def _start(self, prepared: Prepared, first: int, dtype: torch.dtype | None) -> Piece:
+        """Start to run a batch that fits. Does not wait for the device."""
         with torch.inference_mode():
-            run = self._run_plain if self._captured is None else self._captured
-            residues, lengths = take_residues(run(batch), batch)
-            wide = residues.to(torch.float32)
-            if "weights" in batch:
-                weights = torch.from_numpy(np.concatenate(batch["weights"]))
-                wide = wide * weights.to(self.device, non_blocking=True)[:, None]
-            sums = torch.segment_reduce(
-                wide,
-                "sum",
-                lengths=torch.from_numpy(lengths).to(self.device, non_blocking=True),
-                axis=0,
-                unsafe=True,
+            places, lengths = (
+                value.to(self.device, non_blocking=True)
+                for value in (prepared.places, prepared.lengths)
             )
+            run = self._run_plain if self._captured is None else self._captured
+            residues = run(prepared.batch).index_select(0, places)
+            wide = residues.to(torch.float32)
+            if prepared.weights is not None:
+                wide = wide * prepared.weights.to(self.device, non_blocking=True)[:, None]
+            sums = torch.segment_reduce(wide, "sum", lengths=lengths, axis=0, unsafe=True)
             states = None if dtype is None else to_host(residues.to(dtype))
-            ready = None
             sums = to_host(sums)
+            ready = None
             if self.device.type == "cuda":
                 ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 ready.record(torch.cuda.current_stream(self.device))
-        return Piece(first, lengths, sums, states, ready)
+        return Piece(first, prepared.lengths.numpy(), sums, states, ready)
 
     def _run_plain(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the states of the tokens that are not padding, [num_tokens, width]."""
@@ -354,28 +371,6 @@ class Embedder:
             self._captured = CapturedModel(self.model, tokens, self._max_sequences)
 
 
-def choose_device(device: str | torch.device | None) -> torch.device:
-    """Return the device with a name, or the default one; raise ValueError if there is none."""
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        found = torch.device(device)
-        # Raises if the device cannot be used.
-        torch.empty(1, device=found).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {quoted(str(device))}: {first_line(error)}") from error
-    return found
-
-
-def choose_dtype(dtype: str | None, device: torch.device) -> str:
-    """Return the name of the type that a model runs in."""
-    if dtype is None:
-        return "bfloat16" if device.type == "cuda" else "float32"
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)} (got {quoted(dtype)})")
-    return dtype
-
-
 def choose_length(embedder: Embedder, max_sequence_length: int | None) -> int:
     """Return the maximum residues kept per sequence, for which a model has positions."""
     limit = max_positions(embedder.model)
@@ -416,21 +411,19 @@ def find_middle(batch: dict[str, Any]) -> int:
     return min(middle, len(tokens) - 1)
 
 
-def take_residues(
-    states: torch.Tensor, batch: dict[str, Any]
-) -> tuple[torch.Tensor, NDArray[np.int64]]:
-    """Return the states of residues, without special tokens, and the residues of each sequence.
-
-    Does not wait for a device.
-    """
+def find_residues(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places of residues among the tokens without padding, and how many each has."""
     starts, ends = bounds_of_sequences(batch)
-    tokens = (ends - starts).numpy().astype(np.int64)
+    tokens = (ends - starts).to(torch.int64)
     num_before, num_after = batch["special_tokens"]
     lengths = tokens - num_before - num_after
-    moved = np.cumsum(tokens) - tokens + num_before - (np.cumsum(lengths) - lengths)
-    places = np.arange(lengths.sum()) + np.repeat(moved, lengths)
-    index = torch.from_numpy(places).to(states.device, non_blocking=True)
-    return states.index_select(0, index), lengths
+    moved = tokens.cumsum(0) - tokens + num_before - (lengths.cumsum(0) - lengths)
+    return torch.arange(int(lengths.sum())) + moved.repeat_interleave(lengths), lengths
+
+
+def pin(value: Any) -> Any:
+    """Return a value in pinned memory if it is a tensor."""
+    return value.pin_memory() if isinstance(value, torch.Tensor) else value
 
 
 def to_host(values: torch.Tensor) -> torch.Tensor:

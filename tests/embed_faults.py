@@ -284,6 +284,7 @@ class Job:
                 ballast.unlink()
                 self.go_on()
         finally:
+            self.close()
             subprocess.run(["umount", str(disk)], check=True)
             self.output = output
 

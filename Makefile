@@ -138,7 +138,7 @@ bench-plans: .venv/dev
 signal-test: .venv/dev
 	python tests/signals.py $(RUNS)
 
-## embed-test: kill runs of `virnucpro embed` RUNS times, and go on each time (an hour)
+## embed-test: kill runs of `virnucpro embed` RUNS times, and go on each time (minutes)
 embed-test: .venv/dev
 	OMP_NUM_THREADS=1 python tests/embed_faults.py $(RUNS)
 
@@ -151,7 +151,7 @@ damage-test: .venv/dev
 	python tests/damaged_plans.py $(DAMAGED)
 	python tests/damaged_tables.py $(DAMAGED)
 
-## fault-test: lose a worker and a node in each stage of packing on simulated clusters (an hour)
+## fault-test: lose a worker and a node in each stage of packing on simulated clusters (minutes)
 fault-test: .venv/dev
 	python tests/cluster_faults.py $(FAULTS)
 

@@ -81,6 +81,9 @@ class Job:
         self.end(process)
         self.whole = {name: (self.output / name).read_bytes() for name in self.seen}
         self.check()
+        rows = sorted(pq.read_table(self.output)["row"].to_pylist())
+        if rows != list(range(len(rows))):
+            self.found["MISSING ROWS"] += 1
 
     def clear(self) -> None:
         """Remove the output."""
@@ -168,10 +171,6 @@ class Job:
         left -= set(self.whole)
         if left:
             self.found[f"LEFT {sorted(left)}"] += 1
-        tables = [pq.read_table(self.output / name) for name in sorted(self.whole)]
-        rows = sorted(row for table in tables for row in table["row"].to_pylist())
-        if rows != list(range(len(rows))):
-            self.found["MISSING ROWS"] += 1
 
     def parts_of(self, shard: int) -> int:
         """Return how many parts of a shard are visible."""

@@ -151,7 +151,7 @@ damage-test: .venv/dev
 	python tests/damaged_plans.py $(DAMAGED)
 	python tests/damaged_tables.py $(DAMAGED)
 
-## fault-test: lose a worker and a node in each stage of packing on simulated clusters (minutes)
+## fault-test: lose a worker and a node in each stage of packing on simulated clusters (an hour)
 fault-test: .venv/dev
 	python tests/cluster_faults.py $(FAULTS)
 

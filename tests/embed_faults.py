@@ -19,7 +19,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -83,7 +83,7 @@ class Job:
         self.check()
         rows = sorted(pq.read_table(self.output)["row"].to_pylist())
         if rows != list(range(len(rows))):
-            self.found["MISSING ROWS"] += 1
+            self.note("MISSING ROWS")
 
     def clear(self) -> None:
         """Remove the output."""
@@ -117,7 +117,13 @@ class Job:
         """Check a run that was not killed."""
         _, printed = process.communicate()
         if process.returncode or printed:
-            self.found[f"STATUS {process.returncode}: {printed[-1000:]}"] += 1
+            self.note(f"STATUS {process.returncode}: {printed[-1000:]}")
+
+    def note(self, outcome: str) -> None:
+        """Count what happened, in capitals if it is wrong."""
+        self.found[outcome] += 1
+        if is_wrong(outcome):
+            print(outcome, flush=True)
 
     def look(self) -> None:
         """Check the parts that are visible."""
@@ -126,15 +132,15 @@ class Job:
         for name in sorted(names | set(self.seen)):
             path = self.output / name
             if not path.exists():
-                self.found[f"REMOVED {name}"] += 1
+                self.note(f"REMOVED {name}")
                 continue
             stat = path.stat()
             identity = stat.st_ino, stat.st_mtime_ns, stat.st_size
             if name in self.seen:
                 if self.seen[name] != identity:
-                    self.found[f"WRITTEN AGAIN {name}"] += 1
+                    self.note(f"WRITTEN AGAIN {name}")
             elif self.whole and path.read_bytes() != self.whole.get(name):
-                self.found[f"BROKEN OR CHANGED {name}"] += 1
+                self.note(f"BROKEN OR CHANGED {name}")
             self.seen[name] = identity
 
     def unfinished(self) -> set[Path]:
@@ -156,7 +162,7 @@ class Job:
             if len(self.seen) > num_seen:
                 last, num_seen = time.monotonic(), len(self.seen)
             if time.monotonic() > last + MAX_SECONDS:
-                self.found["HANGS"] += 1
+                self.note("HANGS")
                 for process in running.values():
                     process.kill()
             time.sleep(0.002)
@@ -165,12 +171,12 @@ class Job:
         """Check a complete output, and that nothing else is left."""
         self.look()
         if missing := set(self.whole) - set(self.seen):
-            self.found[f"MISSING {sorted(missing)}"] += 1
+            self.note(f"MISSING {sorted(missing)}")
         left = {path.name for path in self.folder.iterdir()} - self.inputs - {"out", "copies"}
         left |= {path.name for path in [*self.copies.iterdir(), *self.output.iterdir()]}
         left -= set(self.whole)
         if left:
-            self.found[f"LEFT {sorted(left)}"] += 1
+            self.note(f"LEFT {sorted(left)}")
 
     def parts_of(self, shard: int) -> int:
         """Return how many parts of a shard are visible."""
@@ -226,7 +232,7 @@ class Job:
                 self.parts_of_runs.append(self.parts_of(shard) - before[shard])
                 before[shard] = self.parts_of(shard)
                 at = "while writing" if self.unfinished() else "otherwise"
-                self.found[f"killed {at}"] += 1
+                self.note(f"killed {at}")
                 running[shard] = self.start(f"{shard}/{self.num_shards}")
             self.check()
 
@@ -241,9 +247,9 @@ class Job:
             outcome = "said what is missing"
         else:
             outcome = f"STATUS {process.returncode}: {printed[-1000:]}"
-        self.found[f"{kind}: {outcome}"] += 1
+        self.note(f"{kind}: {outcome}")
         if process.returncode and self.unfinished():
-            self.found[f"{kind}: LEFT {self.unfinished()}"] += 1
+            self.note(f"{kind}: LEFT {self.unfinished()}")
 
     def limit_files(self, levels: int) -> None:
         """Run with limits on the size of files, of which some are below the size of parts."""
@@ -278,7 +284,9 @@ class Job:
                 self.watch({1: process}, self.reach(1, Moment("parts", parts, 0)))
                 ballast = disk / "ballast"
                 free = shutil.disk_usage(disk).free
-                ballast.write_bytes(bytes(draw.randrange(max(free - 2**16, 0), free)))
+                # The run may need the rest first.
+                with suppress(OSError):
+                    ballast.write_bytes(bytes(draw.randrange(max(free - 2**16, 0), free)))
                 self.fail(process, "full disk")
                 ballast.unlink()
                 self.go_on()
@@ -293,6 +301,10 @@ class Job:
         self.watch({1: process})
         self.end(process)
         self.check()
+
+
+def is_wrong(outcome: str) -> bool:
+    return any(char.isupper() for char in outcome)
 
 
 def make_inputs(folder: Path) -> None:
@@ -336,7 +348,7 @@ def main() -> None:
         )
         for outcome, times in sorted(job.found.items()):
             print(f"{times:5,} {outcome}", flush=True)
-        wrong += sum(any(char.isupper() for char in outcome) for outcome in job.found)
+        wrong += sum(map(is_wrong, job.found))
         total += len(runs)
     print(f"{total:,} kills, {wrong} failures")
     sys.exit(bool(wrong))

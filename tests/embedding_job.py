@@ -17,6 +17,10 @@ from virnucpro.data import EmbeddingRun, embed_files
 PROTEINS = [(each["id"], each["sequence"]) for each in proteins(120)]
 
 
+class StopError(Exception):
+    """Raised by a test in the middle of a run."""
+
+
 def files_of(folder: Path) -> dict[Path, object]:
     """Return what is in a folder, and what tells whether a file was written again."""
     found: dict[Path, object] = {}

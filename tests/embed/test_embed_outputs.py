@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from embedding_job import Job, files_of
+from embedding_job import Job, StopError, files_of
+from object_store import ObjectStore
 
 
 def truncate(path: Path) -> None:
@@ -118,3 +119,30 @@ def test_an_empty_folder_and_a_link_are_outputs(job: Job) -> None:
     assert run.complete == run.parts == len(list((job.folder / "empty").iterdir()))
     assert job.run(output=job.folder / "empty").written == 0
     assert (job.folder / "link").is_symlink()
+
+
+def test_a_store_of_objects(job: Job, store: ObjectStore) -> None:
+    output = store.uri("out")
+    keys = [f"out/{path.name}" for path in job.parts()]
+
+    def progress(_stage: str, _done: int, _total: int | None) -> None:
+        if len(store.keys()) > 1:
+            raise StopError
+
+    with pytest.raises(StopError):
+        job.run(output=output, progress=progress)
+    before = store.keys()
+    assert 1 < len(before) < len(keys)
+    run = job.run(output=output)
+    assert (run.written, run.complete) == (len(keys) - len(before), len(keys))
+    assert store.keys() == keys
+    for path in job.parts():
+        assert store.read(f"out/{path.name}") == path.read_bytes()
+    store.write("out/notes.txt", b"mine")
+    with pytest.raises(ValueError, match=r"has notes\.txt, which is not a part"):
+        job.run(output=output)
+    store.write(keys[0], store.read(keys[0])[:-100])
+    store.files.delete_file("proteins/out/notes.txt")
+    with pytest.raises(ValueError, match=f"{keys[0]}.*: not a part of embeddings"):
+        job.run(output=output)
+    assert store.keys() == keys

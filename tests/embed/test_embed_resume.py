@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from embedding_job import PROTEINS, Job, files_of, read
+from embedding_job import PROTEINS, Job, StopError, files_of, read
 from fasta import fasta
 
 from virnucpro.data import GreedyPacker, ReadOptions, pack_files
@@ -150,10 +150,6 @@ def test_a_moved_job_is_resumed(job: Job) -> None:
     sorted((moved / "out").iterdir())[0].unlink()
     run = job.run(model=moved / "model", output=moved / "out")
     assert (run.written, run.complete) == (1, run.parts)
-
-
-class StopError(Exception):
-    """Raised by a test in the middle of a run."""
 
 
 def stop_after(parts: int, job: Job) -> Callable[..., None]:

@@ -29,6 +29,7 @@ from embeddings import (
 from models import tiny_esm2, tiny_model
 
 from virnucpro.data import EmbeddingSummary, GreedyPacker, embed_files
+from virnucpro.files import embeddings
 from virnucpro.jobs import embed
 from virnucpro.model import embedder
 from virnucpro.model.captured import CapturedModel
@@ -146,11 +147,14 @@ def test_values_that_do_not_fit(tmp_path: Path, states: bool) -> None:
         *(write(tmp_path), tmp_path / "out", folder), embedding_dtype="float16", states=states
     )
     table = read(tmp_path / "out")
+    # The first of those that are equal.
     reasons = {each.row: each.reason for each in found.failed}
+    wrong = {clean(SEQUENCES[row]) for row in reasons}
+    assert len(wrong) == len(reasons)
     for row, (vector, length) in enumerate(
         zip(table["embedding"].to_pylist(), table["length"].to_pylist(), strict=True)
     ):
-        assert (vector is None) == (row in reasons or length == 0)
+        assert (vector is None) == (clean(SEQUENCES[row]) in wrong or length == 0)
         assert vector is None or np.isfinite(vector).all()
         if states and vector is not None:
             assert np.isfinite(table["states"][row].as_py()).all()
@@ -334,3 +338,24 @@ def test_bad_arguments(
     with pytest.raises((ValueError, OSError), match=message):
         embed_files(inputs, tmp_path / "out", checkpoint, **arguments)
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_many_inputs(
+    tmp_path: Path, checkpoint: Path, alone: OneByOne, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The summary names some of them, and notices changes in all."""
+    monkeypatch.setattr(embeddings, "MAX_INPUTS", 2)
+    texts = draw([5, 9, 30, 7, 12])
+    paths = [write(tmp_path, [text], f"{number}.fa") for number, text in enumerate(texts)]
+    run = embed_files(paths, tmp_path / "out", checkpoint)
+    assert [file.name for file in run.summary.inputs] == list(map(str, paths[:2]))
+    assert run.summary.num_inputs == 5
+    table = read(tmp_path / "out")
+    assert table["file"].to_pylist() == list(map(str, paths))
+    check_vectors(table, [alone.states(text).mean(axis=0) for text in texts])
+    assert embed_files(paths, tmp_path / "out", checkpoint).written == 0
+    paths[3].write_text(f">s0\n{texts[3][::-1]}\n")
+    with pytest.raises(ValueError, match="an input after the first 2 has changed; give a new"):
+        embed_files(paths, tmp_path / "out", checkpoint)
+    with pytest.raises(ValueError, match=r"it has 5 inputs \(got 4\); give a new"):
+        embed_files(paths[:4], tmp_path / "out", checkpoint)

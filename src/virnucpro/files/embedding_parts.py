@@ -35,6 +35,7 @@ from virnucpro.files.output import (
     write_file,
 )
 from virnucpro.files.places import as_local, is_uri, join, name_of, reading
+from virnucpro.files.sequences import InputFile
 from virnucpro.memory import format_bytes
 from virnucpro.text import shown
 
@@ -52,10 +53,10 @@ ROW_BYTES = 48
 
 
 class FailedSequence(NamedTuple):
-    """A sequence that has no embedding because the model failed.
+    """A sequence that has no embedding because the model failed, nor have those equal to it.
 
     Attributes:
-        row: Its position among all sequences of the input.
+        row: Its position among all sequences of the input, the first if some are equal.
         id: Its ID.
         reason: Why it failed.
     """
@@ -118,17 +119,19 @@ def as_vectors(values: NDArray[Any], kind: pa.DataType, missing: Any = None) -> 
     return pa.FixedSizeListArray.from_arrays(flat, type=kind, mask=mask)
 
 
-def make_table(rows: Rows, summary: EmbeddingSummary, schema: pa.Schema) -> pa.Table:
+def make_table(
+    rows: Rows, files: list[InputFile], summary: EmbeddingSummary, schema: pa.Schema
+) -> pa.Table:
     """Return rows as a table."""
-    names = tables.strings_as_arrow([file.text for file in summary.inputs])
-    files = tables.as_arrow(rows.files.astype(np.int32))
+    numbers, places = np.unique(rows.files, return_inverse=True)
+    names = tables.strings_as_arrow([files[number].text for number in numbers.tolist()])
     vector = schema.field("embedding").type
     columns = [
         rows.ids.cast(pa.string()),
         as_vectors(rows.embeddings, vector, rows.missing),
         tables.as_arrow(rows.lengths),
         tables.as_arrow(rows.truncated),
-        pa.DictionaryArray.from_arrays(files, names),
+        pa.DictionaryArray.from_arrays(tables.as_arrow(places.astype(np.int32)), names),
         tables.as_arrow(rows.rows),
     ]
     if rows.states is not None:
@@ -155,6 +158,7 @@ def write_part(
     number: int,
     num_parts: int,
     summary: EmbeddingSummary,
+    files: list[InputFile],
     failed: list[FailedSequence],
     some_rows: Iterable[Rows],
 ) -> None:
@@ -179,7 +183,7 @@ def write_part(
         ) as writer,
     ):
         for rows in some_rows:
-            writer.write_table(make_table(rows, summary, schema))
+            writer.write_table(make_table(rows, files, summary, schema))
 
 
 class StoredPart(NamedTuple):
@@ -190,12 +194,14 @@ class StoredPart(NamedTuple):
         num_parts: The number of parts that its name says.
         summary: The summary of the embeddings.
         failed: The sequences without an embedding because the model failed.
+        text: The summary as the metadata has it.
     """
 
     number: int
     num_parts: int
     summary: EmbeddingSummary
     failed: list[FailedSequence]
+    text: bytes
 
 
 def find_parts(folder: str) -> list[StoredPart]:
@@ -215,9 +221,10 @@ def find_parts(folder: str) -> list[StoredPart]:
                 f"{shown(name_of(folder))}: has {shown(name)}, which is not a part of embeddings; "
                 "give a new folder"
             )
-        part = read_part(join(folder, name), int(match[1]), int(match[2]))
-        if parts:
-            check_alike(folder, parts[0], part)
+        first = parts[0] if parts else None
+        part = read_part(join(folder, name), int(match[1]), int(match[2]), first)
+        if first is not None and part.summary is not first.summary:
+            check_alike(folder, first, part)
         parts.append(part)
     return parts
 
@@ -245,8 +252,8 @@ def check_alike(folder: str, first: StoredPart, part: StoredPart) -> None:
         )
 
 
-def read_part(path: str, number: int, num_parts: int) -> StoredPart:
-    """Return a part, given what its name says.
+def read_part(path: str, number: int, num_parts: int, first: StoredPart | None) -> StoredPart:
+    """Return a part, given what its name says, and another one, whose summary may be the same.
 
     Raises:
         ValueError: It is not this part, or damaged.
@@ -255,7 +262,9 @@ def read_part(path: str, number: int, num_parts: int) -> StoredPart:
     with explain_errors(path, not_a_part), tables.open_parquet(path) as file:
         metadata = file.schema_arrow.metadata
     try:
-        summary = decode_embeddings(metadata)
+        text = metadata[EMBEDDINGS_KEY]
+        is_same = first is not None and text == first.text
+        summary = first.summary if first is not None and is_same else decode_embeddings(metadata)
         state = json.loads(metadata[PART_KEY])
         failed = [FailedSequence(**each) for each in state["failed"]]
         found = state["part"], state["parts"]
@@ -263,7 +272,7 @@ def read_part(path: str, number: int, num_parts: int) -> StoredPart:
         raise not_a_part(path, str(error)) from error
     if found != (number, num_parts):
         raise ValueError(f"{shown(name_of(path))}: is part {found[0]} of {found[1]}, renamed")
-    return StoredPart(number, num_parts, summary, failed)
+    return StoredPart(number, num_parts, summary, failed, text)
 
 
 def not_a_part(path: str | PathLike[str], reason: str) -> ValueError:

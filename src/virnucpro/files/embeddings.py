@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 from virnucpro.files.fasta import ReadOptions
@@ -16,8 +17,10 @@ from virnucpro.text import quoted, shown
 EMBEDDINGS_KEY = b"virnucpro.embeddings"
 # The version of the summary's format.
 VERSION = 1
-# What a run that is resumed may have otherwise: names say where a model is, not which it is.
-INCIDENTAL = ("version", "versions", "totals", "model.name", "rows_sha256")
+# Input files that a summary names. Each part stores it, and there may be a file per sequence.
+MAX_INPUTS = 1000
+# What is not compared here: names say where a model is, not which it is.
+INCIDENTAL = ("version", "totals", "model.name", "rows_sha256", "inputs", "num_inputs")
 # What messages say of values that mean nothing to a reader.
 WORDS = {
     "model.sha256": "the weights, configuration or vocabulary of the model have changed",
@@ -98,7 +101,9 @@ class EmbeddingSummary:
         deduplicate: Whether equal sequences were embedded once.
         embedding_dtype: The type of the embeddings, "float32" or "float16".
         states: Whether there are the states of residues.
-        inputs: The input files, in order.
+        inputs: The input files, in order, at most the first 1,000.
+        num_inputs: The number of input files.
+        inputs_sha256: The SHA-256 of what is known of all of them.
         plan: The SHA-256 of the summary of the plan that was given; None if none was.
         rows_sha256: The SHA-256 of the rows of all parts, in order.
         totals: The totals.
@@ -115,6 +120,8 @@ class EmbeddingSummary:
     embedding_dtype: str
     states: bool
     inputs: list[InputFile]
+    num_inputs: int
+    inputs_sha256: str
     plan: str | None
     rows_sha256: str
     totals: EmbeddingTotals
@@ -147,6 +154,16 @@ class EmbeddingSummary:
         )
 
 
+def describe_inputs(files: list[InputFile]) -> dict[str, Any]:
+    """Return what a summary says of input files, by the names of its attributes."""
+    text = json.dumps([astuple(file) for file in files])
+    return {
+        "inputs": files[:MAX_INPUTS],
+        "num_inputs": len(files),
+        "inputs_sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
 def encode_embeddings(summary: EmbeddingSummary) -> bytes:
     """Return a summary as the metadata of files has it."""
     return json.dumps(summary.to_dict()).encode()
@@ -167,17 +184,19 @@ def decode_embeddings(metadata: Any) -> EmbeddingSummary:
 def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> list[str]:
     """Return what would make the rows of two runs differ, in words."""
     found = []
-    if len(stored.inputs) != len(wanted.inputs):
-        found.append(f"it has {len(stored.inputs):,} inputs (got {len(wanted.inputs):,})")
+    if stored.num_inputs != wanted.num_inputs:
+        found.append(f"it has {stored.num_inputs:,} inputs (got {wanted.num_inputs:,})")
     for file, given in zip(stored.inputs, wanted.inputs, strict=False):
         if file.name != given.name:
             found.append(f"an input was {shown(file.name)} (got {shown(given.name)})")
         elif file != given:
             found.append(f"{shown(given.name)} has changed")
+    if not found and stored.inputs_sha256 != wanted.inputs_sha256:
+        found.append(f"an input after the first {MAX_INPUTS:,} has changed")
     flat_before, flat_now = (dict(flatten(each.to_dict())) for each in (stored, wanted))
     for name in dict.fromkeys((*flat_before, *flat_now)):
         before, now = flat_before.get(name), flat_now.get(name)
-        if before != now and not name.startswith((*INCIDENTAL, "inputs")):
+        if before != now and not name.startswith(INCIDENTAL):
             usual = f"{name.rpartition('.')[2]} was {quoted(before)} (got {quoted(now)})"
             found.append(WORDS.get(name, usual))
     if not found and stored.rows_sha256 != wanted.rows_sha256:

@@ -21,7 +21,7 @@ from virnucpro.files.embedding_parts import (
     check_resumable,
     find_parts,
 )
-from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo
+from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo, describe_inputs
 from virnucpro.files.fasta import ReadOptions, check_options
 from virnucpro.files.inputs import find_inputs, table_kind
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
@@ -217,7 +217,7 @@ def embed_files(
         deduplicate=deduplicate,
         embedding_dtype=embedding_dtype,
         states=states,
-        inputs=work.sequences.inputs,
+        **describe_inputs(work.sequences.inputs),
         plan=None if plan is None else plan.metadata_hash.hex(),
         rows_sha256=work.hash_rows(),
         totals=work.totals(),

@@ -109,6 +109,7 @@ class Job:
                         part.number,
                         len(work.parts),
                         self.summary,
+                        work.sequences.inputs,
                         failed_here,
                         some_rows,
                     )
@@ -160,11 +161,10 @@ class Job:
         embeddings[is_missing] = 0
         for place in np.flatnonzero(is_missing).tolist():
             values[place] = None
-        failed = [
-            FailedSequence(row, work.sequences.ids[row].as_py(), reason)
-            for place, reason in sorted(reasons.items())
-            for row in work.copies_of(rows[place : place + 1])[0].tolist()
-        ]
+        failed = []
+        for place, reason in sorted(reasons.items()):
+            row = int(work.distinct[rows[place]])
+            failed.append(FailedSequence(row, work.sequences.ids[row].as_py(), reason))
         return self._rows(part, rows, embeddings, is_missing, values), failed
 
     def _add_states(

@@ -106,16 +106,17 @@ class Work:
         return records
 
     def rows_of(self, part: Part) -> NDArray[np.int64]:
-        """Return the sequences of the plan in a part, in order of batches, each once."""
+        """Return the sequences of the plan in a part, each once.
+
+        They are in order of batches, or in order of rows if any of the plan was split.
+        """
         if part.is_dropped:
             return self.plan.dropped[part.begin : part.end].astype(np.int64)
         offsets = self.plan.offsets
         numbers = self.plan.slice_indices(offsets[part.begin], offsets[part.end])
         if self.plan.fragments is None:
             return numbers.astype(np.int64)
-        rows: NDArray[np.int64] = self.plan.fragments.rows[numbers]
-        firsts = np.sort(np.unique(rows, return_index=True)[1])
-        return rows[firsts]
+        return np.unique(self.plan.fragments.rows[numbers])
 
     def kept(self, rows: NDArray[Any]) -> NDArray[np.int64]:
         """Return the residues of sequences of the plan that are embedded, int64."""

@@ -13,8 +13,9 @@ from embedding_job import PROTEINS, Job, StopError, files_of, read
 from fasta import fasta
 
 from virnucpro.data import GreedyPacker, ReadOptions, pack_files
+from virnucpro.files import embeddings
 from virnucpro.files.inputs import find
-from virnucpro.jobs import embed_work
+from virnucpro.jobs import embed, embed_work
 
 # Arguments, and what the error says about them.
 OTHER_ARGUMENTS: dict[str, tuple[dict[str, Any], str]] = {
@@ -128,6 +129,32 @@ def test_parts_that_are_divided_otherwise_are_refused(
     with pytest.raises(ValueError, match=f"^{job.output}: cannot be resumed: .*parts"):
         job.run()
     assert job.state() == before
+
+
+def test_other_libraries_are_reported(
+    job: Job, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(embed, "version", lambda name: f"{name}.other")
+    job.parts()[0].unlink()
+    assert job.run().written == 1
+    [message] = [text for text in caplog.messages if "parts made with" in text]
+    assert "(now virnucpro virnucpro.other, torch torch.other" in message
+    monkeypatch.undo()
+    # Parts made with several versions are parts of one run.
+    assert job.run().written == 0
+
+
+def test_inputs_that_are_not_named_are_compared(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embeddings, "MAX_INPUTS", 1)
+    inputs = [job.input, job.folder / "b.fa"]
+    inputs[1].write_bytes(b">b\nMKTAY\n")
+    output = job.folder / "of two"
+    job.run(inputs=inputs, output=output)
+    inputs[1].write_bytes(b">b\nMKTAV\n")
+    before = files_of(output)
+    with pytest.raises(ValueError, match=f"^{output}: cannot be resumed: an input after the first"):
+        job.run(inputs=inputs, output=output)
+    assert files_of(output) == before
 
 
 def test_a_missing_part_is_made_again(job: Job) -> None:

@@ -27,7 +27,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test embed-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -137,6 +137,10 @@ bench-plans: .venv/dev
 ## signal-test: end RUNS runs of each command by signals and check what is left (minutes)
 signal-test: .venv/dev
 	python tests/signals.py $(RUNS)
+
+## embed-test: kill runs of `virnucpro embed` RUNS times, and go on each time (minutes)
+embed-test: .venv/dev
+	OMP_NUM_THREADS=1 python tests/embed_faults.py $(RUNS)
 
 ## limit-test: run each command under LEVELS limits of memory, file size and open files (minutes)
 limit-test: .venv/dev

@@ -80,6 +80,25 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embed_work, "MIN_PART_RESIDUES", 150)
 
 
+@pytest.fixture(scope="module")
+def whole_job(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """An embedding job that is complete, with small parts; see `embedding_job`."""
+    from embedding_job import Job
+
+    from virnucpro.jobs import embed_work
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(embed_work, "MIN_PART_RESIDUES", 1000)
+        yield Job(tmp_path_factory.mktemp("job"))
+
+
+@pytest.fixture
+def job(whole_job: Any) -> Any:
+    """The same job, restored to what it was."""
+    whole_job.restore()
+    return whole_job
+
+
 @pytest.fixture(scope="session")
 def stores() -> Iterator[Any]:
     """A server of objects as S3's; see `object_store`."""

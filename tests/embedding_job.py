@@ -68,7 +68,7 @@ class Job:
         return embed_files(**{**arguments, **changed})
 
     def parts(self) -> list[Path]:
-        return sorted(self.output.iterdir())
+        return sorted(self.output.glob("part-*"))
 
     def state(self) -> dict[Path, object]:
         """Return the files of the output, and what tells whether they were written again."""

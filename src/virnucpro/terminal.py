@@ -76,20 +76,21 @@ def progress_display(quiet: bool, interval: float | None = None) -> Iterator[Sho
 
     Args:
         quiet: Whether to show nothing.
-        interval: Seconds between lines on stderr if it is not a terminal; None for no lines.
+        interval: Seconds between lines on stderr if it is not a terminal, of which each stage has
+            one at least; None for no lines.
     """
     if quiet or (interval is None and not stderr().is_terminal):
         yield lambda _stage, _done, _total=None: None
         return
     speed = Speed()
     if not stderr().is_terminal:
-        due = time.monotonic() + (interval or 0)
+        due, last = 0.0, ""
 
         def print_line(stage: str, done: int, total: int | None = None) -> None:
-            nonlocal due
+            nonlocal due, last
             rate = speed.update(stage, done)
-            if time.monotonic() >= due:
-                due = time.monotonic() + (interval or 0)
+            if stage != last or time.monotonic() >= due:
+                due, last = time.monotonic() + (interval or 0), stage
                 print_message(f"virnucpro: {describe_progress(stage, done, total, rate)}")
 
         yield print_line

@@ -80,7 +80,9 @@ def test_speed_is_that_of_the_last_minute_in_this_run(clock: Clock) -> None:
     assert speed.update("writing", 25) == 20.0
 
 
-def test_lines_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
+def test_lines_at_starts_and_once_per_interval(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock
+) -> None:
     text = show_on(monkeypatch, is_terminal=False)
     with progress_display(False, 60) as progress:
         progress("reading", 7)
@@ -88,8 +90,10 @@ def test_lines_at_most_once_per_interval(monkeypatch: pytest.MonkeyPatch, clock:
             clock.now += 1
             progress("embedding", 100 * second, 30_000)
     assert text.getvalue().splitlines() == [
-        "virnucpro: embedding 19.6 % of 30,000 residues, 100 per second, 0:04:01 left",
-        "virnucpro: embedding 39.6 % of 30,000 residues, 100 per second, 0:03:01 left",
+        "virnucpro: reading 7 sequences",
+        "virnucpro: embedding 0.0 % of 30,000 residues",
+        "virnucpro: embedding 20.0 % of 30,000 residues, 100 per second, 0:04:00 left",
+        "virnucpro: embedding 40.0 % of 30,000 residues, 100 per second, 0:03:00 left",
     ]
 
 

@@ -129,6 +129,14 @@ def embed(
             metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: cuda if there is one, else cpu]"
         ),
     ] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Number of threads of a model on the CPU; fewer are faster if other processes use "
+            "the cores.  [default: all cores]",
+        ),
+    ] = None,
     keep_stop: KeepStop = False,
     keep_case: KeepCase = False,
     drop_gaps: DropGaps = False,
@@ -161,7 +169,7 @@ def embed(
     shows_downloads = stderr().is_terminal and not (quiet or Path(model).is_dir())
     with exit_on_error():
         with needing("virnucpro embed", "cli,esm"):
-            import torch  # noqa: F401
+            import torch
 
             quieten_transformers(shows_downloads)
             from virnucpro.files.fasta import ReadOptions
@@ -181,6 +189,8 @@ def embed(
             if is_default
             else ReadOptions("id", "length", not keep_stop, not keep_case, drop_gaps)
         )
+        if threads is not None:
+            torch.set_num_threads(threads)
         with (
             log_to_stderr(quiet),
             nullcontext() if quiet else message_at_end(lambda: describe_parts(output)),
@@ -209,8 +219,8 @@ def embed(
                 # Of the parts that this run wrote.
                 labels["Unknown residues"] = f"{sum(run.unknown.values()):,}"
             print_message(make_table(labels))
-            parts = f"{run.complete:,} of {run.parts:,} parts"
-            print_message(f"{parts} are in {shown(name_of(output))}")
+            parts = f"{run.complete:,} of {run.parts:,} parts are in {shown(name_of(output))}"
+            print_message(f"Shard {shard} is done: {parts}" if part_of[1] > 1 else parts)
         if as_json:
             print_output(json.dumps(to_json(run), indent=2))
     for failed in run.failed[:MAX_NAMED]:

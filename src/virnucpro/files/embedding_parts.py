@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -310,7 +309,7 @@ def check_output_folder(path: str | PathLike[str], inputs: Iterable[str]) -> str
     if "\0" in folder or not folder:
         raise ValueError(f"{quoted(folder)}: not the name of a folder")
     found = find(folder)
-    if found is None and not is_uri(folder) and os.path.lexists(folder):
+    if found is None and not is_uri(folder) and Path(folder).is_symlink():
         raise NotADirectoryError(f"{name}: is a link that leads nowhere")
     if found is not None and not found.is_folder:
         raise NotADirectoryError(f"{name}: is not a folder")

@@ -376,7 +376,7 @@ def warn_of_truncation(summary: EmbeddingSummary) -> None:
     if totals.residues_truncated > QUIET_SHARE * totals.residues:
         logger.warning(
             "%.1f %% of the residues are truncated: %s of %s sequences have more than %s residues "
-            "(split them, with overlong=split, to embed all)",
+            "(to embed all residues, split sequences with overlong)",
             100 * totals.residues_truncated / totals.residues,
             f"{totals.truncated:,}",
             f"{totals.sequences:,}",

@@ -74,7 +74,7 @@ def test_split(tmp_path: Path, checkpoint: Path, alone: OneByOne, overlap: int) 
         max_tokens=100,
         max_sequence_length=LIMIT,
         overlong="split",
-        overlap=overlap,
+        overlap=np.int64(overlap),
         states=True,
     )
     table = read(tmp_path / "out")

@@ -190,7 +190,8 @@ def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> list[str]
         if file.name != given.name:
             found.append(f"an input was {shown(file.name)} (got {shown(given.name)})")
         elif file != given:
-            found.append(f"{shown(given.name)} has changed")
+            name = "standard input" if given.name == "-" else shown(given.name)
+            found.append(f"{name} has changed")
     if not found and stored.inputs_sha256 != wanted.inputs_sha256:
         found.append(f"an input after the first {MAX_INPUTS:,} has changed")
     flat_before, flat_now = (dict(flatten(each.to_dict())) for each in (stored, wanted))

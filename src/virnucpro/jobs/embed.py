@@ -129,7 +129,7 @@ def embed_files(
         OSError: A file cannot be read or written, or there is not enough space for the output.
 
     Cost: reading the files twice, packing them, and running the model once for each token. In
-    memory, 100 bytes per sequence, the model and a batch, and two parts (each at most about 256 MiB
+    memory, 250 bytes per sequence, the model and a batch, and two parts (each at most about 256 MiB
     and one batch).
 
     Example::
@@ -154,12 +154,13 @@ def embed_files(
             f"embedding_dtype must be float32 or float16 (got {quoted(embedding_dtype)})"
         )
     # Raises if the limits are not valid.
-    GreedyPacker(
+    packer = GreedyPacker(
         2**31 - 1 if max_tokens is None else max_tokens,
         MAX_RESIDUES if max_sequence_length is None else max_sequence_length,
         overlong=overlong,
         overlap=overlap,
     )
+    overlap = int(packer.overlap)
     check_options(options)
     folder = check_output_folder(output, names)
     plan = find_plan(names)
@@ -214,9 +215,9 @@ def embed_files(
         overlong=overlong,
         overlap=overlap,
         options=options,
-        deduplicate=deduplicate,
+        deduplicate=bool(deduplicate),
         embedding_dtype=embedding_dtype,
-        states=states,
+        states=bool(states),
         **describe_inputs(work.sequences.inputs),
         plan=None if plan is None else plan.metadata_hash.hex(),
         rows_sha256=work.hash_rows(),

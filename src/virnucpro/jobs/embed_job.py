@@ -39,8 +39,8 @@ class EmbeddingRun:
         complete: Number of parts that are in the folder.
         written: Number of parts that this run wrote.
         failed: The sequences of the parts written that have no embedding because the model failed.
-        unknown: Number of occurrences of each residue in the parts written that is not in the
-            model's vocabulary.
+        unknown: Number of occurrences of each residue that is not in the model's vocabulary, in
+            what the model ran.
     """
 
     summary: EmbeddingSummary

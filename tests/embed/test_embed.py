@@ -69,12 +69,13 @@ def test_truncated(tmp_path: Path, checkpoint: Path, alone: OneByOne, deduplicat
 def test_split(tmp_path: Path, checkpoint: Path, alone: OneByOne, overlap: int) -> None:
     """Each residue counts once, with the mean of the windows that have it."""
     fasta = write(tmp_path)
+    integer: Any = np.int64(overlap)
     run = embed_files(
         *(fasta, tmp_path / "out", checkpoint),
         max_tokens=100,
         max_sequence_length=LIMIT,
         overlong="split",
-        overlap=np.int64(overlap),
+        overlap=integer,
         states=True,
     )
     table = read(tmp_path / "out")

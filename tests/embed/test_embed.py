@@ -285,6 +285,8 @@ def test_unknown_residues(tmp_path: Path, checkpoint: Path) -> None:
     fasta = write(tmp_path, ["MKJ", "JJM", "MK", "MKJ", "M*K"])
     run = embed_files(fasta, tmp_path / "out", checkpoint)
     assert run.unknown == {"J": 3, "*": 1}
+    [path] = (tmp_path / "out").iterdir()
+    assert json.loads(pq.read_schema(path).metadata[b"virnucpro.part"])["unknown"] == 4
 
 
 def test_summary(tmp_path: Path, checkpoint: Path) -> None:
@@ -325,7 +327,11 @@ BAD: list[tuple[Callable[[Path], Any], dict[str, Any], str]] = [
     (lambda folder: folder / "no.fasta", {}, "no.fasta: no such file"),
     (lambda folder: write(folder, [], "empty.fasta"), {}, "empty.fasta"),
     (lambda folder: write(folder, name="no.parquet"), {}, "not a plan file"),
-    (lambda folder: [write(folder), write(folder, name="a.tsv")], {}, "a table has no residues"),
+    (
+        lambda folder: [write(folder), write(folder, name="a.tsv")],
+        {},
+        "not FASTA; give FASTA files, or one plan alone",
+    ),
 ]
 
 

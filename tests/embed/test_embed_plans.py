@@ -98,3 +98,31 @@ def test_plans_that_cannot_be_run(tmp_path: Path, checkpoint: Path) -> None:
     with pytest.raises(ValueError, match=r"has changed since .*plan\.parquet was made"):
         embed_files(plan, tmp_path / "out", checkpoint)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["plan.parquet", "proteins.fasta"]
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_plan_that_is_replaced_meanwhile(tmp_path: Path, checkpoint: Path) -> None:
+    plan = tmp_path / "plan.parquet"
+    packer = GreedyPacker(100, LIMIT)
+    pack_files(write(tmp_path), plan, packer, sequences=True)
+    other = tmp_path / "other.parquet"
+    reversed_ones = [text[::-1].strip("*") for text in SEQUENCES]
+    pack_files(write(tmp_path, reversed_ones, "b.fa"), other, packer, sequences=True)
+
+    def progress(stage: str, _done: int, _total: int | None) -> None:
+        if stage == "embedding" and other.exists():
+            other.replace(plan)
+
+    with pytest.raises(ValueError, match="changed"):
+        embed_files(plan, tmp_path / "out", checkpoint, progress=progress)
+
+
+def test_plans_and_files_are_different_runs(tmp_path: Path, checkpoint: Path) -> None:
+    fasta, plan = write(tmp_path), tmp_path / "plan.parquet"
+    pack_files(fasta, plan, GreedyPacker(4096))
+    embed_files(plan, tmp_path / "plan", checkpoint)
+    embed_files(fasta, tmp_path / "files", checkpoint)
+    with pytest.raises(ValueError, match="cannot be resumed: it was made of a plan; give a new"):
+        embed_files(fasta, tmp_path / "plan", checkpoint)
+    with pytest.raises(ValueError, match="cannot be resumed: it was made of FASTA files; give a"):
+        embed_files(plan, tmp_path / "files", checkpoint)

@@ -213,6 +213,16 @@ def test_weights_that_are_missing(tmp_path: Path) -> None:
     assert np.isfinite(Embedder(with_head).embed(RECORDS[:3])).all()
 
 
+def test_weights_of_another_shape(tmp_path: Path) -> None:
+    folder = save_checkpoint(tmp_path / "tiny")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 32}))
+    with pytest.raises(
+        ValueError, match=r"does not have 9 of the weights .*encoder\.layer\.0\.int"
+    ):
+        Embedder(folder)
+
+
 def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
     for name in ("no/such/folder", "./esm2", str(tmp_path / "missing"), "a\\b", ".."):
         if not Path(name).is_dir():

@@ -87,7 +87,10 @@ def embed(
     ],
     max_tokens: Annotated[
         int | None,
-        typer.Option(help="Token budget per batch.  [default: measured on a GPU, 4096 on the CPU]"),
+        typer.Option(
+            help="Token budget per batch.  [default: that of parts that exist; else measured on a "
+            "GPU, 4096 on the CPU]"
+        ),
     ] = None,
     max_length: Annotated[
         int | None,

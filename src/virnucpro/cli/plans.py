@@ -23,22 +23,50 @@ from virnucpro.text import shown
 
 
 def stats(
-    plan: Plan,
+    plan: Annotated[
+        str,
+        typer.Argument(
+            metavar="PLAN", help="Plan written by `pack`, or folder written by `embed`, or a URI."
+        ),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print all fields as JSON.")] = False,
     as_tsv: Annotated[
         bool, typer.Option("--tsv", help="Print parameters and totals as tab-separated values.")
     ] = False,
 ) -> None:
-    """Print the summary of a plan.
+    """Print the summary of a plan, or of embeddings and the parts that are complete.
 
-    Reads only the metadata of the plan file.
+    Reads only the metadata of the files.
     """
     if as_json and as_tsv:
         raise typer.BadParameter("--json and --tsv are mutually exclusive")
+    from virnucpro.files.embedding_parts import find_parts, is_embeddings
+    from virnucpro.files.embeddings import flatten
     from virnucpro.files.plan_reader import read_summary
-    from virnucpro.jobs.labels import label_totals
+    from virnucpro.jobs.labels import label_embedding_totals, label_totals
 
     with exit_on_error():
+        if is_embeddings(plan):
+            parts = find_parts(plan)
+            of_parts = {
+                "parts": parts[0].num_parts,
+                "complete": len(parts),
+                "failed": sum(len(part.failed) for part in parts),
+                "unknown": sum(part.num_unknown for part in parts),
+            }
+            state = {"summary": parts[0].summary.to_dict(), **of_parts}
+            if as_json:
+                print_output(json.dumps(state, indent=2))
+            elif as_tsv:
+                lines = (f"{name}\t{format_value(value)}" for name, value in flatten(state))
+                print_output("\n".join(lines))
+            else:
+                labels = label_embedding_totals(parts[0].summary.totals)
+                labels["Unknown residues"] = f"{of_parts['unknown']:,}"
+                labels["Failed sequences"] = f"{of_parts['failed']:,}"
+                labels["Parts"] = f"{len(parts):,} of {parts[0].num_parts:,}"
+                print_output(make_table(labels))
+            return
         summary = read_summary(plan)
         if as_json:
             print_output(json.dumps(summary.to_dict(), indent=2))

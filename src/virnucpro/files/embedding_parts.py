@@ -160,6 +160,7 @@ def write_part(
     summary: EmbeddingSummary,
     files: list[InputFile],
     failed: list[FailedSequence],
+    num_unknown: int,
     some_rows: Iterable[Rows],
 ) -> None:
     """Write a part of embeddings, in one row group for some rows at a time.
@@ -167,7 +168,12 @@ def write_part(
     Raises:
         OSError: It cannot be written.
     """
-    part = {"part": number, "parts": num_parts, "failed": [each._asdict() for each in failed]}
+    part = {
+        "part": number,
+        "parts": num_parts,
+        "unknown": num_unknown,
+        "failed": [each._asdict() for each in failed],
+    }
     metadata = {EMBEDDINGS_KEY: encode_embeddings(summary), PART_KEY: json.dumps(part).encode()}
     schema = make_schema(summary).with_metadata(metadata)
     path = join(folder, part_name(number, num_parts))
@@ -194,6 +200,7 @@ class StoredPart(NamedTuple):
         num_parts: The number of parts that its name says.
         summary: The summary of the embeddings.
         failed: The sequences without an embedding because the model failed.
+        num_unknown: Number of residues that are not in the model's vocabulary.
         text: The summary as the metadata has it.
     """
 
@@ -201,6 +208,7 @@ class StoredPart(NamedTuple):
     num_parts: int
     summary: EmbeddingSummary
     failed: list[FailedSequence]
+    num_unknown: int
     text: bytes
 
 
@@ -227,6 +235,16 @@ def find_parts(folder: str) -> list[StoredPart]:
             check_alike(folder, first, part)
         parts.append(part)
     return parts
+
+
+def is_embeddings(path: str) -> bool:
+    """Return whether a path is that of a folder with parts of embeddings."""
+    found = find(path)
+    return (
+        found is not None
+        and found.is_folder
+        and any(PART_NAME.fullmatch(name) for name in list_names(path))
+    )
 
 
 def list_names(folder: str) -> list[str]:
@@ -267,17 +285,20 @@ def read_part(path: str, number: int, num_parts: int, first: StoredPart | None) 
         summary = first.summary if first is not None and is_same else decode_embeddings(metadata)
         state = json.loads(metadata[PART_KEY])
         failed = [FailedSequence(**each) for each in state["failed"]]
-        found = state["part"], state["parts"]
+        found, num_unknown = (state["part"], state["parts"]), int(state["unknown"])
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise not_a_part(path, str(error)) from error
     if found != (number, num_parts):
         raise ValueError(f"{shown(name_of(path))}: is part {found[0]} of {found[1]}, renamed")
-    return StoredPart(number, num_parts, summary, failed, text)
+    return StoredPart(number, num_parts, summary, failed, num_unknown, text)
 
 
 def not_a_part(path: str | PathLike[str], reason: str) -> ValueError:
     """Return the error for a file that is not a part of embeddings."""
-    return ValueError(f"{shown(name_of(path))}: not a part of embeddings ({shown(reason)})")
+    return ValueError(
+        f"{shown(name_of(path))}: not a part of embeddings ({shown(reason)}); if it is removed, "
+        "the same run makes it again"
+    )
 
 
 def check_resumable(folder: str, parts: list[StoredPart], summary: EmbeddingSummary) -> None:

@@ -183,6 +183,8 @@ def decode_embeddings(metadata: Any) -> EmbeddingSummary:
 
 def differences(stored: EmbeddingSummary, wanted: EmbeddingSummary) -> list[str]:
     """Return what would make the rows of two runs differ, in words."""
+    if (stored.plan is None) != (wanted.plan is None):
+        return [f"it was made of {'FASTA files' if stored.plan is None else 'a plan'}"]
     found = []
     if stored.num_inputs != wanted.num_inputs:
         found.append(f"it has {stored.num_inputs:,} inputs (got {wanted.num_inputs:,})")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from virnucpro.files import tables
 from virnucpro.files.fasta import ReadChanges
+from virnucpro.files.places import stamp_of
 from virnucpro.files.plan_checks import as_numbers, check_numbers
 from virnucpro.files.plan_reader import PlanFile, open_parquet
 from virnucpro.files.plan_schema import explain_errors
@@ -50,6 +51,7 @@ class PlanSequences:
         # Unknown numbers are those of plans that were saved without their input.
         self.changes = ReadChanges(*(totals[field.name] or 0 for field in fields(ReadChanges)))
         file.check_size()
+        self._stamps = [stamp_of(part) for part in file.parts]
         table = file.read(["row", "id", "length"])
         rows = as_numbers(table["row"])
         check_numbers(file.name, "row", rows)
@@ -102,5 +104,8 @@ class PlanSequences:
                 del self._kept[next(iter(self._kept))]
             part, group = self._groups[number]
             with explain_errors(self._file.name), open_parquet(part) as opened:
-                self._kept[number] = tables.read_column(part, opened, group, "sequence")
+                column = tables.read_column(part, opened, group, "sequence")
+            if [stamp_of(part) for part in self._file.parts] != self._stamps:
+                raise ValueError(f"{shown(self._file.name)}: has changed while it was read")
+            self._kept[number] = column
         return self._kept[number]

@@ -264,7 +264,7 @@ def check_fasta(paths: list[str]) -> None:
     for path in paths:
         if path != "-" and table_kind(path) is not None:
             raise ValueError(
-                f"{shown(name_of(path))}: a table has no residues; give FASTA files, or one plan"
+                f"{shown(name_of(path))}: not FASTA; give FASTA files, or one plan alone"
             )
 
 
@@ -351,7 +351,9 @@ def choose_budget(
 ) -> int:
     """Return the token budget, if none was given."""
     if stored:
-        return stored[0].summary.limits.max_tokens_per_batch
+        budget = stored[0].summary.limits.max_tokens_per_batch
+        logger.info("The budget is %s tokens, as in the parts that exist", f"{budget:,}")
+        return budget
     longest = embedder.max_sequence_length + embedder.special_tokens
     if not has_graphs(embedder.device):
         return max(DEFAULT_BUDGET, longest)
@@ -373,13 +375,15 @@ def choose_budget(
 
 def warn_of_truncation(summary: EmbeddingSummary) -> None:
     """Warn if much of the input is not embedded."""
-    totals = summary.totals
+    totals, limits = summary.totals, summary.limits
+    budget = f", as batches have {limits.max_tokens_per_batch:,} tokens"
     if totals.residues_truncated > QUIET_SHARE * totals.residues:
         logger.warning(
-            "%.1f %% of the residues are truncated: %s of %s sequences have more than %s residues "
-            "(to embed all residues, split sequences with overlong)",
+            "%.1f %% of the residues are truncated: %s of %s sequences have more than %s residues"
+            "%s (to embed all residues, split sequences with overlong)",
             100 * totals.residues_truncated / totals.residues,
             f"{totals.truncated:,}",
             f"{totals.sequences:,}",
-            f"{summary.limits.max_residues:,}",
+            f"{limits.max_residues:,}",
+            budget if limits.max_residues < limits.max_sequence_length else "",
         )

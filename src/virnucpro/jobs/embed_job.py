@@ -98,7 +98,7 @@ class Job:
             with closing(results), ThreadPoolExecutor(1) as writer:
                 writing: Future[None] | None = None
                 for part in left:
-                    some_rows, failed_here = self._embed(part, results)
+                    some_rows, failed_here, num_unknown = self._embed(part, results)
                     failed += failed_here
                     if writing is not None:
                         # At most two parts are in memory.
@@ -111,6 +111,7 @@ class Job:
                         self.summary,
                         work.sequences.inputs,
                         failed_here,
+                        num_unknown,
                         some_rows,
                     )
                 if writing is not None:
@@ -122,8 +123,8 @@ class Job:
 
     def _embed(
         self, part: Part, results: Iterator[Pooled]
-    ) -> tuple[Iterator[Rows], list[FailedSequence]]:
-        """Return the rows of a part, and what failed."""
+    ) -> tuple[Iterator[Rows], list[FailedSequence], int]:
+        """Return the rows of a part, what failed, and the number of unknown residues."""
         work, plan = self.work, self.work.plan
         rows = work.rows_of(part)
         kept = work.kept(rows)
@@ -132,12 +133,14 @@ class Job:
         values: list[NDArray[Any] | None] = [None] * len(rows)
         reasons: dict[int, str] = {}
         order = np.argsort(rows)
+        num_unknown = 0
         for batch in range(part.begin, part.end) if not part.is_dropped else ():
             numbers = plan[batch]
             fragments = plan.fragments
             found = numbers if fragments is None else fragments.rows[numbers]
             places = order[np.searchsorted(rows, found, sorter=order)]
             pooled = next(results)
+            num_unknown += pooled.num_unknown
             np.add.at(sums, places, pooled.sums)
             for number, reason in pooled.failed.items():
                 reasons.setdefault(int(places[number]), reason)
@@ -165,7 +168,8 @@ class Job:
         for place, reason in sorted(reasons.items()):
             row = int(work.distinct[rows[place]])
             failed.append(FailedSequence(row, work.sequences.ids[row].as_py(), reason))
-        return self._rows(part, rows, embeddings, is_missing, values), failed
+        some_rows = self._rows(part, rows, embeddings, is_missing, values)
+        return some_rows, failed, num_unknown
 
     def _add_states(
         self,

@@ -64,7 +64,9 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
         raise FileNotFoundError(f"{shown(name)}: no such folder of a model")
     try:
         with quiet():
-            model, loaded = AutoModel.from_pretrained(name, output_loading_info=True, dtype="auto")
+            model, loaded = AutoModel.from_pretrained(
+                name, output_loading_info=True, dtype="auto", ignore_mismatched_sizes=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(name)
     except (torch.OutOfMemoryError, MemoryError):
         raise
@@ -78,7 +80,8 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
         ) from error
     missing = set(loaded["missing_keys"])
     random = sorted(key for key in missing if "pooler" not in key.split("."))
-    random += sorted(str(key) for key in loaded["mismatched_keys"])
+    # Those have another shape.
+    random += sorted(str(each[0]) for each in loaded["mismatched_keys"])
     if random:
         raise ValueError(
             f"{shown(name)}: the checkpoint does not have {len(random):,} of the weights of "

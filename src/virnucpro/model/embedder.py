@@ -51,12 +51,14 @@ class Pooled(NamedTuple):
             states were not asked for.
         failed: Why the model has no result for a sequence, by its number in the batch.
         lengths: The number of residues of each sequence that was run, int64 [n]; 0 if it failed.
+        num_unknown: The number of residues that are not in the tokenizer's vocabulary.
     """
 
     sums: NDArray[np.float32]
     states: list[NDArray[Any] | None]
     failed: dict[int, str]
     lengths: NDArray[np.int64]
+    num_unknown: int
 
 
 class Prepared(NamedTuple):
@@ -240,7 +242,7 @@ class Embedder:
                 launched = self._launch(prepared, 0, dtype)
                 if waiting is not None:
                     yield self._collect(*waiting)
-                waiting = len(prepared.records), *launched
+                waiting = prepared.batch, *launched
             if waiting is not None:
                 yield self._collect(*waiting)
         finally:
@@ -313,8 +315,11 @@ class Embedder:
         batch = to_device(batch, self.device)
         return take_real(run_model(self.model, model_inputs(batch, self.model)), batch)
 
-    def _collect(self, number: int, pieces: list[Piece], failed: dict[int, str]) -> Pooled:
+    def _collect(
+        self, batch: dict[str, Any], pieces: list[Piece], failed: dict[int, str]
+    ) -> Pooled:
         """Return the results of a batch, once the device has run it."""
+        number = batch["num_sequences"]
         sums = np.full((number, self.width), np.nan, np.float32)
         lengths = np.zeros(number, np.int64)
         states: list[NDArray[Any] | None] = [None] * number
@@ -343,7 +348,7 @@ class Embedder:
                 f"the model fails: {MAX_FAILED} batches in a row have no result, the last because "
                 f"{next(iter(failed.values()))}"
             )
-        return Pooled(sums, states, failed, lengths)
+        return Pooled(sums, states, failed, lengths, batch["num_unknown"])
 
     def _lower(self, num_tokens: int) -> None:
         """Lower the budget after a batch of this many tokens ran out of memory."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.data.overlong import split
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.data.shape import FAR_ABOVE, propose_limit
 from virnucpro.files.embedding_parts import (
@@ -339,6 +340,10 @@ def choose_packer(
         summary = stored[0].summary
         max_sequences, method = summary.limits.max_sequences_per_batch, summary.method or method
     elif has_graphs(embedder.device):
+        if overlong == "split":
+            fragments = split(lengths, packer.limits.max_residues, overlap)
+            lengths = fragments.stops - fragments.starts
+            packer = make(overlong="truncate", overlap=0)
         layout = packer.lay_out(packer.count(lengths))
         if layout.max_sequences > FAR_ABOVE * layout.num_sequences / max(1, layout.num_batches):
             max_sequences = propose_limit(layout.core, layout.limits, layout.max_sequences)[1]

@@ -101,16 +101,23 @@ def test_plans_that_cannot_be_run(tmp_path: Path, checkpoint: Path) -> None:
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_a_plan_that_is_replaced_meanwhile(tmp_path: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize(
+    ("when", "sequences"), [("loading", False), ("loading", True), ("embedding", True)]
+)
+def test_a_plan_that_is_replaced_meanwhile(
+    tmp_path: Path, checkpoint: Path, when: str, sequences: bool
+) -> None:
     plan = tmp_path / "plan.parquet"
     packer = GreedyPacker(100, LIMIT)
-    pack_files(write(tmp_path), plan, packer, sequences=True)
+    pack_files(write(tmp_path), plan, packer, sequences=sequences)
     other = tmp_path / "other.parquet"
     reversed_ones = [text[::-1].strip("*") for text in SEQUENCES]
-    pack_files(write(tmp_path, reversed_ones, "b.fa"), other, packer, sequences=True)
+    pack_files(
+        write(tmp_path, reversed_ones, "b.fa"), other, GreedyPacker(100, LIMIT), sequences=sequences
+    )
 
     def progress(stage: str, _done: int, _total: int | None) -> None:
-        if stage == "embedding" and other.exists():
+        if stage == when and other.exists():
             other.replace(plan)
 
     with pytest.raises(ValueError, match="changed"):

@@ -108,14 +108,22 @@ def test_values_that_are_not_finite(checkpoint: Path) -> None:
 
 
 def test_a_model_that_always_fails(checkpoint: Path) -> None:
-    """The third batch without any result ends the run."""
+    """A batch without any result ends the run if nothing else has one either."""
     embedder = Embedder(checkpoint, 300)
     fail(embedder, lambda *_: True)
-    results = embedder.run(BATCHES)
-    assert len(next(results).failed) == len(BATCHES[0])
-    assert len(next(results).failed) == len(BATCHES[1])
-    with pytest.raises(ValueError, match="3 batches in a row have no result, the last because no"):
-        next(results)
+    with pytest.raises(ValueError, match="the model fails for every sequence: no luck"):
+        next(embedder.run(BATCHES))
+    with pytest.raises(ValueError, match="the model fails for every sequence: no luck"):
+        embedder.embed(BATCHES[0])
+
+
+def test_batches_that_all_fail(checkpoint: Path) -> None:
+    """Any number of batches may have no result, as long as the model has some for others."""
+    embedder = Embedder(checkpoint, 300)
+    fail(embedder, lambda size, _: size > 3)
+    for batch, pooled in zip(BATCHES, embedder.run(BATCHES), strict=True):
+        lengths = [len(record["sequence"]) for record in batch]
+        assert set(pooled.failed) == {place for place, length in enumerate(lengths) if length > 1}
 
 
 def test_embed(checkpoint: Path) -> None:

@@ -284,6 +284,11 @@ def load_plan(path: str | PathLike[str]) -> PackingPlan:
     file = PlanFile(path)
     if file.is_old_arrow:
         return old_plans.load_saved(file.path, file.schema, file.name)
+    return plan_of(file)
+
+
+def plan_of(file: PlanFile) -> PackingPlan:
+    """Return the plan of a file whose summary has been read; raise if it has been replaced."""
     return open_rows(file) if file.has_stored_rows else read_plan(file)
 
 

@@ -26,7 +26,7 @@ from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo, describe_inp
 from virnucpro.files.fasta import ReadOptions, check_options
 from virnucpro.files.inputs import find_inputs, table_kind
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
-from virnucpro.files.plan_reader import METADATA, PlanFile, load_plan, open_plan
+from virnucpro.files.plan_reader import METADATA, PlanFile, open_plan, plan_of
 from virnucpro.files.plan_sequences import PlanSequences
 from virnucpro.files.sequences import Sequences, read_files
 from virnucpro.jobs.embed_job import EmbeddingRun, Job, Progress
@@ -124,7 +124,7 @@ def embed_files(
     Raises:
         ValueError: An argument, an input or the model is not valid; packing changes the output of
             the model; the folder has parts of another run (the message says what differs) or other
-            files; or the model fails for all batches.
+            files; or the model fails for every sequence.
         TypeError: An argument has the wrong type.
         MemoryError: The model does not fit.
         OSError: A file cannot be read or written, or there is not enough space for the output.
@@ -304,7 +304,7 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
             empty=summary.empty or "pack",
         )
         return plan_work(sequences, packer, False, sizes, progress)
-    plan = load_plan(file.origin)
+    plan = plan_of(file)
     rows = np.arange(len(sequences.lengths))
     return with_parts(Work(sequences, rows, rows, np.append(rows, len(rows)), plan, []), sizes)
 

@@ -132,13 +132,15 @@ class Job:
         sums = np.zeros((len(rows), width), np.float32)
         values: list[NDArray[Any] | None] = [None] * len(rows)
         reasons: dict[int, str] = {}
-        order = np.argsort(rows)
-        num_unknown = 0
+        num_unknown = num_done = 0
         for batch in range(part.begin, part.end) if not part.is_dropped else ():
             numbers = plan[batch]
             fragments = plan.fragments
-            found = numbers if fragments is None else fragments.rows[numbers]
-            places = order[np.searchsorted(rows, found, sorter=order)]
+            if fragments is None:
+                places = np.arange(num_done, num_done + len(numbers))
+            else:
+                places = np.searchsorted(rows, fragments.rows[numbers])
+            num_done += len(numbers)
             pooled = next(results)
             num_unknown += pooled.num_unknown
             np.add.at(sums, places, pooled.sums)

@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 MAX_RESIDUES = 1022
 # Batches that are read and tokenized ahead.
 NUM_AHEAD = 4
-# Batches in a row without a single success after which a run ends.
-MAX_FAILED = 3
 
 
 class Pooled(NamedTuple):
@@ -170,9 +168,7 @@ class Embedder:
                 f"{name}: its tokenizer must have one token per residue ({first_words(self)})"
             )
         self.collator.max_sequence_length = choose_length(self, max_sequence_length)
-        with torch.inference_mode():
-            probe = self.collator([{"id": "", "sequence": "M"}])
-            self.width = self._run_plain(probe).shape[1]
+        self.width = self._probe().shape[1]
         self._captured: CapturedModel | None = None
         self.set_shape(max_tokens, max_sequences)
 
@@ -194,7 +190,6 @@ class Embedder:
         self.collator.max_tokens_per_batch = limits.max_tokens_per_batch
         self._max_sequences = max_sequences or max(1, max_tokens // limits.tokens(1))
         self._budget = max_tokens
-        self._failed_in_a_row = 0
         self._capture()
 
     def embed(self, records: list[Record]) -> NDArray[np.float32]:
@@ -231,8 +226,8 @@ class Embedder:
                 not to return them.
 
         Raises:
-            ValueError: Records are not a batch, or three batches in a row have no result. Errors of
-                `batches` are raised as they are.
+            ValueError: Records are not a batch, or the model fails for every sequence, even for one
+                of a single residue. Errors of `batches` are raised as they are.
         """
         dtype = None if states is None else DTYPES[states]
         ahead = make_ahead((self._prepare(batch, self.collator) for batch in batches), NUM_AHEAD)
@@ -310,6 +305,22 @@ class Embedder:
                 ready.record(torch.cuda.current_stream(self.device))
         return Piece(first, prepared.lengths.numpy(), sums, states, ready)
 
+    def _probe(self) -> torch.Tensor:
+        """Return the states of a sequence of one residue, on the CPU."""
+        collate = copy.copy(self.collator)
+        collate.max_tokens_per_batch = 2**31 - 1
+        with torch.inference_mode():
+            return self._run_plain(collate([{"id": "", "sequence": "M"}])).cpu()
+
+    def _check_alive(self, reason: str) -> None:
+        """Raise ValueError if the model fails for any sequence, with the reason of a failure."""
+        try:
+            is_alive = bool(self._probe().isfinite().all())
+        except Exception:
+            is_alive = False
+        if not is_alive:
+            raise ValueError(f"the model fails for every sequence: {reason}")
+
     def _run_plain(self, batch: dict[str, Any]) -> torch.Tensor:
         """Return the states of the tokens that are not padding, [num_tokens, width]."""
         batch = to_device(batch, self.device)
@@ -342,12 +353,8 @@ class Embedder:
                 states[place] = None
         sums[list(failed)] = np.nan
         lengths[list(failed)] = 0
-        self._failed_in_a_row = 0 if len(failed) < number else self._failed_in_a_row + 1
-        if self._failed_in_a_row == MAX_FAILED:
-            raise ValueError(
-                f"the model fails: {MAX_FAILED} batches in a row have no result, the last because "
-                f"{next(iter(failed.values()))}"
-            )
+        if len(failed) == number:
+            self._check_alive(next(iter(failed.values())))
         return Pooled(sums, states, failed, lengths, batch["num_unknown"])
 
     def _lower(self, num_tokens: int) -> None:

@@ -245,6 +245,15 @@ def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
         Embedder(folder)
 
 
+def test_a_model_that_does_not_fit(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate ...")
+
+    monkeypatch.setattr(torch.nn.Module, "to", fail)
+    with pytest.raises(MemoryError, match="tiny: the model does not fit on cpu"):
+        Embedder(checkpoint)
+
+
 def test_tokenizers_with_longer_tokens(tmp_path: Path) -> None:
     folder = save_checkpoint(tmp_path / "tiny")
     for path in folder.glob("*token*"):

@@ -24,10 +24,9 @@ from virnucpro.model.captured import CapturedModel, has_graphs
 from virnucpro.model.check import check_packed
 from virnucpro.model.checkpoint import DTYPES, choose_device, choose_dtype, load_checkpoint
 from virnucpro.model.collator import VarlenCollator
-from virnucpro.model.configuration import text_config
 from virnucpro.model.inputs import model_inputs, run_model
 from virnucpro.model.measure import is_out_of_memory
-from virnucpro.model.positions import first_position
+from virnucpro.model.positions import max_positions
 from virnucpro.model.tokenized_records import check_records
 from virnucpro.text import first_line, quoted, shown
 
@@ -130,6 +129,7 @@ class Embedder:
             the model (see `check_packed`), its tokenizer has tokens of several residues, or an
             argument is out of range.
         TypeError: An argument has the wrong type.
+        MemoryError: The model does not fit.
 
     Cost: loading the weights and hashing them once.
 
@@ -161,7 +161,9 @@ class Embedder:
             check_packed(self.model, self.checkpoint.tokenizer)
             # The limits are known after the tokenizer.
             self.collator = VarlenCollator(self.checkpoint.tokenizer, 2**31 - 1, 1)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RuntimeError, MemoryError) as error:
+            if is_out_of_memory(error):
+                raise MemoryError(f"{name}: the model does not fit on {self.device}") from error
             raise ValueError(f"{name}: {first_line(error)}") from error
         if not self.collator.has_table:
             raise ValueError(
@@ -396,16 +398,6 @@ def choose_length(embedder: Embedder, max_sequence_length: int | None) -> int:
             f"(got {max_sequence_length:,})"
         )
     return max_sequence_length
-
-
-def max_positions(model: Any) -> int | None:
-    """Return the tokens per sequence that a model has positions for; None for rotary positions."""
-    config = text_config(model)
-    is_rotary = getattr(config, "position_embedding_type", None) == "rotary"
-    if is_rotary or getattr(config, "rope_parameters", None) is not None:
-        return None
-    positions = getattr(config, "max_position_embeddings", None)
-    return None if positions is None else int(positions) - first_position(model)
 
 
 def first_words(embedder: Embedder) -> str:

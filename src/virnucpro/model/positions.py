@@ -9,6 +9,8 @@ from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 
+from virnucpro.model.configuration import text_config
+
 # Results of `first_position`, since a walk over a model's modules takes milliseconds.
 FIRST_POSITIONS: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
@@ -24,6 +26,16 @@ def first_position(model: Any) -> int:
         padding = next((padding for padding in paddings if padding is not None), -1)
         FIRST_POSITIONS[model] = int(padding) + 1
     return FIRST_POSITIONS[model]
+
+
+def max_positions(model: Any) -> int | None:
+    """Return the tokens per sequence that a model has positions for; None for rotary positions."""
+    config = text_config(model)
+    is_rotary = getattr(config, "position_embedding_type", None) == "rotary"
+    if is_rotary or getattr(config, "rope_parameters", None) is not None:
+        return None
+    positions = getattr(config, "max_position_embeddings", None)
+    return None if positions is None else int(positions) - first_position(model)
 
 
 def check_layer_positions(layer: torch.nn.Module, config: Any, position_ids: Any) -> None:

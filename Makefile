@@ -27,7 +27,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test embed-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-embed bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test embed-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -109,6 +109,10 @@ bench-quick: bench-peers
 ## bench-loading: measure tokenizing and the DataLoader on 100,000 proteins (five minutes)
 bench-loading: .venv/dev
 	python benchmarks/loading.py
+
+## bench-embed: measure ways from FASTA to embeddings on a CPU (twelve minutes)
+bench-embed: .venv/dev
+	python benchmarks/embedding.py
 
 ## bench-job: measure `virnucpro pack` on 1.5 million proteins and 50 million lengths (six minutes)
 bench-job: .venv/dev

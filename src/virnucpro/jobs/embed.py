@@ -138,11 +138,27 @@ def embed_files(
         run = embed_files("proteins.fasta", "embeddings", "facebook/esm2_t33_650M_UR50D")
         table = pyarrow.parquet.read_table("embeddings").sort_by("row")
 
+    With a tiny model of random weights::
+
+        >>> from tempfile import TemporaryDirectory
+        >>> import pyarrow.parquet
+        >>> from transformers import EsmConfig, EsmModel, EsmTokenizer
         >>> from virnucpro.data import embed_files
-        >>> embed_files("proteins.fasta", "out", "no/such/folder")
-        Traceback (most recent call last):
-            ...
-        FileNotFoundError: no/such/folder: no such folder of a model
+        >>> with TemporaryDirectory() as folder:
+        ...     model, fasta, out = (Path(folder, name) for name in ("model", "a.fa", "out"))
+        ...     config = EsmConfig(
+        ...         vocab_size=7, pad_token_id=1, hidden_size=8, num_hidden_layers=1,
+        ...         num_attention_heads=2, intermediate_size=8, position_embedding_type="rotary")
+        ...     EsmModel(config).save_pretrained(model)
+        ...     _ = (model / "vocab.txt").write_text("<cls>\n<pad>\n<eos>\n<unk>\nM\nK\nT")
+        ...     _ = EsmTokenizer(str(model / "vocab.txt")).save_pretrained(model)
+        ...     _ = fasta.write_text(">a\nMKT\n>b\nMK\n>c\nMKT\n")
+        ...     run = embed_files(fasta, out, model)
+        ...     table = pyarrow.parquet.read_table(out).sort_by("row")
+        >>> run.complete, run.summary.totals.distinct
+        (1, 2)
+        >>> table["id"].to_pylist(), len(table["embedding"][0])
+        (['a', 'b', 'c'], 8)
     """
     progress = progress or no_progress
     paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)

@@ -297,6 +297,24 @@ def bounds_of_sequences(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tens
     return boundaries[:-1:parts], boundaries[1::parts]
 
 
+def find_middle(batch: dict[str, Any]) -> int:
+    """Return the number of sequences of a batch that have half of its tokens, not all or none."""
+    starts, ends = bounds_of_sequences(batch)
+    tokens = (ends - starts).cumsum(0)
+    middle = int(torch.searchsorted(tokens, tokens[-1] / 2)) + 1
+    return min(middle, len(tokens) - 1)
+
+
+def find_residues(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the places of residues among the tokens without padding, and how many each has."""
+    starts, ends = bounds_of_sequences(batch)
+    tokens = (ends - starts).to(torch.int64)
+    num_before, num_after = batch["special_tokens"]
+    lengths = tokens - num_before - num_after
+    moved = tokens.cumsum(0) - tokens + num_before - (lengths.cumsum(0) - lengths)
+    return torch.arange(int(lengths.sum())) + moved.repeat_interleave(lengths), lengths
+
+
 def take_real(states: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
     """Return the states of the tokens that are not padding; does not wait for a device."""
     num_tokens = batch["num_tokens"]

@@ -19,7 +19,7 @@ from virnucpro.data.records import Record
 from virnucpro.kernel.arguments import check_integer
 from virnucpro.kernel.limits import Limits
 from virnucpro.model.ahead import make_ahead
-from virnucpro.model.batches import bounds_of_sequences, take_real, to_device
+from virnucpro.model.batches import find_middle, find_residues, take_real, to_device
 from virnucpro.model.captured import CapturedModel, has_graphs
 from virnucpro.model.check import check_packed
 from virnucpro.model.checkpoint import DTYPES, choose_device, choose_dtype, load_checkpoint
@@ -95,7 +95,7 @@ class Piece(NamedTuple):
 
 
 class Embedder:
-    """A checkpoint of Hugging Face transformers that embeds the sequences of packed batches.
+    r"""A checkpoint of Hugging Face transformers that embeds the sequences of packed batches.
 
     The embedding of a sequence is the mean of the model's states over its residues, without special
     tokens. Batches run from a CUDA graph in one shape where the model is on a CUDA device, and one
@@ -138,6 +138,22 @@ class Embedder:
         embedder = Embedder("facebook/esm2_t6_8M_UR50D", max_tokens=16384)
         for records in PackedFastaDataset("proteins.fasta", plan):
             vectors = embedder.embed(records)
+
+    With a tiny model of random weights::
+
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from transformers import EsmConfig, EsmModel, EsmTokenizer
+        >>> with TemporaryDirectory() as folder:
+        ...     config = EsmConfig(
+        ...         vocab_size=6, pad_token_id=1, hidden_size=8, num_hidden_layers=1,
+        ...         num_attention_heads=2, intermediate_size=8, position_embedding_type="rotary")
+        ...     EsmModel(config).save_pretrained(folder)
+        ...     _ = Path(folder, "vocab.txt").write_text("<cls>\n<pad>\n<eos>\n<unk>\nM\nK")
+        ...     _ = EsmTokenizer(f"{folder}/vocab.txt").save_pretrained(folder)
+        ...     embedder = Embedder(folder)
+        >>> embedder.embed([{"id": "a", "sequence": "MK"}, {"id": "b", "sequence": "M"}]).shape
+        (2, 8)
     """
 
     def __init__(
@@ -405,24 +421,6 @@ def first_words(embedder: Embedder) -> str:
     words = [word for word in embedder.checkpoint.tokenizer.get_vocab() if len(word) > 1]
     residues = [word for word in words if word.isalpha()]
     return f"such as {quoted(min(residues))}" if residues else "its letters are no tokens"
-
-
-def find_middle(batch: dict[str, Any]) -> int:
-    """Return the number of sequences of a batch that have half of its tokens, not all or none."""
-    starts, ends = bounds_of_sequences(batch)
-    tokens = (ends - starts).cumsum(0)
-    middle = int(torch.searchsorted(tokens, tokens[-1] / 2)) + 1
-    return min(middle, len(tokens) - 1)
-
-
-def find_residues(batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the places of residues among the tokens without padding, and how many each has."""
-    starts, ends = bounds_of_sequences(batch)
-    tokens = (ends - starts).to(torch.int64)
-    num_before, num_after = batch["special_tokens"]
-    lengths = tokens - num_before - num_after
-    moved = tokens.cumsum(0) - tokens + num_before - (lengths.cumsum(0) - lengths)
-    return torch.arange(int(lengths.sum())) + moved.repeat_interleave(lengths), lengths
 
 
 def pin(value: Any) -> Any:

@@ -377,3 +377,14 @@ def test_many_inputs(
         embed_files(paths, tmp_path / "out", checkpoint)
     with pytest.raises(ValueError, match=r"it has 5 inputs \(got 4\); give a new"):
         embed_files(paths[:4], tmp_path / "out", checkpoint)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_parts_of_several_runs(tmp_path: Path, checkpoint: Path) -> None:
+    fasta = write(tmp_path)
+    for name, limit in (("one", 40), ("two", 39)):
+        embed_files(fasta, tmp_path / name, checkpoint, max_sequence_length=limit, max_tokens=100)
+    last = max((tmp_path / "two").iterdir())
+    last.replace(tmp_path / "one" / last.name)
+    with pytest.raises(ValueError, match=r"has parts of several runs, .*: max_sequence_length was"):
+        embed_files(fasta, tmp_path / "one", checkpoint, max_sequence_length=40, max_tokens=100)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from virnucpro.data import GreedyPacker
+from virnucpro.files.equal_sequences import find_equal
 from virnucpro.files.fasta import ReadChanges
 from virnucpro.files.sequences import Sequences
 from virnucpro.jobs import embed_work
@@ -32,7 +34,8 @@ def test_parts(data: st.DataObject) -> None:
     packer = GreedyPacker(90, LIMIT, overlong=overlong, empty="drop")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(embed_work, "MIN_PART_RESIDUES", data.draw(st.integers(1, 2000)))
-        patch.setattr(embed_work, "PART_BYTES", data.draw(st.integers(100, 10_000)))
+        most = data.draw(st.integers(100, 10_000))
+        patch.setattr(embed_work, "PART_BYTES", most)
         deduplicate = data.draw(st.booleans())
         work = embed_work.plan_work(sequences, packer, deduplicate, sizes, lambda *_: None)
     rows = [work.copies_of(work.rows_of(part))[0] for part in work.parts]
@@ -56,6 +59,10 @@ def test_parts(data: st.DataObject) -> None:
             sequences.residues[row] for row in of
         ]
         assert work.bytes_of(part, sizes) >= 100 * len(copies)
+    # A part is full at its last batch, or that of its last group.
+    for part in batches:
+        if overlong != "split" and part.end - part.begin > 1:
+            assert work.bytes_of(part._replace(end=part.end - 1), sizes) <= most
     for part in batches:
         for batch in range(part.begin, part.end):
             for record in work.batch(batch):
@@ -74,3 +81,18 @@ class Fake(Sequences):
 
     def read(self, rows: Any) -> list[str]:
         return [self.residues[row] for row in rows.tolist()]
+
+
+def test_equal_sequences(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both halves of the hashes tell sequences apart, and the first of equal rows is found."""
+    hashes = {"A": b"1" * 16, "C": b"1" * 8 + b"2" * 8, "D": b"2" * 8 + b"1" * 8}
+
+    class Hash:
+        def __init__(self, text: bytes, digest_size: int) -> None:
+            self.text = text[:digest_size].decode()
+
+        def digest(self) -> bytes:
+            return hashes[self.text]
+
+    monkeypatch.setattr(hashlib, "blake2b", Hash)
+    assert find_equal(Fake(list("CADCADDAC"))).tolist() == [0, 1, 2, 0, 1, 2, 2, 1, 0]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import suppress
 
 from typer.testing import CliRunner
 
@@ -22,3 +24,13 @@ def run_program(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Return the same, run in another process."""
     command = [sys.executable, "-m", "virnucpro", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def read_terminal(descriptor: int) -> bytes:
+    """Return what a program writes to a terminal until it ends."""
+    seen = b""
+    # At the end, a terminal raises an error.
+    with suppress(OSError):
+        while some := os.read(descriptor, 4096):
+            seen += some
+    return seen

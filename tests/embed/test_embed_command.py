@@ -23,7 +23,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command import run
+from command import read_terminal, run
 from fasta import fasta
 from models import huggingface_tokenizer, tiny_esm2
 
@@ -247,12 +247,7 @@ def on_terminal(words: list[str], **settings: str) -> tuple[int, str]:
         [sys.executable, "-m", "virnucpro", *words], stderr=theirs, env=environment
     ) as process:
         os.close(theirs)
-        seen = b""
-        try:
-            while some := os.read(ours, 4096):
-                seen += some
-        except OSError:
-            pass
+        seen = read_terminal(ours)
     os.close(ours)
     return process.returncode, seen.decode()
 

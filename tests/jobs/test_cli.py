@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command import run
+from command import read_terminal, run
 from fasta import bgzip, fasta
 
 import virnucpro
@@ -401,12 +401,7 @@ def test_progress_is_shown_only_on_terminals(tmp_path: Path) -> None:
         environment = {**os.environ, "TERM": "xterm"}
         with subprocess.Popen([*command, *quiet], stderr=theirs, env=environment) as process:
             os.close(theirs)
-            seen = b""
-            try:
-                while some := os.read(ours, 4096):
-                    seen += some
-            except OSError:
-                pass
+            seen = read_terminal(ours)
         os.close(ours)
         assert process.returncode == 0
         for shown in (b"Reading", b"Packing", b"Writing", b"3,000 sequences", b"Batches"):

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from os import PathLike, fsdecode
+from os import PathLike
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +28,7 @@ from virnucpro.files.fasta import (
     check_options,
     read_chunks,
 )
-from virnucpro.files.inputs import Input, find_inputs, table_kind
+from virnucpro.files.inputs import Input, find_inputs, names_of, table_kind
 from virnucpro.files.places import open_input, stamp_of
 from virnucpro.files.sequences import FileReader, InputFile, check_have_residues
 from virnucpro.files.tables import (
@@ -151,10 +151,7 @@ def list_inputs(
     inputs: str | PathLike[str] | Iterable[str | PathLike[str]], sequences: bool
 ) -> list[Input]:
     """Return the files that inputs stand for, which must have residues if they are asked for."""
-    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
-    names = [fsdecode(path) for path in paths]
-    if not names:
-        raise ValueError("inputs must name at least one file")
+    names = names_of(inputs)
     if "-" in names:
         raise ValueError("standard input cannot be read on Ray")
     files = find_inputs(names)

@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -76,6 +77,14 @@ class Found(NamedTuple):
     name: str
     is_folder: bool
     size: int | None
+
+
+def names_of(inputs: str | PathLike[str] | Iterable[str | PathLike[str]]) -> list[str]:
+    """Return the names of one or more inputs; raise ValueError if there are none."""
+    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
+    if not paths:
+        raise ValueError("inputs must name at least one file")
+    return [os.fsdecode(path) for path in paths]
 
 
 def find_inputs(names: Iterable[str]) -> list[Input]:

@@ -6,7 +6,7 @@ import functools
 import logging
 from collections.abc import Iterable
 from importlib.metadata import version
-from os import PathLike, fsdecode
+from os import PathLike
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ from virnucpro.files.embedding_parts import (
 )
 from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo, describe_inputs
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.inputs import find_inputs, table_kind
+from virnucpro.files.inputs import find_inputs, names_of, table_kind
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
 from virnucpro.files.plan_reader import METADATA, PlanFile, open_plan, plan_of
 from virnucpro.files.plan_sequences import PlanSequences
@@ -161,10 +161,7 @@ def embed_files(
         (['a', 'b', 'c'], 8)
     """
     progress = progress or no_progress
-    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
-    names = [fsdecode(path) for path in paths]
-    if not names:
-        raise ValueError("inputs must name at least one file")
+    names = names_of(inputs)
     share = check_shard(shard)
     if embedding_dtype not in ITEM_BYTES:
         raise ValueError(

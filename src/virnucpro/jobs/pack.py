@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from os import PathLike, fsdecode
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from virnucpro.data.methods import column_generation
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.inputs import find_inputs
+from virnucpro.files.inputs import find_inputs, names_of
 from virnucpro.files.output import check_output, write_file
 from virnucpro.files.places import name_of
 from virnucpro.files.plan_summary import Summary, compute_totals
@@ -91,10 +91,7 @@ def pack_files(
         raise ValueError(f"duplicates must be 'report' or 'error' (got {quoted(duplicates)})")
     options = check_options(options)
     progress = progress or no_progress
-    paths = [inputs] if isinstance(inputs, (str, PathLike)) else list(inputs)
-    names = [fsdecode(path) for path in paths]
-    if not names:
-        raise ValueError("inputs must name at least one file")
+    names = names_of(inputs)
     encoding = encoding_of(output)
     if sequences:
         check_sequences(output, names)

@@ -266,7 +266,7 @@ def test_faults_are_named(
     assert (result.returncode, result.stdout) == (1, "")
     assert "Traceback" not in result.stderr
     lines = result.stderr.splitlines()
-    assert all(line.startswith(f"virnucpro: {plan}: ") for line in lines)
+    assert all(line.startswith(f"virnucpro: error: {plan}: ") for line in lines)
     assert any(message in line for line in lines), result.stderr
 
 
@@ -308,7 +308,7 @@ def test_what_cannot_be_read_is_not_a_wrong_plan(tmp_path: Path, proteins: Path)
         result = run("verify", *arguments)
         assert (result.returncode, result.stdout) == (2, "")
         (line,) = result.stderr.splitlines()
-        assert line.startswith(f"virnucpro: {message}")
+        assert line.startswith(f"virnucpro: error: {message}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

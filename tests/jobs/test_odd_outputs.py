@@ -286,7 +286,7 @@ def test_outputs_of_the_shell(folder: Path, shell: str, message: str) -> None:
         check=False,
     )
     assert (found.returncode, found.stdout) == (1, "")
-    assert found.stderr.startswith(f"virnucpro: {message}")
+    assert found.stderr.startswith(f"virnucpro: error: {message}")
     assert found.stderr.count("\n") == 1
     assert state_of(folder) == before
 
@@ -328,7 +328,7 @@ def test_the_command_says_what_is_wrong_in_one_line(folder: Path, command: str) 
     found = run(command, folder / name, "-o", path)
     assert (found.returncode, found.stderr) == (
         1,
-        f"virnucpro: {path}: its directory does not exist\n",
+        f"virnucpro: error: {path}: its directory does not exist\n",
     )
 
 
@@ -336,5 +336,7 @@ def test_folders_need_another_engine(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(CONTENT)
     result = run("pack", tmp_path / "a.fa", "-o", f"{tmp_path}/plan/")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"virnucpro: {tmp_path}/plan/: a folder, which needs --engine ray\n"
+    assert (
+        result.stderr == f"virnucpro: error: {tmp_path}/plan/: a folder, which needs --engine ray\n"
+    )
     assert not (tmp_path / "plan").exists()

@@ -143,7 +143,7 @@ def test_no_matplotlibrc_changes_the_page(tmp_path: Path) -> None:
     status, message, nothing = report_in(present, plan)
     assert (status, message.count("\n"), nothing) == (1, 1, "")
     assert message.startswith(
-        "virnucpro: matplotlib cannot be imported with the present matplotlibrc"
+        "virnucpro: error: matplotlib cannot be imported with the present matplotlibrc"
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -28,6 +29,7 @@ from virnucpro.files.inputs import find_inputs, names_of, table_kind
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
 from virnucpro.files.plan_reader import METADATA, PlanFile, open_plan, plan_of
 from virnucpro.files.plan_sequences import PlanSequences
+from virnucpro.files.recorded import find_recorded
 from virnucpro.files.sequences import Sequences, read_files
 from virnucpro.jobs.embed_job import EmbeddingRun, Job, Progress
 from virnucpro.jobs.embed_work import Sizes, Work, plan_work, with_parts
@@ -295,7 +297,7 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
     if "sequence" in file.schema.names and not is_split:
         sequences = PlanSequences(file)
     else:
-        paths = [found.path for found in find_inputs([each.name for each in summary.inputs])]
+        paths = [found.path for found in find_inputs(find_recorded(file))]
         check_fasta(paths)
         options = summary.options or ReadOptions()
         sequences = read_files(
@@ -304,6 +306,8 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
         for before, now in zip(summary.inputs, sequences.inputs, strict=True):
             if before.sha256 != now.sha256:
                 raise ValueError(f"{shown(now.name)}: has changed since {name} was made")
+        # The names of the plan, from whichever folder it is run.
+        sequences = replace(sequences, inputs=summary.inputs)
     # The tokens of the plan are those of the batches.
     embedder.collator.multiple_of = summary.limits.multiple_of
     if is_split:
@@ -398,7 +402,7 @@ def warn_of_truncation(summary: EmbeddingSummary) -> None:
     if totals.residues_truncated > QUIET_SHARE * totals.residues:
         logger.warning(
             "%.1f %% of the residues are truncated: %s of %s sequences have more than %s residues"
-            "%s (to embed all residues, split sequences with overlong)",
+            "%s (overlong='split' embeds all residues)",
             100 * totals.residues_truncated / totals.residues,
             f"{totals.truncated:,}",
             f"{totals.sequences:,}",

@@ -298,7 +298,7 @@ def test_what_cannot_be_read_is_not_a_wrong_plan(tmp_path: Path, proteins: Path)
     rewrite(stdin, with_summary(lambda state: state["inputs"][0].update(name="-")))
     (tmp_path / "bad.fa").write_text("MKTAY\n")
     for arguments, message in (
-        ([plan], f"{path}: an input of {plan}, is not found from this folder; give the inputs"),
+        ([plan], f"{path}: an input of {plan}, is found neither from this folder nor from that"),
         ([plan, path], f"{path}: no such file"),
         ([plan, tmp_path / "bad.fa"], f"{tmp_path / 'bad.fa'}: "),
         ([stdin], f"-: an input of {stdin}, is standard input; give the inputs after PLAN"),

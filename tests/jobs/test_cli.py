@@ -20,7 +20,6 @@ import pytest
 from command import read_terminal, run
 from fasta import bgzip, fasta
 
-import virnucpro
 from virnucpro.data import GreedyPacker
 
 PROTEINS = [
@@ -122,8 +121,8 @@ def test_overlong(tmp_path: Path) -> None:
     result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "error")
     assert result.returncode == 1
     assert result.stderr == (
-        f"virnucpro: error: {tmp_path / 'a.fa'}: sequence 'long' has 1,500 residues, more than 1,022 "
-        "(affected sequences: 1)\n"
+        f"virnucpro: error: {tmp_path / 'a.fa'}: sequence 'long' has 1,500 residues, more than "
+        "1,022 (affected sequences: 1)\n"
     )
     assert not plan.exists()
     result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "drop")

@@ -264,13 +264,14 @@ def test_limits_of_memory(folder: Path, command: str, name: str) -> None:
     for mebibytes, status in ((200, 1), (400, 1), (600, 0)):
         size = mebibytes * 2**20
         limit = partial(resource.setrlimit, getattr(resource, name), (size, size))
-        found = program(*command.split(), "-o", "out.parquet", preexec_fn=limit)
+        output = "out.html" if command.startswith("report") else "out.parquet"
+        found = program(*command.split(), "-o", output, preexec_fn=limit)
         assert found.returncode == status, found.stderr
-        assert Path("out.parquet").exists() == (status == 0)
+        assert Path(output).exists() == (status == 0)
         if status:
             assert found.stderr.startswith(
                 "virnucpro: error: out of memory: the limit (ulimit -v or -d)"
             )
             assert found.stderr.endswith(" MiB, at least 512 MiB are needed\n")
             assert found.stderr.count("\n") == 1
-    assert {path.name for path in folder.iterdir()} == {"a.fa", "plan.parquet", "out.parquet"}
+    assert {path.name for path in folder.iterdir()} == {"a.fa", "plan.parquet", output}

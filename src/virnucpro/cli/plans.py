@@ -154,13 +154,11 @@ def verify(plan: str, inputs: tuple[str, ...], as_json: bool, quiet: bool) -> No
             file = open_plan(plan)
         plan = file.name
         try:
+            if not inputs and any(each.name == "-" for each in file.summary.inputs):
+                raise FileNotFoundError(f"-: an input of {shown(plan)}, is standard input")
             names = list(inputs) or find_recorded(file)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; give the inputs after PLAN") from error
-        if not inputs and "-" in names:
-            raise FileNotFoundError(
-                f"-: an input of {shown(plan)}, is standard input; give the inputs after PLAN"
-            )
         sequences = None
         if names:
             has_residues = "sequence" in file.schema.names

@@ -148,7 +148,7 @@ class Program(Helped, click.Group):
 
     def collect_usage_pieces(self, _ctx: click.Context) -> list[str]:
         """Return the parts of the usage."""
-        return ["COMMAND ..."]
+        return ["COMMAND [ARGUMENTS]"]
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Show the help if nothing is given."""

@@ -38,9 +38,7 @@ def test_the_summary_is_that_of_the_plan_file(path: Path, tmp_path: Path) -> Non
         size = path.stat().st_size
         expected = {"reading": (size, size), "packing": (0, None), "writing": (5, 5)}
         assert list(last.items()) == list(expected.items())
-        assert stages == sorted(
-            stages, key=lambda stage: (list(dict(stages)).index(stage[0]), stage)
-        )
+        assert stages == sorted(stages, key=lambda stage: (list(last).index(stage[0]), stage[1]))
     assert (summary.totals.dropped, summary.totals.duplicate_ids) == (2, 1)
     assert (summary.limits, summary.overlong) == (packer.limits, "drop")
     assert (summary.method, summary.overlap, summary.options) == ("ffd", 0, ReadOptions())

@@ -65,7 +65,7 @@ def stats(plan: str, as_json: bool, as_tsv: bool) -> None:
     from virnucpro.files.embedding_parts import find_parts, is_embeddings
     from virnucpro.files.embeddings import flatten
     from virnucpro.files.plan_reader import read_summary
-    from virnucpro.jobs.labels import label_embedding_totals, label_totals
+    from virnucpro.jobs.labels import label_totals
 
     with exit_on_error():
         if is_embeddings(plan):
@@ -83,7 +83,7 @@ def stats(plan: str, as_json: bool, as_tsv: bool) -> None:
                 lines = (f"{name}\t{format_value(value)}" for name, value in flatten(state))
                 print_output("\n".join(lines))
             else:
-                labels = label_embedding_totals(parts[0].summary.totals)
+                labels = label_totals(parts[0].summary.totals)
                 labels["Unknown residues"] = f"{of_parts['unknown']:,}"
                 labels["Failed sequences"] = f"{of_parts['failed']:,}"
                 labels["Parts"] = f"{len(parts):,} of {parts[0].num_parts:,}"
@@ -143,7 +143,7 @@ def verify(plan: str, inputs: tuple[str, ...], as_json: bool, quiet: bool) -> No
     `PackingPlan.save` wrote, is checked as far as it can be.
     """
     from virnucpro.files.fasta import ReadOptions
-    from virnucpro.files.inputs import find_inputs
+    from virnucpro.files.inputs import find_inputs, total_size
     from virnucpro.files.plan_reader import open_plan
     from virnucpro.files.recorded import find_recorded
     from virnucpro.files.sequences import read_files
@@ -164,9 +164,13 @@ def verify(plan: str, inputs: tuple[str, ...], as_json: bool, quiet: bool) -> No
             has_residues = "sequence" in file.schema.names
             options = file.summary.options or ReadOptions()
             with log_to_stderr(quiet), progress_display(quiet) as progress:
-                paths = [found.path for found in find_inputs(names)]
+                found_inputs = find_inputs(names)
+                size = total_size(found_inputs)
                 sequences = read_files(
-                    paths, options, lambda done: progress("reading", done), has_residues
+                    [each.path for each in found_inputs],
+                    options,
+                    lambda done: progress("reading", done, size),
+                    has_residues,
                 )
         errors = verify_plan(file.origin, sequences)
         number = file.summary.totals.read

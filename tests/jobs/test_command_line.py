@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 import virnucpro
 from virnucpro.cli import app
-from virnucpro.cli.program import Helped, count
+from virnucpro.cli.program import Helped, count, name_of
 from virnucpro.terminal import FLAGS, OPTIONS, with_options
 
 COMMANDS = sorted(app.commands)
@@ -322,3 +322,19 @@ def test_bash_completes_names(folder: Path) -> None:
         "--max-tokens --max-length --max-sequences",
         "truncate",
     ]
+
+
+@pytest.mark.process
+def test_page_of_the_documentation_has_all_options() -> None:
+    script = Path(__file__).parents[2] / "tools" / "command_page.py"
+    page = subprocess.run(
+        [sys.executable, script], capture_output=True, text=True, check=True
+    ).stdout
+    for name in COMMANDS:
+        section = page.split(f"\n## virnucpro {name}\n")[1].split("\n## ")[0]
+        command = command_of(name)
+        assert command.examples in section
+        assert all(status in section for status in command.statuses)
+        for param in command.params:
+            assert f"`{name_of(param)}`" in section
+        assert "`-h, --help`" in section

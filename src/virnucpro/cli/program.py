@@ -186,7 +186,7 @@ class Program(Helped, click.Group):
 
 
 def as_helped(command: click.Command) -> Helped:
-    """Return a command as what it is, for a type checker."""
+    """Return a command of the program as what it is."""
     assert isinstance(command, Helped)
     return command
 

@@ -57,9 +57,9 @@ def describe(name: str) -> Iterator[str]:
     yield from map(escape, others)
     yield f"Examples:\n\n```sh\n{command.examples}\n```"
     for heading, rows in command.lists(ctx).items():
-        lines = [f"| {heading} | Meaning |", "| --- | --- |"]
-        lines += [f"| `{first}` | {escape(text)} |" for first, text in rows]
-        yield "\n".join(lines)
+        yield f"**{heading}**"
+        # A table would break names of options.
+        yield "\n".join(f"- `{first}`: {escape(text)}" for first, text in rows)
 
 
 commands = "\n".join(

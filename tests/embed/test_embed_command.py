@@ -28,6 +28,7 @@ from fasta import fasta
 from models import huggingface_tokenizer, tiny_esm2
 
 import virnucpro.jobs.embed
+from virnucpro.cli.embed import embed
 from virnucpro.data import EmbeddingRun, ReadOptions
 from virnucpro.files.embedding_parts import FailedSequence
 
@@ -157,6 +158,24 @@ def test_help_has_the_options_and_what_to_do_next() -> None:
     ):  # fmt: skip
         assert words in text
     assert "embed " in run("--help").stdout
+
+
+def test_examples_run(checkpoint: Path, folder: Path) -> None:
+    shutil.copytree(checkpoint, "esm2")
+    Path("proteins.fasta").write_bytes(fasta(PROTEINS))
+    Path("proteomes").mkdir()
+    Path("proteomes/a.faa").write_bytes(fasta(PROTEINS))
+    assert run("pack", "proteins.fasta", "-o", "plan.parquet").returncode == 0
+    words = [each.split() for each in embed.examples.splitlines() if each.startswith("virnucpro ")]
+    assert len(words) >= 4
+    for number, (program, *arguments) in enumerate(words):
+        model = arguments.index("--model") + 1
+        assert arguments[model] in ("esm2", "facebook/esm2_t33_650M_UR50D")
+        arguments[model] = "esm2"
+        arguments[arguments.index("-o") + 1] = f"out{number}"
+        result = run(*arguments, "--device", "cpu")
+        assert (program, result.returncode) == ("virnucpro", 0), result.stderr
+        assert (folder / f"out{number}").is_dir()
 
 
 def test_embeddings_and_what_is_printed(checkpoint: Path) -> None:

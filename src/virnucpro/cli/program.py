@@ -193,7 +193,7 @@ def as_helped(command: click.Command) -> Helped:
 
 def name_of(param: click.Parameter) -> str:
     """Return the name of an option or argument with what it takes."""
-    names = ", ".join(param.opts) if param.param_type_name == "option" else ""
+    names = ", ".join(sorted(param.opts, key=len)) if param.param_type_name == "option" else ""
     is_flag = getattr(param, "is_flag", False)
     return " ".join(filter(None, [names, None if is_flag else param.metavar]))
 

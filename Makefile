@@ -75,7 +75,7 @@ lint-workflows: .venv/dev
 ## docs: build the documentation in build/docs; warnings are errors
 docs: .venv/dev
 	@mkdir -p build
-	typer virnucpro.cli utils docs --name virnucpro --title "Command line" --output build/command.md
+	python tools/command_page.py > build/command.md
 	sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
 ## format: format all code

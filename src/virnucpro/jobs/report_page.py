@@ -48,7 +48,7 @@ code { font-size: .9em; }
 .pair { display: flex; flex-wrap: wrap; gap: 0 4rem; } .pair > * { flex: 1 1 22rem; }
 table { border-collapse: collapse; min-width: min(100%, 30rem); }
 :is(td, th):first-child { min-width: 8rem; }
-.sortable :is(td, th):first-child { min-width: 10rem; }
+.sortable .text { min-width: 10rem; }
 th, td { padding: .3rem 1rem .3rem 0; text-align: left; vertical-align: top; }
 th { font-size: .875rem; color: var(--muted); font-weight: 600; vertical-align: bottom; }
 td, tbody th { border-top: 1px solid var(--line); }
@@ -275,7 +275,7 @@ def html_histogram(
         texts.append(
             f'<span class="mark" style="{side}">longer than {limit[0]:,}: {limit[1]}</span>'
         )
-    note = ", on a logarithmic scale" if is_log else ""
+    note = f"; {unit} on a logarithmic scale" if is_log else ""
     return (
         f'<figure style="padding-left:{0.55 * len(f"{levels[-1]:,}") + 0.8:.1f}rem">'
         f'<div class="plot"><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" '

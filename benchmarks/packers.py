@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import DATA, REAL_DATA, Data
+from data import DATA, Data
 from first_fit import first_fit_tree, in_python, with_numba
 from numpy.typing import NDArray
 from results import Result, console, in_process, percent, table
@@ -366,30 +366,29 @@ def measure(quick: bool, _: Path) -> Result:
 
 def figures(found: dict[str, Any]) -> list[str]:
     """Return lines for the README."""
-    if REAL_DATA is None:
+    if "both" not in DATA:
         return []
-
-    def of(name: str, data: str, value: str) -> Any:
-        sets = found[name]
-        return sets[data][value] if data in sets else float("nan")
-
-    ours, *others = "`pack_lengths`", "8 as they come", "16 as they come"
-    as_they_come = (percent(of(f"transformers, {way}", "both", "padding"), 0) for way in others)
-    sorted_way = "fair-esm, `get_batch_indices(4096)`"
-    more = of(sorted_way, "both", "batches") / of(ours, "both", "batches") - 1
-    names = {"lightbinpack": "lightbinpack, `ffd`", "axolotl": "axolotl, `sample_packing`"}
-    slower = [
-        f"{of(way, '1 million', 'seconds'):.2g} s with {name}'s packer"
-        for name, way in {**names, "TRL": "TRL, `bfd`"}.items()
-    ]
+    both, million = (
+        {name: sets[key] for name, sets in found.items() if isinstance(sets, dict) and key in sets}
+        for key in ("both", "1 million")
+    )
+    padding = {name: percent(one["padding"]) for name, one in both.items()}
+    by_length = "fair-esm, `get_batch_indices(4096)`"
+    more = both[by_length]["batches"] / both["`pack_lengths`"]["batches"] - 1
+    tools = {"lightbinpack, `ffd`": "lightbinpack", "axolotl, `sample_packing`": "axolotl"}
+    slower = (
+        f", {million[way]['seconds']:.2g} s with {tool}"
+        for way, tool in {**tools, "TRL, `bfd`": "TRL's `pack_dataset`"}.items()
+        if way in million
+    )
     return [
         f"- Padding, of the tokens that a model computes for {len(DATA['both'].make()):,} real "
-        f"proteins: {' and '.join(as_they_come)} in batches of 8 and 16 as they come, "
-        f"{percent(of(ours, 'both', 'padding'))} in packed batches of one shape, 4,096 tokens. "
-        f"fair-esm's batches in order of length have {percent(of(sorted_way, 'both', 'padding'))}, "
-        f"but other shapes each time, and are {percent(more, 0)} more.",
-        f"- A million lengths: {of(ours, '1 million', 'seconds'):.2g} s with `pack_lengths`, "
-        f"{', '.join(slower)}.",
+        f"proteins: {padding['transformers, 8 as they come']} in batches of 8 as they come, "
+        f"{padding['transformers, 16 as they come']} in batches of 16, "
+        f"{padding['`pack_lengths`']} in packed batches, all of one shape. fair-esm's batches in "
+        f"order of length have {padding[by_length]}, but any shape, and are {percent(more)} more.",
+        f"- A million lengths: {million['`pack_lengths`']['seconds']:.2g} s with `pack_lengths`"
+        f"{''.join(slower)}.",
     ]
 
 

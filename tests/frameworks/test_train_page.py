@@ -1,4 +1,4 @@
-"""The scripts of the page on training run as its readers start them, in two processes."""
+"""The scripts of the pages on training run as its readers start them, in two processes."""
 
 from __future__ import annotations
 
@@ -50,16 +50,18 @@ def test_scripts_run_in_two_processes(name: str, tmp_path: Path) -> None:
 
 
 def test_parts_of_scripts_run() -> None:
-    # The third part is a callback, which run_lightning.py uses.
+    # Those of batches, of the sampler's state, of the Trainer's, a callback, which run_lightning.py
+    # uses, and two on streams.
     parts = [block for block in BLOCKS if not block.startswith("# train_")]
-    assert len(parts) == 4
+    batches, _, of_trainer, _, _, stream = parts
     found: dict[str, Any] = {}
-    exec("\n".join(parts[:2]), found)
-    assert f"# {found['batches']}\n" in parts[0]
+    exec(batches, found)
+    assert f"# {found['batches']}\n" in batches
     assert found["plan"].num_sequences == 8
+    exec(of_trainer, found)
     assert (found["state"]["epoch"], found["state"]["done"]) == (1, [[2, 4]])
     assert list(found["sampler"])
-    exec(parts[3], found)
+    exec(stream, found)
     # Nothing is lost, and the empty document is dropped.
     assert sum(found["sizes"]) == sum(range(500))
     assert sum(found["sizes"]) > 0.99 * 1024 * len(found["sizes"])

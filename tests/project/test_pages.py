@@ -18,7 +18,13 @@ CHECKS = {
     "docs/how-to/embed.md": "check_embed",
     "docs/how-to/one-shape.md": "check_one_shape",
     "docs/how-to/pack-with-sql.md": "check_sql",
-    "docs/how-to/train.md": "check_train",
+    "docs/how-to/choose-batches.md": "check_choose_batches",
+    "docs/how-to/resume.md": "check_resume",
+    "docs/how-to/train-on-a-stream.md": "check_stream",
+    "docs/how-to/train-with-accelerate.md": "check_ranks",
+    "docs/how-to/train-with-lightning.md": "check_ranks",
+    "docs/how-to/train-with-the-trainer.md": "check_ranks",
+    "docs/how-to/train-with-torchrun.md": "check_ranks",
     "docs/how-to/use-a-plan.md": "check_use_a_plan",
 }
 RUNNING = [page for page in PAGES if any(block.is_run for block in read_blocks(page))]
@@ -106,6 +112,8 @@ def test_every_block_runs_or_only_installs(page: str) -> None:
         ("a 1\n", " a 1 \n\n", True),
         ("a ...\nb", "a 2\nb", True),
         ("a\n...\nd", "a\nb\nc\nd", True),
+        ("...\na  1", "a 1", True),
+        ("a...", "a\nb", False),
         ("a.c", "abc", False),
         ("a\n", "a\nb\n", False),
     ],

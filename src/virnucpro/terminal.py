@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import typer
 
-from virnucpro.memory import describe
+from virnucpro.memory import describe, format_bytes
 from virnucpro.text import printable
 
 # Rich is imported when it is needed, so that --help and --version are fast.
@@ -26,12 +26,13 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# What a stage counts, if not sequences.
-UNITS = {"embedding": "residues"}
+# What a stage counts, if not sequences, or when reading bytes.
+UNITS = {"writing": "rows", "embedding": "residues"}
 # Modules whose warnings are shown.
 LOGGERS = (
     "kernel.column_generation",
     "files.inputs",
+    "files.losses",
     "model.check",
     "model.collator",
     "model.embedder",
@@ -154,19 +155,24 @@ def describe_progress(stage: str, done: int, total: int | None, rate: float | No
     """Return a stage and how much of it is done as text.
 
     Example:
-        >>> describe_progress("reading", 12_000, None, None)
-        'reading 12,000 sequences'
+        >>> describe_progress("reading", 3 * 2**29, 2**32, 2.0**28)
+        'reading 37.5 % of 4.0 GiB, 256 MiB per second, 0:00:10 left'
         >>> describe_progress("embedding", 1_234, 10_000, 100.0)
         'embedding 12.3 % of 10,000 residues, 100 per second, 0:01:28 left'
     """
-    unit = UNITS.get(stage, "sequences")
+    unit = f" {UNITS.get(stage, 'sequences')}"
+
+    def amount(number: float, unit: str) -> str:
+        return format_bytes(int(number)) if stage == "reading" else f"{number:,.0f}{unit}"
+
     if not total:
-        return f"{stage} {done:,} {unit}" if done else stage
-    # Not rounded, as 100 % would be all.
-    text = f"{stage} {1000 * done // total / 10} % of {total:,} {unit}"
+        return f"{stage} {amount(done, unit)}" if done else stage
+    # A file may have grown. Not rounded, as 100 % would be all.
+    done = min(done, total)
+    text = f"{stage} {1000 * done // total / 10} % of {amount(total, unit)}"
     if rate:
         left = timedelta(seconds=math.ceil((total - done) / rate))
-        text += f", {rate:,.0f} per second, {left} left"
+        text += f", {amount(rate, '')} per second, {left} left"
     return text
 
 

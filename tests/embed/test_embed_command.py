@@ -171,7 +171,7 @@ def test_embeddings_and_what_is_printed(checkpoint: Path) -> None:
         "Truncated": "1",
         "Lower case converted": "3",
         "Residues": "169",
-        "Residues truncated": "50 (29.59 %)",
+        "Residues lost": "50 (29.59 %)",
         "Batches": "1",
         "Unknown residues": "1",
     }
@@ -262,7 +262,7 @@ def test_terminals_show_progress_and_no_other_library(checkpoint: Path) -> None:
     Path("out").rename("before")
     status, seen = on_terminal(words)
     assert status == 0
-    for part in ("Loading", "Reading 200 sequences", "Embedding ", " % of 39,000 residues"):
+    for part in ("Loading", "Reading 100.0 % of", "Embedding ", " % of 39,000 residues"):
         assert part in seen
     for part in ("it/s", "LOAD REPORT", "Warning", "weights"):
         assert part not in seen

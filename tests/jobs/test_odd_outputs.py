@@ -155,7 +155,7 @@ def test_a_report_replaces_no_part_of_what_it_reads(folder: Path) -> None:
 def test_what_the_place_has_become_is_not_replaced(folder: Path) -> None:
     path = folder / "plan.parquet"
 
-    def change(_stage: str, _done: int) -> None:
+    def change(_stage: str, _done: int, _total: int | None) -> None:
         if not path.exists():
             os.mkfifo(path)
 
@@ -164,7 +164,7 @@ def test_what_the_place_has_become_is_not_replaced(folder: Path) -> None:
     assert path.is_fifo()
     path.unlink()
 
-    def make_link(_stage: str, _done: int) -> None:
+    def make_link(_stage: str, _done: int, _total: int | None) -> None:
         if not path.is_symlink():
             path.symlink_to("other")
 
@@ -248,7 +248,7 @@ def test_the_folder_may_be_renamed_and_the_working_directory_changed(
     monkeypatch.chdir(folder)
     (folder / "elsewhere").mkdir()
 
-    def leave(_stage: str, _done: int) -> None:
+    def leave(_stage: str, _done: int, _total: int | None) -> None:
         os.chdir(folder / "elsewhere")
 
     pack_files("a.fa", "plan.parquet", GreedyPacker(12), progress=leave)

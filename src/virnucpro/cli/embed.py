@@ -178,7 +178,7 @@ def embed(
             from virnucpro.files.fasta import ReadOptions
             from virnucpro.files.places import name_of
             from virnucpro.jobs.embed import embed_files
-            from virnucpro.jobs.labels import label_embedding_totals
+            from virnucpro.jobs.labels import label_totals
 
         def show(stage: str, done: int, total: int | None) -> None:
             # Both would write to the same line.
@@ -217,7 +217,7 @@ def embed(
                 progress=show,
             )
         if not quiet:
-            labels = label_embedding_totals(run.summary.totals)
+            labels = label_totals(run.summary.totals)
             if run.unknown:
                 # Of the parts that this run wrote.
                 labels["Unknown residues"] = f"{sum(run.unknown.values()):,}"

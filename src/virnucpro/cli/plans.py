@@ -43,7 +43,7 @@ def stats(
     from virnucpro.files.embedding_parts import find_parts, is_embeddings
     from virnucpro.files.embeddings import flatten
     from virnucpro.files.plan_reader import read_summary
-    from virnucpro.jobs.labels import label_embedding_totals, label_totals
+    from virnucpro.jobs.labels import label_totals
 
     with exit_on_error():
         if is_embeddings(plan):
@@ -61,7 +61,7 @@ def stats(
                 lines = (f"{name}\t{format_value(value)}" for name, value in flatten(state))
                 print_output("\n".join(lines))
             else:
-                labels = label_embedding_totals(parts[0].summary.totals)
+                labels = label_totals(parts[0].summary.totals)
                 labels["Unknown residues"] = f"{of_parts['unknown']:,}"
                 labels["Failed sequences"] = f"{of_parts['failed']:,}"
                 labels["Parts"] = f"{len(parts):,} of {parts[0].num_parts:,}"
@@ -101,7 +101,7 @@ def verify(
     plan or its input cannot be read.
     """
     from virnucpro.files.fasta import ReadOptions
-    from virnucpro.files.inputs import find_inputs
+    from virnucpro.files.inputs import find_inputs, total_size
     from virnucpro.files.places import is_regular, is_uri
     from virnucpro.files.plan_reader import open_plan
     from virnucpro.files.sequences import read_files
@@ -122,9 +122,13 @@ def verify(
             has_residues = "sequence" in file.schema.names
             options = file.summary.options or ReadOptions()
             with log_to_stderr(quiet), progress_display(quiet) as progress:
-                paths = [found.path for found in find_inputs(names)]
+                found_inputs = find_inputs(names)
+                size = total_size(found_inputs)
                 sequences = read_files(
-                    paths, options, lambda done: progress("reading", done), has_residues
+                    [each.path for each in found_inputs],
+                    options,
+                    lambda done: progress("reading", done, size),
+                    has_residues,
                 )
         findings = verify_plan(file.origin, sequences)
     for finding in findings:

@@ -38,7 +38,13 @@ def main() -> None:
             command = ["bash", "-eu", *words]
     tasks = int(options.get("ntasks", options.get("ntasks-per-node", "1")))
     cpus = options.get("cpus-per-task", "1")
-    environment = {**os.environ, "SLURM_NTASKS": str(tasks), "SLURM_CPUS_PER_TASK": cpus}
+    environment = {
+        **os.environ,
+        "SLURM_JOB_ID": "1",
+        "SLURM_NNODES": "1",
+        "SLURM_NTASKS": str(tasks),
+        "SLURM_CPUS_PER_TASK": cpus,
+    }
     if program == "srun":
         running = [
             subprocess.Popen(

@@ -15,7 +15,7 @@ from typing import Any
 from training import NUM_DOCUMENTS
 
 TESTS = Path(__file__).parent
-PAGES = ("resume",)
+PAGE = TESTS.parent / "docs/how-to/resume.md"
 Batches = list[list[int]]
 # The runs of each rank.
 Runs = list[dict[str, Any]]
@@ -29,11 +29,8 @@ ACCELERATE = (
 
 
 def page_blocks() -> list[str]:
-    """Return the blocks of Python code of the pages on training."""
-    folder = TESTS.parent / "docs/how-to"
-    paths = [path for name in PAGES for path in sorted(folder.glob(f"{name}.md"))]
-    text = "".join(path.read_text(encoding="utf-8") for path in paths)
-    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    """Return the blocks of Python code of the page on resuming."""
+    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 
 def launch(command: Iterable[object], folder: Path | None = None) -> str:

@@ -15,16 +15,16 @@ import pytest
 from pages import PAGES, ROOT, Block, Pages, expected_outputs, is_output, read_blocks, write_inputs
 
 CHECKS = {
+    "docs/how-to/choose-batches.md": "check_batches",
     "docs/how-to/embed.md": "check_embed",
     "docs/how-to/one-shape.md": "check_one_shape",
     "docs/how-to/pack-with-sql.md": "check_sql",
-    "docs/how-to/choose-batches.md": "check_choose_batches",
     "docs/how-to/resume.md": "check_resume",
     "docs/how-to/train-on-a-stream.md": "check_stream",
-    "docs/how-to/train-with-accelerate.md": "check_ranks",
-    "docs/how-to/train-with-lightning.md": "check_ranks",
-    "docs/how-to/train-with-the-trainer.md": "check_ranks",
-    "docs/how-to/train-with-torchrun.md": "check_ranks",
+    "docs/how-to/train-with-accelerate.md": "check_scripts",
+    "docs/how-to/train-with-lightning.md": "check_scripts",
+    "docs/how-to/train-with-the-trainer.md": "check_scripts",
+    "docs/how-to/train-with-torchrun.md": "check_scripts",
     "docs/how-to/use-a-plan.md": "check_use_a_plan",
 }
 RUNNING = [page for page in PAGES if any(block.is_run for block in read_blocks(page))]

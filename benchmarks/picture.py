@@ -20,13 +20,13 @@ BUDGET = 4096
 NUM_BATCHES = 12
 
 # In pixels.
-MARGIN, TITLE, ROW, GAP = 16, 30, 6, 10
+MARGIN, TITLE, ROW, GAP = 16, 38, 6, 10
 PER_TOKEN = 0.19
 WIDTH = BUDGET * PER_TOKEN + 3 * GAP + 2 * MARGIN
 
 STYLE = """
   .back { fill: #f8f9fb } .padding { fill: #cfd4dc } .tokens { fill: #2f6fb0 }
-  text { font: 14px system-ui, sans-serif; fill: #1d2530 } tspan { font-weight: bold }
+  text { font: 20px system-ui, sans-serif; fill: #1d2530 } tspan { font-weight: bold }
   @media (prefers-color-scheme: dark) {
     .back { fill: #161b22 } .padding { fill: #444c56 } .tokens { fill: #58a0e8 }
     text { fill: #e6edf3 }
@@ -99,7 +99,7 @@ def draw(tokens: NDArray[np.int64], padded: float, packed: float) -> str:
         f'<rect class="back" width="{WIDTH:.0f}" height="{height}" rx="8"/>',
     ]
     for y, start, rest in titles:
-        lines.append(f'<text x="{MARGIN}" y="{y + 14}"><tspan>{start}</tspan>: {rest}</text>')
+        lines.append(f'<text x="{MARGIN}" y="{y + 20}"><tspan>{start}</tspan>: {rest}</text>')
     return "\n".join([*lines, *upper, *lower, "</svg>", ""])
 
 

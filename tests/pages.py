@@ -180,10 +180,17 @@ def expected_outputs(page: str) -> dict[int, str]:
 
 
 def is_output(expected: str, printed: str) -> bool:
-    """Return whether a block printed what the page has, in which `...` stands for anything."""
+    """Return whether a block printed what the page has.
 
-    def lines(text: str) -> str:
-        return "\n".join(line.strip() for line in text.strip().splitlines())
+    `...` stands for anything within a line, and for any lines if it is a line. Any number of spaces
+    is as good as one, as widths of tables differ.
+    """
 
-    pattern = re.escape(lines(expected)).replace(re.escape("..."), ".*?")
-    return re.fullmatch(pattern, lines(printed), re.DOTALL) is not None
+    def lines(text: str) -> list[str]:
+        return [" ".join(line.split()) for line in text.strip().splitlines()]
+
+    pattern = "".join(
+        r"(.*\n)*?" if line == "..." else re.escape(line).replace(re.escape("..."), ".*?") + r"\n"
+        for line in lines(expected)
+    )
+    return re.fullmatch(pattern, "".join(f"{line}\n" for line in lines(printed))) is not None

@@ -112,6 +112,8 @@ def test_every_block_runs_or_only_installs(page: str) -> None:
         ("a 1\n", " a 1 \n\n", True),
         ("a ...\nb", "a 2\nb", True),
         ("a\n...\nd", "a\nb\nc\nd", True),
+        ("...\na  1", "a 1", True),
+        ("a...", "a\nb", False),
         ("a.c", "abc", False),
         ("a\n", "a\nb\n", False),
     ],

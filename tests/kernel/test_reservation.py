@@ -38,7 +38,7 @@ def test_the_example_of_the_documentation_is_current() -> None:
     lengths = np.array([6, 5, 3, 2, 1, 1] * 2)
     packer = GreedyPacker(10, special_tokens=0, max_sequences_per_batch=3)
     counts = packer.count(lengths)
-    drawn = []
+    drawn: list[list[str]] = []
     for core in (kernel.first_fit_decreasing, kernel.patterns_with_reservation):
         layout = Layout(core(counts.core), packer.limits)
         batches = layout.assign(lengths)

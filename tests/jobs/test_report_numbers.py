@@ -7,11 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro.jobs.report_numbers import (
-    log_edges,
     count_next_fit_decreasing,
     count_padded,
     count_sorted,
     even_edges,
+    log_edges,
     ticks,
 )
 from virnucpro.kernel.limits import Limits

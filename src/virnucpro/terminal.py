@@ -73,7 +73,7 @@ ARGUMENT = re.compile(
     rf"|(?P<name>{'|'.join(OPTIONS)})='(?P<choice>\w+)'"
     rf"|(?P<long>{'|'.join(name for name in OPTIONS if '_' in name)})\b(?![./])"
     rf"|(?P<word>{'|'.join(OPTIONS)})(?= must | was )"
-    rf"|(?<=its own )(?P<own>{'|'.join(OPTIONS)})$)"
+    rf"|(?<=its own )(?P<own>{'|'.join(OPTIONS)})\b)"
 )
 # Seconds that a speed is measured over.
 SPEED_PERIOD = 60.0

@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 
 import click
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from command import run
 from fasta import fasta
@@ -209,6 +211,19 @@ def test_other_files_than_plans_say_which_command_is_meant(command: str) -> None
         assert run(command, "out", *options).stderr.endswith(hint)
 
 
+def test_columns_that_tables_do_not_have(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"name": ["a"], "size": [5]}), path)
+    words = ["pack", path, "-o", tmp_path / "plan.parquet"]
+    for column, option in (("id", "--id-column"), ("length", "--length-column")):
+        result = run(*words)
+        assert result.returncode == 1
+        message = f"{path}: no column {column!r} (it has name, size); name it with {option}"
+        assert result.stderr == f"virnucpro: error: {message}\n"
+        words += [option, {"id": "name", "length": "size"}[column]]
+    assert run(*words).returncode == 0
+
+
 @pytest.mark.usefixtures("folder")
 def test_plans_as_inputs_are_told() -> None:
     result = run("pack", "plan.parquet", "-o", "again.parquet")
@@ -276,7 +291,7 @@ def test_messages_name_options() -> None:
             assert with_options(f"x: {name} was 5 (got 6)") == f"x: {option} was 5 (got 6)"
         assert with_options(f"{name} must be 5") == f"{option} must be 5"
         assert with_options(f"x ({name}='y' is better)") == f"x ({option} y is better)"
-        assert with_options(f"a plan, which has its own {name}").endswith(f"own {option}")
+        assert with_options(f"a plan with its own {name}: x") == f"a plan with its own {option}: x"
     for name, (option, value) in FLAGS.items():
         for before in ("True", "False"):
             how = "with" if before == value else "without"

@@ -26,7 +26,9 @@ virnucpro report plan.parquet -o report.html
     examples=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(package_name="virnucpro", message="%(package)s %(version)s")
+@click.version_option(
+    None, "-V", "--version", package_name="virnucpro", message="%(package)s %(version)s"
+)
 def app() -> None:
     """Pack protein sequences into token-budget batches, and embed them."""
     # Most log messages repeat what the summaries show.

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from virnucpro.text import shown
+from virnucpro.text import quoted, shown
 
 # Suffixes of single files, which no folder of embeddings has.
 FILES = {
@@ -48,6 +48,22 @@ def did_you_mean(name: str) -> str:
         "embeddings": f"virnucpro stats {word}",
     }.get(kind_of(name))
     return f"; did you mean `{command}`?" if command else ""
+
+
+@contextmanager
+def naming_columns(columns: dict[str, str]) -> Iterator[None]:
+    """Have the error that a table has no such column say which option names it.
+
+    Args:
+        columns: Names of columns by option.
+    """
+    try:
+        yield
+    except ValueError as error:
+        for option, name in columns.items():
+            if f"no column {quoted(name)}" in str(error):
+                raise ValueError(f"{error}; name it with {option}") from error
+        raise
 
 
 @contextmanager

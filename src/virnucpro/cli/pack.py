@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from virnucpro.cli import options as shared
+from virnucpro.cli.hints import kind_of, naming_columns
 from virnucpro.cli.options import BATCHES, INPUT, OUTPUT, PLACES, RUNNING
 from virnucpro.cli.program import Helped, argument, count, option
 from virnucpro.extras import needing
@@ -228,7 +229,8 @@ def pack(
         "duplicates": duplicates,
         "sequences": sequences,
     }
-    with exit_on_error():
+    columns = {"--id-column": id_column, "--length-column": length_column}
+    with exit_on_error(), naming_columns(columns):
         if engine == "ray":
             summary = pack_on_ray(inputs, output, packer, how, quiet)
         else:
@@ -244,8 +246,6 @@ def pack(
 
 def warn_of_plans(inputs: tuple[str, ...], quiet: bool) -> None:
     """Warn of inputs that are plans, which can be read as tables of lengths."""
-    from virnucpro.cli.hints import kind_of
-
     for name in inputs if not quiet else ():
         if name.endswith((".parquet", ".arrow")) and kind_of(name) == "plan":
             print_warning(

@@ -170,7 +170,7 @@ class Program(Helped, click.Group):
         if name not in self.commands and not ctx.resilient_parsing and name[0] != "-":
             from virnucpro.cli.hints import did_you_mean
 
-            close = difflib.get_close_matches(name, self.commands, 1)
+            close = difflib.get_close_matches(name, self.commands, 1, 0.7)
             hint = f"; did you mean {close[0]}?" if close else did_you_mean(name)
             raise click.UsageError(f"no such command: {shown(name)}{hint}", ctx)
         return super().resolve_command(ctx, args)

@@ -264,14 +264,19 @@ def find_plan(names: list[str]) -> PlanFile | None:
         return None
     path = as_local(names[0])
     is_folder = not is_uri(path) and is_regular(Path(path, METADATA))
-    return open_plan(path) if is_folder or table_kind(path) in ("parquet", "arrow") else None
+    if not is_folder and table_kind(path) not in ("parquet", "arrow"):
+        return None
+    try:
+        return open_plan(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; give FASTA files, or one plan alone") from error
 
 
 def check_plan(plan: PlanFile, given: list[str]) -> None:
     """Raise ValueError unless a plan can be run as it is."""
     name = shown(plan.name)
     if given:
-        raise ValueError(f"{name}: is a plan, which has its own {given[0]}")
+        raise ValueError(f"{name}: is a plan, which has its own {given[0]}: leave it out")
     if not plan.summary.inputs:
         raise ValueError(f"{name}: does not have the names of its input (see `pack_files`)")
 

@@ -162,14 +162,15 @@ def even_edges(low: int, high: int, split: int = 0, num_bins: int = 64) -> list[
 def ticks(low: float, high: float, number: int, is_log: bool = False) -> list[int]:
     """Return round whole numbers from `low` to `high`, about as many as asked for.
 
-    On a logarithmic scale, they are powers of ten, and 2 and 5 times these, if there are enough.
+    On a logarithmic scale, from 1 on, they are powers of ten, and 2 and 5 times these, if there are
+    enough of them.
 
     Example:
         >>> ticks(0, 47, 4), ticks(8, 700, 4, is_log=True)
         ([0, 20, 40], [10, 20, 50, 100, 200, 500])
     """
     if is_log:
-        first, last = max(math.floor(math.log10(low)), 0), math.floor(math.log10(high))
+        first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
         step = (last - first) // 6 + 1
         powers = [10**power for power in range(first, last + 1, step)]
         found = [power * factor for power in powers for factor in (1, 2, 5)[: 1 if step > 1 else 3]]

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 
 import virnucpro
 from virnucpro.cli import app
+from virnucpro.cli.hints import kind_of
 from virnucpro.cli.program import Helped, count, name_of
 from virnucpro.terminal import FLAGS, OPTIONS, with_options
 
@@ -225,6 +226,17 @@ def test_columns_that_tables_do_not_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_damaged_plans_and_uris_have_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("damaged.parquet").write_bytes(Path("plan.parquet").read_bytes()[:-9])
+    os.mkfifo("fifo")
+    for name in ("damaged.parquet", "fifo"):
+        assert "did you mean" not in run("stats", name).stderr
+        assert run("stats", name).returncode == 1
+    monkeypatch.setattr("virnucpro.files.plan_reader.PlanFile", None)
+    assert kind_of("s3://bucket/plan.parquet") == ""
+
+
+@pytest.mark.usefixtures("folder")
 def test_plans_as_inputs_are_told() -> None:
     result = run("pack", "plan.parquet", "-o", "again.parquet")
     assert result.returncode == 0
@@ -337,6 +349,20 @@ def test_bash_completes_names(folder: Path) -> None:
         "--max-tokens --max-length --max-sequences",
         "truncate",
     ]
+    for words in ("stats p", "pack proteins.fasta -o p", "embed a.fa --model p"):
+        found = subprocess.run(
+            [sys.executable, "-m", "virnucpro"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                **os.environ,
+                "_VIRNUCPRO_COMPLETE": "bash_complete",
+                "COMP_WORDS": f"virnucpro {words}",
+                "COMP_CWORD": str(len(words.split())),
+            },
+        )
+        assert found.stdout == "file,p\n"
 
 
 @pytest.mark.process

@@ -39,7 +39,7 @@ def test_the_picture_is_that_of_its_script(tmp_path: Path) -> None:
     (tmp_path / "benchmarks").mkdir()
     for name in ("picture.py", "data.py"):
         shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
-    command = [sys.executable, tmp_path / "benchmarks/picture.py"]
+    command = [sys.executable, str(tmp_path / "benchmarks/picture.py")]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "padded, 8 in order of arrival per batch: 41.2% " in printed
     assert "padded, 16 in order of arrival per batch: 49.2% " in printed

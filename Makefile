@@ -9,6 +9,7 @@ DAMAGED ?= 2000
 FAULTS ?= 3
 OLDEST ?= python3.10
 NEWEST ?= python3.13
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 SECONDS ?= 60
 STEP ?= packers
 GPU_PYTHON ?= python3
@@ -28,7 +29,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench-all bench bench-quick bench-gpu signal-test embed-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench-all bench bench-quick bench-gpu signal-test embed-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels release-test range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -76,7 +77,7 @@ lint-workflows: .venv/dev
 ## docs: build the documentation in build/docs; warnings are errors
 docs: .venv/dev
 	@mkdir -p build
-	typer virnucpro.cli utils docs --name virnucpro --title "Command line" --output build/command.md
+	python tools/command_page.py > build/command.md
 	sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
 ## format: format all code
@@ -257,6 +258,21 @@ range: .venv/dev range-torch range-transformers
 	build/range/oldest/bin/python tests/installed.py files -W default::DeprecationWarning \
 		-W default::PendingDeprecationWarning
 	build/range/newest/bin/python tests/installed.py files
+
+EXTRAS := none fasta cli tight torch esm ray cli,esm
+## release-test: build the wheels of PYTHONS from the sdist, and use each with each extra (ten minutes)
+release-test: .venv/dev
+	rm -rf build/release
+	uv build --quiet --sdist --out-dir build/release .
+	for python in $(PYTHONS); do \
+		uv build --quiet --wheel --python $$python --out-dir build/release/$$python build/release/*.tar.gz \
+			|| exit 1; \
+		for extras in $(EXTRAS); do \
+			rm -rf build/release/clean; \
+			uv venv --quiet --no-python-downloads --python $$python build/release/clean && \
+			$(UV_INSTALL) --python build/release/clean \
+				"$$(echo build/release/$$python/*.whl)[$${extras#none}]" && \
+			build/release/clean/bin/python tests/use_extra.py $$extras || exit 1; done; done
 
 # The oldest transformers that model/attention.py supports, with the pinned torch.
 TRANSFORMERS := 5.17.0

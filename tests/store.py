@@ -96,6 +96,60 @@ NEWER_PLANS: dict[str, Callable[[], PackingPlan]] = {
 }
 
 
+def make_embeddings() -> tuple[Any, Any]:
+    """Return a summary of embeddings, and the rows of their only part."""
+    import numpy as np
+
+    from virnucpro.files import tables
+    from virnucpro.files.embedding_parts import Rows
+    from virnucpro.files.embeddings import (
+        EmbeddingSummary,
+        EmbeddingTotals,
+        ModelInfo,
+        describe_inputs,
+    )
+    from virnucpro.files.sequences import InputFile
+
+    totals = EmbeddingTotals(3, 2, 1, 0, 1, 0, 14, 2, 0, 16, 1, 1, 4, 0, 0)
+    summary = EmbeddingSummary(
+        model=ModelInfo("model", "EsmModel", "0" * 64, "float32", 2),
+        limits=make_packer().limits,
+        method="ffd",
+        overlong="truncate",
+        overlap=0,
+        options=make_read_options(),
+        deduplicate=True,
+        embedding_dtype="float32",
+        states=True,
+        **describe_inputs([InputFile("a.fasta", 30, "1" * 64, 3)]),
+        plan=None,
+        rows_sha256="2" * 64,
+        totals=totals,
+        versions={"virnucpro": "0.1.0", "torch": "2.13.0", "transformers": "5.23.0"},
+    )
+    rows = Rows(
+        ids=tables.strings_as_arrow(["a", "b", "c"]),
+        embeddings=np.array([[0, 1], [2, 3], [0, 0]], np.float32),
+        missing=np.array([False, False, True]),
+        lengths=np.array([12, 2, 0]),
+        truncated=np.array([True, False, False]),
+        files=np.array([0, 0, 0]),
+        rows=np.array([0, 1, 2]),
+        states=[np.full((10, 2), 4, np.float32), np.full((2, 2), 5, np.float32), None],
+    )
+    return summary, rows
+
+
+def write_embeddings(folder: Path) -> None:
+    """Write a folder of one part."""
+    from virnucpro.files.embedding_parts import FailedSequence, write_part
+
+    summary, rows = make_embeddings()
+    folder.mkdir()
+    failed = [FailedSequence(2, "c", "no residues")]
+    write_part(str(folder), 0, 1, summary, summary.inputs, failed, 3, [rows])
+
+
 def write_fasta(path: Path) -> None:
     """Write sequences of the lengths above, one of them in lower case and with a stop."""
     residues = "MKTAYIAKQRQISFVKSHFSRQLEERLGLIEVQ" * 30
@@ -132,6 +186,7 @@ def version_of(value: Any) -> str:
 def main() -> None:
     from command import run
 
+    from virnucpro.files.embeddings import VERSION as EMBEDDINGS_VERSION
     from virnucpro.files.plan_summary import NEWER_VERSION, VERSION
 
     STORED.mkdir(exist_ok=True)
@@ -162,6 +217,9 @@ def main() -> None:
             path = Path(f"{name}-{NEWER_VERSION}.{suffix}")
             if not path.exists():
                 make().save(path)
+    folder = Path(f"embeddings-{EMBEDDINGS_VERSION}")
+    if not folder.exists():
+        write_embeddings(folder)
 
 
 if __name__ == "__main__":

@@ -53,15 +53,16 @@ Pieces make_pieces(const TokenCounts& counts, std::span<const std::int64_t> dual
     const std::size_t num_sizes = counts.tokens.size();
     for (std::size_t i = 0; i < num_sizes; ++i) {
         const std::size_t size = (first_size % num_sizes + i) % num_sizes;
-        if (duals[size] <= 0) {
+        const std::int64_t tokens = counts.tokens[size];
+        std::int64_t most = max_per_batch(tokens, counts.sequences[size], counts.limits);
+        // No batch has a size above the budget.
+        if (duals[size] <= 0 || most == 0) {
             continue;
         }
-        const std::int64_t tokens = counts.tokens[size];
         const auto make = [&](std::int64_t sequences) {
             return Piece{size, sequences, static_cast<std::size_t>(tokens * sequences),
                          static_cast<double>(duals[size]) * static_cast<double>(sequences)};
         };
-        std::int64_t most = max_per_batch(tokens, counts.sequences[size], counts.limits);
         if (most < counts.sequences[size]) {
             pieces.repeated.push_back(make(1));
             continue;

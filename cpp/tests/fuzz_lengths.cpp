@@ -45,8 +45,8 @@ bool overflows(const Case& at) {
     constexpr auto most = static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max());
     for (const std::int64_t length : at.lengths) {
         tokens += static_cast<std::uint64_t>(at.tokens(length));
-        cut +=
-            static_cast<std::uint64_t>(length + at.limits.special_tokens - at.real_tokens(length));
+        cut += static_cast<std::uint64_t>(length -
+                                          (at.real_tokens(length) - at.limits.special_tokens));
         if (tokens > most || cut > most) {
             return true;
         }

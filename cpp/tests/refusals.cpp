@@ -208,9 +208,13 @@ void check_more_errors() {
         fail({}, "counts of some of the sequences are wrong");
     }
     TokenCounts tight = counts;
+    tight.tokens.front() = 11;
     tight.limits.max_tokens_per_batch = 6;
-    if (price_patterns(tight, Rows{9, 1}, 0, 1).best_value != 2) {
-        fail({}, "a sequence is worth something although there is not any room for it");
+    for (const std::int64_t most : {std::int64_t{2}, std::int64_t{1}}) {
+        tight.limits.max_sequences_per_batch = most;
+        if (price_patterns(tight, Rows{9, 1}, 0, 1).best_value != most) {
+            fail({}, "a sequence is worth something although there is not any room for it");
+        }
     }
     if (price_patterns(TokenCounts{}, Rows{}, 0, 1).best_value != 0) {
         fail({}, "a batch of nothing is worth something");

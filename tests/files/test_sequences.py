@@ -130,7 +130,7 @@ def test_bad_tables_are_reported_in_one_line(
     result = run("pack", tmp_path / name, "-o", tmp_path / "plan.parquet")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / name}: ") or name == "sum.parquet"
+    assert line.startswith(f"virnucpro: error: {tmp_path / name}: ") or name == "sum.parquet"
     assert message in line
     assert not (tmp_path / "plan.parquet").exists()
 

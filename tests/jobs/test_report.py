@@ -21,7 +21,7 @@ from command import run
 from fasta import fasta
 
 from virnucpro.data import GreedyPacker, pack_files
-from virnucpro.jobs.report_page import STYLE, share_of
+from virnucpro.jobs.report_page import STYLE, html_histogram, share_of
 
 BROWSER = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
@@ -61,6 +61,10 @@ def parse(page: str) -> Element:
     """Return the tree of a page, which is well-formed XML, after checking it."""
     tree = ElementTree.fromstring(page)
     assert tree.tag == "html"
+    policy = list(tree.iter("meta"))[1].attrib
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    allowed = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-"
+    assert policy["content"].startswith(allowed)
     names = [element.attrib["id"] for element in tree.iter() if "id" in element.attrib]
     assert len(names) == len(set(names))
     for element in tree.iter():
@@ -273,7 +277,9 @@ def test_each_sequence_is_counted_once_if_it_was_split(tmp_path: Path) -> None:
     lengths = [20, 3000, 900, 0]
     page = report(pack(tmp_path, lengths, "--overlong", "split", "--overlap", 9))
     bars, _ = bars_of(page)
-    assert len(bars) == 3
+    assert [(title.split(": ")[1], is_marked) for title, is_marked in bars] == [
+        *(("1 sequences", False), ("1 sequences", False), ("1 sequences", True)),
+    ]
     assert ">longer than 1,022: split</span>" in page
     assert "Fragments of split sequences count as sequences." in page
     rows = {row[0]: row[1] for row in tables_of(page)["Padding, compared"]}
@@ -281,6 +287,36 @@ def test_each_sequence_is_counted_once_if_it_was_split(tmp_path: Path) -> None:
     assert "Sequences that lost residues" not in page
     totals = dict(tables_of(page)["Totals"])
     assert (totals["Sequences"], totals["Split"], totals["Fragments"]) == ("4", "1", "3")
+
+
+def test_bars_of_single_lengths(tmp_path: Path) -> None:
+    page = report(pack_table(tmp_path, list("abcd"), [1021, 1022, 1022, 1023]))
+    assert bars_of(page)[0] == [
+        ("1,021 residues: 1 sequences", False),
+        ("1,022 residues: 2 sequences", False),
+        ("1,023 residues: 1 sequences", True),
+    ]
+    page = report(pack_table(tmp_path, list("ab"), [1021, 1022]))
+    assert not any(is_marked for _, is_marked in bars_of(page)[0])
+    assert 'class="mark"' not in page
+
+
+def test_wider_bins_are_no_peaks() -> None:
+    plot = html_histogram([1, 2, 4, 6], [10, 20, 0], "residues", "sequences")
+    heights = re.findall('<rect [^>]* height="([^"]*)"', plot)
+    assert len(heights) == 2
+    assert len(set(heights)) == 1
+
+
+def test_padding_without_dropped_sequences(tmp_path: Path) -> None:
+    lengths = [50, 5000, 30, 0, 900, 0, 7, 200, 10, 20, 2000, 80]
+    plan = pack_table(tmp_path, list("abcdefghijkl"), lengths, overlong="drop", empty="drop")
+    page = report(plan)
+    sizes = [length + 2 for length in lengths if 0 < length <= 1022]
+    value = cards_of(page)["Padding avoided, against batches of 8"][1]
+    assert value.startswith(padding_of(sizes, 8))
+    rows = tables_of(page)["Sequences that lost residues"][1:]
+    assert [row[:3] for row in rows] == [["b", "5,000", "5,000"], ["k", "2,000", "2,000"]]
 
 
 def test_padding_of_split_and_dropped_sequences(tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro.jobs.report_numbers import (
-    bin_edges,
     count_next_fit_decreasing,
     count_padded,
     count_sorted,
+    even_edges,
+    log_edges,
     ticks,
 )
 from virnucpro.kernel.limits import Limits
@@ -62,21 +63,25 @@ def test_padded_batches_are_counted(sizes: list[int], number: int) -> None:
     assert count_padded(np.array(sizes, np.int64), number) == (len(batches), tokens)
 
 
-@given(st.integers(1, 2**63 - 1), st.integers(0, 2**63 - 1), st.integers(0, 2**63 - 1))
-def test_bins_have_all_values(low: int, more: int, split: int) -> None:
-    high = min(low + more, 2**63 - 1)
-    edges = bin_edges(low, high, split)
-    assert edges[0] == low
-    assert edges[-1] > high
-    assert split in edges or not low < split <= high
-    widths = np.diff(np.array(edges, object))
-    assert (widths > 0).all()
-    # The first may be cut off.
-    assert (np.diff(widths[1:]) >= 0).all()
-    assert len(edges) < 150
+LENGTHS = st.integers(1, 2**63 - 1)
 
 
-@given(st.floats(0.5, 1e18), st.floats(1.2, 1e6), st.booleans())
+@given(LENGTHS, LENGTHS, st.integers(0, 2**63 - 1))
+def test_bins_have_all_values(first: int, last: int, split: int) -> None:
+    low, high = sorted([first, last])
+    for edges in (log_edges(low, max(high, 2 * low + 1), split), even_edges(low, high, split)):
+        assert edges[0] <= low
+        assert edges[-1] > high
+        assert split in edges or not low < split <= high
+        widths = np.diff(np.array(edges, object))
+        assert (widths > 0).all()
+        # The first may be cut off.
+        assert (np.diff(widths[1:]) >= 0).all()
+        assert len(edges) < 150
+    assert len(set(widths)) == 1
+
+
+@given(st.floats(1, 1e18), st.floats(1.2, 1e6), st.booleans())
 def test_ticks_are_in_range(low: float, factor: float, is_log: bool) -> None:
     found = ticks(low, low * factor, 4, is_log)
     assert found == sorted(set(found))

@@ -103,7 +103,7 @@ LAZY = {
     "pack_dataset": ("cluster.ray_data", "ray"),
     "pack_files": ("jobs.pack", "cli"),
     "pack_files_on_ray": ("cluster.pack", "ray"),
-    "packed_sdpa": ("model.attention", "torch"),
+    "packed_sdpa": ("model.attention", "esm"),
     "read_dataset": ("cluster.reading", "ray"),
     "unpack": ("model.batches", "torch"),
 }

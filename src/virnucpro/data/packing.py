@@ -70,7 +70,7 @@ class GreedyPacker(Counter):
             generation. The latter often makes fewer batches under a limit on sequences, or if
             sequences are large relative to the budget, never more, and may prove a better
             `Layout.lower_bound`. Its batches are in order of decreasing longest sequence. It takes
-            seconds and needs highspy (``pip install 'virnucpro[tight]'``).
+            seconds and needs highspy, which the extra `tight` installs.
 
     Raises:
         ValueError: A parameter is out of range, or the budget has no room for one residue.

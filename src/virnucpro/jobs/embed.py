@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -29,6 +30,7 @@ from virnucpro.files.losses import warn_of_losses
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
 from virnucpro.files.plan_reader import METADATA, PlanFile, open_plan, plan_of
 from virnucpro.files.plan_sequences import PlanSequences
+from virnucpro.files.recorded import find_recorded
 from virnucpro.files.sequences import Sequences, read_files
 from virnucpro.jobs.embed_job import EmbeddingRun, Job, Progress
 from virnucpro.jobs.embed_work import Sizes, Work, plan_work, with_parts
@@ -262,14 +264,19 @@ def find_plan(names: list[str]) -> PlanFile | None:
         return None
     path = as_local(names[0])
     is_folder = not is_uri(path) and is_regular(Path(path, METADATA))
-    return open_plan(path) if is_folder or table_kind(path) in ("parquet", "arrow") else None
+    if not is_folder and table_kind(path) not in ("parquet", "arrow"):
+        return None
+    try:
+        return open_plan(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; give FASTA files, or one plan alone") from error
 
 
 def check_plan(plan: PlanFile, given: list[str]) -> None:
     """Raise ValueError unless a plan can be run as it is."""
     name = shown(plan.name)
     if given:
-        raise ValueError(f"{name}: is a plan, which has its own {given[0]}")
+        raise ValueError(f"{name}: is a plan, which has its own {given[0]}: leave it out")
     if not plan.summary.inputs:
         raise ValueError(f"{name}: does not have the names of its input (see `pack_files`)")
 
@@ -296,7 +303,7 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
     if "sequence" in file.schema.names and not is_split:
         sequences = PlanSequences(file)
     else:
-        found = find_inputs([each.name for each in summary.inputs])
+        found = find_inputs(find_recorded(file))
         paths, size = [each.path for each in found], total_size(found)
         check_fasta(paths)
         options = summary.options or ReadOptions()
@@ -306,6 +313,8 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
         for before, now in zip(summary.inputs, sequences.inputs, strict=True):
             if before.sha256 != now.sha256:
                 raise ValueError(f"{shown(now.name)}: has changed since {name} was made")
+        # The names of the plan, from whichever folder it is run.
+        sequences = replace(sequences, inputs=summary.inputs)
     # The tokens of the plan are those of the batches.
     embedder.collator.multiple_of = summary.limits.multiple_of
     if is_split:

@@ -19,7 +19,13 @@ from virnucpro.files.plan_checks import as_numbers, check_numbers, compare_layou
 from virnucpro.files.plan_reader import PlanFile, open_plan
 from virnucpro.files.plan_summary import Summary, Totals
 from virnucpro.jobs.labels import label_totals
-from virnucpro.jobs.report_numbers import Batches, bin_edges, compare_batches, count_fill
+from virnucpro.jobs.report_numbers import (
+    Batches,
+    compare_batches,
+    count_fill,
+    even_edges,
+    log_edges,
+)
 from virnucpro.jobs.report_page import (
     Column,
     Markup,
@@ -111,8 +117,7 @@ def describe_plan(file: PlanFile, date: str) -> str:
         *show_lost(file, table),
         *show_lengths(summary, table),
         *show_fill(layout.batch_tokens, sizes, limits.max_tokens_per_batch),
-        "<h2>Sequences per batch</h2>",
-        *show_histogram(sizes, "sequences per batch", "batches"),
+        *show_sizes(sizes),
         "<h2>Totals</h2>",
         html_table([Column(""), Column("", "number")], list(label_totals(totals).items())),
         "<h2>Inputs</h2>",
@@ -260,31 +265,44 @@ def show_lengths(summary: Summary, table: pa.Table) -> list[str]:
     if "start" in table.schema.names:
         # The first fragment of each, and dropped ones.
         lengths = lengths[as_numbers(table["start"]) <= 0]
-    limit = summary.limits.max_residues, FATES.get(summary.overlong or "", "over the limit")
-    is_marked = lengths.max(initial=0) > limit[0]
-    return [
-        "<h2>Lengths of sequences</h2>",
-        *show_histogram(lengths, "residues", "sequences", limit if is_marked else None),
-    ]
+    kept = summary.limits.max_residues
+    limit = (kept, FATES.get(summary.overlong or "", "over the limit"))
+    positive = lengths[lengths > 0]
+    plot = []
+    if len(positive):
+        low, high = int(positive.min()), int(positive.max())
+        is_log = high > 2 * low
+        edges = (log_edges if is_log else even_edges)(low, high, kept + 1)
+        marked = limit if high > kept else None
+        numbers = count_in_bins(positive, edges)
+        plot = [html_histogram(edges, numbers, "residues", "sequences", is_log, marked)]
+    return ["<h2>Lengths of sequences</h2>", describe(lengths, "residues"), *plot]
 
 
-def show_histogram(
-    values: NDArray[np.int64], unit: str, of: str, limit: tuple[int, str] | None = None
-) -> list[str]:
-    """Return a histogram and a few numbers in words. Arguments as for `html_histogram`."""
+def show_sizes(sizes: NDArray[np.int64]) -> list[str]:
+    """Return the section on the numbers of sequences per batch."""
+    if len(sizes) == 0:
+        return []
+    unit, edges = "sequences per batch", even_edges(int(sizes.min()), int(sizes.max()))
+    plot = html_histogram(edges, count_in_bins(sizes, edges), unit, "batches")
+    return ["<h2>Sequences per batch</h2>", describe(sizes, unit), plot]
+
+
+def count_in_bins(values: NDArray[np.int64], edges: list[int]) -> list[int]:
+    """Return how many values are in each bin."""
+    ends = np.searchsorted(np.array(edges[1:-1], np.int64), values, side="right")
+    numbers: list[int] = np.bincount(ends, minlength=len(edges) - 1).tolist()
+    return numbers
+
+
+def describe(values: NDArray[np.int64], unit: str) -> str:
+    """Return a few numbers about values, in words."""
     if len(values) == 0:
-        return [f"<p>There are no {of}.</p>"]
-    low, high = int(values.min()), int(values.max())
-    words = (
-        f"<p>Smallest {low:,}, median {np.median(values):,.0f}, mean {values.mean():,.1f}, largest "
-        f"{high:,} {unit}.</p>"
+        return "<p>There are none.</p>"
+    return (
+        f"<p>Smallest {values.min():,}, median {np.median(values):,.0f}, mean "
+        f"{values.mean():,.1f}, largest {values.max():,} {unit}.</p>"
     )
-    if high == 0:
-        return [words]
-    positive = values if low else values[values > 0]
-    edges = bin_edges(int(positive.min()), high, limit[0] + 1 if limit else 0)
-    numbers = np.histogram(positive, np.array(edges, np.float64))[0].tolist()
-    return [words, html_histogram(edges, numbers, unit, of, limit)]
 
 
 def show_fill(tokens: NDArray[np.int64], sizes: NDArray[np.int64], budget: int) -> list[str]:
@@ -305,7 +323,7 @@ def show_fill(tokens: NDArray[np.int64], sizes: NDArray[np.int64], budget: int) 
         (batch, int(sizes[batch]), int(tokens[batch]), share_of(int(tokens[batch]), budget))
         for batch in least
     ]
-    of_classes = [Column("Share of the budget"), Column("Batches", "number")]
+    of_classes = [Column("Fill"), Column("Batches", "number")]
     of_classes += [Column("Share", "number"), Column("Log scale", "bar")]
     of_batches = [Column("Batch"), Column("Sequences", "number"), Column("Tokens", "number")]
     return [

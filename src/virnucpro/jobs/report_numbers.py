@@ -125,20 +125,17 @@ def count_fill(tokens: NDArray[np.int64], budget: int) -> list[tuple[str, int]]:
     return list(zip(names, numbers, strict=True))
 
 
-def bin_edges(low: int, high: int, split: int, num_bins: int = 64) -> list[int]:
-    """Return the edges of bins of about equal width on a logarithmic scale.
-
-    The edges are whole numbers, and widths do not decrease, so that counts do not jump up and down
-    between bins of one and of two values.
+def log_edges(low: int, high: int, split: int, num_bins: int = 64) -> list[int]:
+    """Return the edges of bins of about equal width on a logarithmic scale, whole numbers.
 
     Args:
         low: The smallest value, at least 1.
-        high: The largest value; it is less than the last edge.
+        high: The largest value, over twice the smallest; it is less than the last edge.
         split: A value that is an edge, if it is in range.
         num_bins: The number of bins, about.
 
     Example:
-        >>> bin_edges(10, 99, split=50, num_bins=4)
+        >>> log_edges(10, 99, split=50, num_bins=4)
         [10, 16, 28, 50, 89, 158]
     """
     step = ((high + 1) / low) ** (1 / num_bins) - 1
@@ -150,17 +147,30 @@ def bin_edges(low: int, high: int, split: int, num_bins: int = 64) -> list[int]:
     return edges
 
 
+def even_edges(low: int, high: int, split: int = 0, num_bins: int = 64) -> list[int]:
+    """Return the edges of bins of equal width, whole numbers. Arguments as for `log_edges`.
+
+    Example:
+        >>> even_edges(3, 12, num_bins=4)
+        [3, 6, 9, 12, 15]
+    """
+    width = (high - low) // num_bins + 1
+    first = split - -(-(split - low) // width) * width if low < split <= high else low
+    return list(range(first, high + width + 1, width))
+
+
 def ticks(low: float, high: float, number: int, is_log: bool = False) -> list[int]:
     """Return round whole numbers from `low` to `high`, about as many as asked for.
 
-    On a logarithmic scale, they are powers of ten, and 2 and 5 times these, if there are enough.
+    On a logarithmic scale, from 1 on, they are powers of ten, and 2 and 5 times these, if there are
+    enough of them.
 
     Example:
         >>> ticks(0, 47, 4), ticks(8, 700, 4, is_log=True)
         ([0, 20, 40], [10, 20, 50, 100, 200, 500])
     """
     if is_log:
-        first, last = max(math.floor(math.log10(low)), 0), math.floor(math.log10(high))
+        first, last = math.floor(math.log10(low)), math.floor(math.log10(high))
         step = (last - first) // 6 + 1
         powers = [10**power for power in range(first, last + 1, step)]
         found = [power * factor for power in powers for factor in (1, 2, 5)[: 1 if step > 1 else 3]]

@@ -7,6 +7,7 @@ import hashlib
 import html
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,7 +48,7 @@ code { font-size: .9em; }
 .pair { display: flex; flex-wrap: wrap; gap: 0 4rem; } .pair > * { flex: 1 1 22rem; }
 table { border-collapse: collapse; min-width: min(100%, 30rem); }
 :is(td, th):first-child { min-width: 8rem; }
-.sortable :is(td, th):first-child { min-width: 10rem; }
+.sortable .text { min-width: 10rem; }
 th, td { padding: .3rem 1rem .3rem 0; text-align: left; vertical-align: top; }
 th { font-size: .875rem; color: var(--muted); font-weight: 600; vertical-align: bottom; }
 td, tbody th { border-top: 1px solid var(--line); }
@@ -63,7 +64,7 @@ th button::after { content: " \\2195"; }
 [aria-sort=descending] button::after { content: " \\2193"; }
 .bar { width: 30%; }
 .bar span { display: block; height: .9rem; margin-top: .3rem; background: var(--bar); }
-figure { margin: .75rem 0 0; padding: 1.75rem .75rem 0 3.75rem; font-size: .8125rem;
+figure { margin: .75rem 0 0; padding: 1.75rem .75rem 0 0; font-size: .8125rem;
   overflow-x: clip; }
 .plot { position: relative; height: 14rem; margin-bottom: 1.6rem; }
 .plot svg { display: block; width: 100%; height: 100%; overflow: visible; }
@@ -76,7 +77,7 @@ figure { margin: .75rem 0 0; padding: 1.75rem .75rem 0 3.75rem; font-size: .8125
 .plot .mark { bottom: calc(100% + .3rem); color: var(--lost); font-weight: 600; }
 figcaption { font-size: .875rem; }
 @media (max-width: 40rem) { .plot .minor { display: none; } table { font-size: .875rem; }
-  th, td { padding-right: .5rem; } figure { padding-left: 3.25rem; }
+  th, td { padding-right: .5rem; }
   .plain :is(td, th):first-child { min-width: 5.5rem; } }
 @media print { [role=region] { max-height: none; } }
 """
@@ -208,55 +209,77 @@ def html_table(
 
 
 def html_histogram(
-    edges: Sequence[int], numbers: Sequence[int], unit: str, of: str, limit: tuple[int, str] | None
+    edges: Sequence[int],
+    numbers: Sequence[int],
+    unit: str,
+    of: str,
+    is_log: bool = False,
+    limit: tuple[int, str] | None = None,
 ) -> str:
-    """Return a histogram on a logarithmic scale.
+    """Return a histogram.
 
     Args:
         edges: The edges of the bins.
         numbers: How many values are in each bin.
         unit: What the values are, such as "residues".
         of: What has these values, such as "sequences".
+        is_log: Whether the scale of values is logarithmic.
         limit: The last value before an edge where the color changes, and what follows it.
     """
-    low, high = edges[0] / 1.1, edges[-1] * 1.1
-    top = 1.05 * max(numbers)
+
+    def scale(value: float) -> float:
+        return math.log(value) if is_log else float(value - edges[0])
+
+    begin, end = scale(edges[0]), scale(edges[-1])
+    begin, end = begin - 0.02 * (end - begin), end + 0.02 * (end - begin)
 
     def place(value: float) -> float:
-        return math.log(value / low) / math.log(high / low)
+        return (scale(value) - begin) / (end - begin)
 
+    at = list(map(place, edges))
+    widths = [right - left for left, right in itertools.pairwise(at)]
+    # Bins that are wider than others, since edges are whole numbers, would stand out.
+    usual = statistics.median(widths)
+    heights = [number * usual / width for number, width in zip(numbers, widths, strict=True)]
+    top = 1.05 * max(heights)
     parts, texts = [], []
-    for value in ticks(0, top, 4):
-        parts.append(f'<path d="M0 {HEIGHT * (1 - value / top):.1f}H{WIDTH:.0f}"/>')
-        texts.append(f'<span class="y" style="top:{100 * (1 - value / top):.1f}%">{value:,}</span>')
-    marks = ticks(low, high, 4, is_log=True)
+    levels = ticks(0, top, 4)
+    for value in levels:
+        rest = 1 - value / top
+        parts.append(f'<path d="M0 {HEIGHT * rest:.1f}H{WIDTH:.0f}"/>')
+        texts.append(f'<span class="y" style="top:{100 * rest:.1f}%">{value:,}</span>')
+    marks = ticks(edges[0], edges[-1], 5, is_log)
+    # A bar is above the whole number that it stands for.
+    half = 0.0 if is_log else 0.5
     for value in marks:
-        kind = "x minor" if len(marks) > 5 and str(value)[0] != "1" else "x"
-        texts.append(
-            f'<span class="{kind}" style="left:{100 * place(value):.1f}%">{value:,}</span>'
-        )
-    for (begin, end), number in zip(itertools.pairwise(edges), numbers, strict=True):
+        kind = "x minor" if len(marks) > 6 and str(value)[0] != "1" else "x"
+        left = 100 * place(value + half)
+        texts.append(f'<span class="{kind}" style="left:{left:.1f}%">{value:,}</span>')
+    for number, first, last, left, width, height in zip(
+        numbers, edges, edges[1:], at, widths, heights, strict=False
+    ):
         if number:
-            left, right = WIDTH * place(begin), WIDTH * place(end)
             # A single sequence is visible among thousands.
-            height = max(HEIGHT * number / top, 2.0)
-            over = ' class="over"' if limit and begin > limit[0] else ""
-            values = f"{begin:,}" + (f" to {end - 1:,}" if end - begin > 1 else "")
+            tall = max(HEIGHT * height / top, 2.0)
+            over = ' class="over"' if limit and first > limit[0] else ""
+            values = f"{first:,}" + (f" to {last - 1:,}" if last - first > 1 else "")
             parts.append(
-                f'<rect{over} x="{left:.1f}" y="{HEIGHT - height:.1f}" '
-                f'width="{max(right - left - 1, 1):.1f}" height="{height:.1f}">'
+                f'<rect{over} x="{WIDTH * left:.1f}" y="{HEIGHT - tall:.1f}" '
+                f'width="{max(WIDTH * width - 1, 1):.1f}" height="{tall:.1f}">'
                 f"<title>{values} {unit}: {number:,} {of}</title></rect>"
             )
     if limit:
-        at = max(place(limit[0] + 1), 0)
-        parts.append(f'<path class="limit" d="M{WIDTH * at:.1f} 0V{HEIGHT:.0f}"/>')
-        side = f"left:{100 * at:.1f}%" if at < 0.5 else f"right:{100 - 100 * at:.1f}%"
+        right = max(place(limit[0] + 1), 0.0)
+        parts.append(f'<path class="limit" d="M{WIDTH * right:.1f} 0V{HEIGHT:.0f}"/>')
+        side = f"left:{100 * right:.1f}%" if right < 0.5 else f"right:{100 - 100 * right:.1f}%"
         texts.append(
             f'<span class="mark" style="{side}">longer than {limit[0]:,}: {limit[1]}</span>'
         )
+    note = f"; {unit} on a logarithmic scale" if is_log else ""
     return (
-        f'<figure><div class="plot"><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" '
+        f'<figure style="padding-left:{0.55 * len(f"{levels[-1]:,}") + 0.8:.1f}rem">'
+        f'<div class="plot"><svg viewBox="0 0 {WIDTH:.0f} {HEIGHT:.0f}" '
         f'preserveAspectRatio="none" role="img" aria-label="Histogram of {of} by {unit}">'
         f"{''.join(parts)}</svg>{''.join(texts)}</div>"
-        f"<figcaption>Number of {of} by {unit}, on a logarithmic scale</figcaption></figure>"
+        f"<figcaption>Number of {of} by {unit}{note}</figcaption></figure>"
     )

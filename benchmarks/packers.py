@@ -5,6 +5,7 @@ As a script, measures one of the ways on all data sets, and prints JSON.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import logging
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,16 @@ from virnucpro.data import GreedyPacker
 Tokens = NDArray[np.int32]
 Prepared = Callable[[], Any]
 SETS = ("E. coli", "viruses", "both", "1 million")
+TOOLS = (
+    "transformers",
+    "fair-esm",
+    "trl",
+    "axolotl",
+    "nemo-automodel",
+    "lightbinpack",
+    "binpacking",
+    "numba",
+)
 # A way is called twice, and again until it has taken so many seconds; once if it takes longer.
 ENOUGH = 1.5
 MAX_SECONDS = 10
@@ -311,6 +323,13 @@ def describe(way: Way, data: Data, first: Batches, again: Batches | None = None)
     }
 
 
+def versions() -> Iterator[str]:
+    """Yield the tools that are installed, with their versions."""
+    for tool in TOOLS:
+        with contextlib.suppress(PackageNotFoundError):
+            yield f"{tool} {version(tool)}"
+
+
 def rows(found: dict[str, Any]) -> Iterator[list[str]]:
     """Yield the rows of the table of padding."""
     for name, sets in found.items():
@@ -353,6 +372,8 @@ def measure(quick: bool, _: Path) -> Result:
         # Processes of their own, since what one imports can slow down another.
         found[name] = attempt(name, quick) if quick else in_process("packers.py", name)
     lines = [
+        f"Versions: {', '.join(versions())}.",
+        "",
         *table(
             "batches | padding: E. coli | viruses | both | 1 million | "
             "tokens per batch: mean, largest | sequences cut | tokens lost | same again",

@@ -11,6 +11,7 @@ OLDEST ?= python3.10
 NEWEST ?= python3.13
 PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 SECONDS ?= 60
+STEP ?= packers
 GPU_PYTHON ?= python3
 GPU_OPTIONS ?=
 
@@ -28,7 +29,7 @@ export PATH := $(BIN)$(if $(WINDOWS),;,:)$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench bench-quick bench-loading bench-embed bench-job bench-cluster bench-tight bench-samplers bench-plans bench-gpu signal-test embed-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels release-test range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
+.PHONY: help demo test test-core test-long lint lint-workflows docs format lock compare bench-all bench bench-quick bench-gpu signal-test embed-test limit-test damage-test fault-test bench-peers profile sanitize sanitize-kernel sanitize-threads sanitize-python fuzz wheel sdist platform-wheels release-test range range-torch range-transformers fuzz-records coverage mutate tidy mutate-python clean
 
 ## help: list all targets
 help:
@@ -76,7 +77,7 @@ lint-workflows: .venv/dev
 ## docs: build the documentation in build/docs; warnings are errors
 docs: .venv/dev
 	@mkdir -p build
-	typer virnucpro.cli utils docs --name virnucpro --title "Command line" --output build/command.md
+	python tools/command_page.py > build/command.md
 	sphinx-build --quiet --fail-on-warning --keep-going --nitpicky docs build/docs
 
 ## format: format all code
@@ -99,45 +100,21 @@ compare: .venv/dev
 	build/dev/packing_test $$(($(CASES) / 15)) $(SEED) 1
 	HYPOTHESIS_PROFILE=long pytest tests -m compare
 
-## bench: run the benchmarks and write tables and plots into the README and docs/ (ten minutes)
+## bench-all: measure everything that has no result from this commit; writes docs/performance.md (under an hour)
+bench-all: bench-peers
+	python benchmarks/bench.py
+
+## bench: measure one STEP again: packers, embedding, job, loading, targets, growth, tight, ...
 bench: bench-peers
-	python benchmarks/run.py
+	python benchmarks/bench.py --again $(STEP)
 
-## bench-quick: run part of the benchmarks and write the tables into build/ (two minutes)
+## bench-quick: run all steps on small inputs and write the page into build/bench-quick (two minutes)
 bench-quick: bench-peers
-	python benchmarks/run.py --quick --output build
-
-## bench-loading: measure tokenizing and the DataLoader on 100,000 proteins (five minutes)
-bench-loading: .venv/dev
-	python benchmarks/loading.py
-
-## bench-embed: measure ways from FASTA to embeddings on a CPU (twelve minutes)
-bench-embed: .venv/dev
-	python benchmarks/embedding.py
-
-## bench-job: measure `virnucpro pack` on 1.5 million proteins and 50 million lengths (six minutes)
-bench-job: .venv/dev
-	python benchmarks/job.py
-
-## bench-cluster: measure packing of a Ray data set of 50 million rows (one minute)
-bench-cluster: .venv/dev
-	python benchmarks/cluster.py
-
-## bench-tight: compare method="tight" with First-Fit Decreasing (two minutes)
-bench-tight: .venv/dev
-	python benchmarks/tight.py
-
-## bench-samplers: measure idle ranks and repeated batches of samplers (two minutes)
-bench-samplers: .venv/dev
-	python benchmarks/samplers.py
+	python benchmarks/bench.py --again --quick
 
 ## bench-gpu: measure ESM-2 on a GPU with GPU_PYTHON, which needs torch with CUDA (six minutes)
 bench-gpu:
 	$(GPU_PYTHON) benchmarks/gpu.py $(GPU_OPTIONS)
-
-## bench-plans: measure saving and loading of a plan of 100 million rows (three minutes)
-bench-plans: .venv/dev
-	python benchmarks/saved_plans.py
 
 ## signal-test: end RUNS runs of each command by signals and check what is left (minutes)
 signal-test: .venv/dev
@@ -160,9 +137,12 @@ damage-test: .venv/dev
 fault-test: .venv/dev
 	python tests/cluster_faults.py $(FAULTS)
 
+# Their dependencies conflict with those of development, and making batches needs none of them.
+ALONE := axolotl==0.19.0 nemo-automodel==0.7.0
 # If the peers cannot be installed, the benchmarks run without them.
 bench-peers: .venv/dev
 	-$(INSTALL) --group peers
+	-python -m pip install --quiet --no-deps --only-binary :all: $(ALONE)
 
 ## profile: measure the stages of the kernel, and count instructions if valgrind is installed
 profile: .venv/dev

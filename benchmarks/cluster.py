@@ -1,15 +1,15 @@
-"""Measures packing on Ray and layouts of trillions of rows; writes docs/explanation/scale.md."""
+"""Measures packing on Ray and layouts of trillions of rows.
+
+As a script, measures the memory of the driver, and prints JSON.
+"""
 
 from __future__ import annotations
 
-import datetime
 import itertools
-import json
 import logging
 import math
 import pickle
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -21,21 +21,17 @@ import pyarrow as pa
 import ray
 import ray.data
 from cluster_files import on_files
-from measure import peak_of
-from rich.console import Console
-from run import ROOT, machine
+from results import Result, console, in_process, peak_of, seconds_of, table
 
 from virnucpro.cluster.ray_data import ASSIGNED_TOGETHER, MAX_GROUPS
 from virnucpro.data import GreedyPacker, Layout, pack_dataset
 
 REPEATS = 5
 NUM_BLOCKS = 50
-NUM_ROWS = 50_000_000
 BLOCK = 1_000_000
 # The cluster and the blocks of the estimates.
 CORES = 1000
 ROWS_OF_BLOCK = 10_000_000
-console = Console(stderr=True)
 
 
 def lengths_of(block: int, num_rows: int) -> Any:
@@ -60,13 +56,6 @@ def make_dataset(num_rows: int) -> ray.data.Dataset:
 def same(table: pa.Table) -> pa.Table:
     """Return a block as it is."""
     return table
-
-
-def seconds_of(call: Callable[[], Any]) -> float:
-    """Return the seconds of a call, including the release of its result."""
-    begin = time.perf_counter()
-    call()
-    return time.perf_counter() - begin
 
 
 def start_ray() -> None:
@@ -102,12 +91,13 @@ def driver(num_rows: int) -> int:
     return peak
 
 
-def on_ray() -> Iterator[str]:
+def on_ray(num_rows: int) -> Iterator[str]:
     """Yield lines on packing with Ray."""
     console.print("Ray")
     start_ray()
-    ds = make_dataset(NUM_ROWS)
-    whole = np.concatenate([lengths_of(block, BLOCK) for block in range(NUM_BLOCKS)])
+    ds = make_dataset(num_rows)
+    in_block = num_rows // NUM_BLOCKS
+    whole = np.concatenate([lengths_of(block, in_block) for block in range(NUM_BLOCKS)])
     packer = GreedyPacker(4096)
     nothing: list[float] = []
     ours: list[float] = []
@@ -130,26 +120,26 @@ def on_ray() -> Iterator[str]:
     assert np.array_equal(found, packer.assign_batches(whole))
     ray.shutdown()
     idle_time, time_of_ray, one = map(statistics.median, (nothing, ours, alone))
-    yield f"{NUM_ROWS:,} rows (one int32 column) in {NUM_BLOCKS} blocks, two Ray workers;"
-    yield f"medians of {REPEATS} runs. Every row has the same batch as on one machine."
-    yield ""
-    yield "| | seconds | times the idle `map_batches` |"
-    yield "| --- | ---: | ---: |"
-    yield f"| `map_batches` that does nothing, materialized | {idle_time:.2f} | 1.0 |"
     yield (
-        f"| `pack_dataset`: both passes, {layout.num_batches:,} batches | {time_of_ray:.2f} | "
-        f"{time_of_ray / idle_time:.1f} |"
+        f"{num_rows:,} rows (one int32 column) in {NUM_BLOCKS} blocks, two Ray workers; medians of "
+        f"{REPEATS} runs. Every row has the same batch as on one machine."
     )
-    yield f"| `assign_batches` on one machine | {one:.2f} | {one / idle_time:.2f} |"
     yield ""
+    rows = [
+        ("`map_batches` that does nothing, materialized", idle_time),
+        (f"`pack_dataset`: both passes, {layout.num_batches:,} batches", time_of_ray),
+        ("`assign_batches` on one machine", one),
+    ]
+    cells = ([name, f"{x / idle_time:.2f}", f"{x:.2f}"] for name, x in rows)
+    yield from table("call | times the idle `map_batches` | seconds", cells)
     console.print("memory of the driver")
-    yield f"| rows, in {NUM_BLOCKS} blocks | memory that packing takes in the driver |"
-    yield "| ---: | ---: |"
-    for num_rows in (1_000_000, 5_000_000, 50_000_000):
-        command = [sys.executable, __file__, "driver", str(num_rows)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        yield f"| {num_rows:,} | {json.loads(done.stdout) / 2**20:.1f} MiB |"
-    yield ""
+    peaks = [
+        [f"{rows:,}", f"{in_process('cluster.py', rows) / 2**20:.1f} MiB"]
+        for rows in sorted({max(num_rows // 10, 50_000), num_rows})
+    ]
+    yield from table(
+        f"rows, in {NUM_BLOCKS} blocks | memory that packing takes in the driver", peaks, left=0
+    )
 
 
 def in_nanoseconds(call: Callable[[], Any], rows: int) -> float:
@@ -174,12 +164,7 @@ def on_paper() -> Iterator[str]:
         f"counts of {len(counts.tokens):,} sizes are {len(pickle.dumps(counts)) / 2**10:.0f} KiB."
     )
     yield ""
-    yield (
-        f"| sequences | batches | layout | blocks of {ROWS_OF_BLOCK // 10**6} million | groups | "
-        "counts added up, in a group | in the driver | sums before the blocks of a group "
-        f"| counts moved | driver | passes, {CORES:,} cores |"
-    )
-    yield "| ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"
+    rows = []
     # Every block is assumed to have the counts of this one.
     block = sum((packer.count(lengths_of(i, BLOCK)) for i in range(10)), packer.count([]))
     for num_blocks in (10**2, 10**4, 10**6):
@@ -207,13 +192,25 @@ def on_paper() -> Iterator[str]:
         tasks = num_blocks / min(size, ASSIGNED_TOGETHER)
         moved = (2 * groups + tasks * size) * num_bytes
         passes = layout.num_sequences * (count + assign) / 1e9 / CORES
-        yield (
-            f"| {layout.num_sequences:,} | {layout.num_batches:,} | {laid_out:.1f} ms | "
-            f"{num_blocks:,} | {groups:,} | {in_task * 1e3:.1f} ms | "
-            f"{in_driver * 1e3:.1f} ms | {of_blocks * 1e3:.1f} ms | {as_bytes(moved)} | "
-            f"{as_bytes(2 * groups * num_bytes)} | {passes:.2f} s |"
+        rows.append(
+            [
+                *(f"{number:,}" for number in (layout.num_sequences, layout.num_batches)),
+                f"{laid_out:.1f} ms",
+                f"{num_blocks:,}",
+                f"{groups:,}",
+                *(f"{x * 1e3:.1f} ms" for x in (in_task, in_driver, of_blocks)),
+                as_bytes(moved),
+                as_bytes(2 * groups * num_bytes),
+                f"{passes:.2f} s",
+            ]
         )
-    yield ""
+    yield from table(
+        f"sequences | batches | layout | blocks of {ROWS_OF_BLOCK // 10**6} million | groups | "
+        "counts added up, in a group | in the driver | sums before the blocks of a group | "
+        f"counts moved | driver | passes, {CORES:,} cores",
+        rows,
+        left=0,
+    )
 
 
 def as_bytes(number: float) -> str:
@@ -222,22 +219,12 @@ def as_bytes(number: float) -> str:
     return f"{number / 1024**power:,.0f} {('B', 'KiB', 'MiB', 'GiB')[power]}"
 
 
-def main() -> None:
-    """Measure, and write the tables into the document."""
+def measure(quick: bool, _: Path) -> Result:
+    """Measure data sets and files, and extrapolate."""
     logging.getLogger("virnucpro").setLevel(logging.ERROR)
-    if sys.argv[1:2] == ["driver"]:
-        print(driver(int(sys.argv[2])))
-        return
-    lines = [f"Made by `make bench-cluster` on {datetime.date.today()}: {machine()}.", ""]
-    lines += [*on_ray(), *on_files(), *on_paper()]
-    path = Path(ROOT, "docs", "explanation", "scale.md")
-    begin, end = "<!-- made by make bench-cluster -->\n", "<!-- end -->\n"
-    text = path.read_text()
-    before, after = text.partition(begin)[0], text.partition(end)[2]
-    table = "\n".join(lines).rstrip()
-    path.write_text(f"{before}{begin}\n{table}\n\n{end}{after}")
-    console.print(f"Written to {path}")
+    scale = 1000 if quick else 1
+    return Result([*on_ray(50_000_000 // scale), *on_files(scale), *on_paper()])
 
 
 if __name__ == "__main__":
-    main()
+    print(driver(int(sys.argv[1])))

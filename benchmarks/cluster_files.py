@@ -1,11 +1,13 @@
-"""Measures packing of files on Ray beside packing on one machine, for benchmarks/cluster.py."""
+"""Measures packing of files on Ray beside packing on one machine, for cluster.py.
+
+As a script, packs files in one way, and prints JSON.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
 import statistics
-import subprocess
 import sys
 import threading
 import time
@@ -19,19 +21,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from measure import memory
-from rich.console import Console
+from results import console, in_process, memory, table
 
 from virnucpro.data import GreedyPacker, pack_dataset, pack_files, pack_files_on_ray
 from virnucpro.files.plan_reader import PlanFile
 
-REPEATS = 3
-NUM_FILES = 24
-ROWS_OF_FILE = 1_000_000
-NUM_SMALL = 2_000
+REPEATS = 2
 # Bytes of the object store: all rows fit in the first, and less than half of them in the second.
 STORES = {"4 GiB": 2**32, "512 MiB": 2**29}
-console = Console(stderr=True)
 
 
 def write_tables(folder: Path, num_files: int, num_rows: int) -> None:
@@ -113,14 +110,6 @@ def measure(engine: str, tables: str, output: str, store: int) -> dict[str, Any]
     return {"seconds": seconds, **peaks}
 
 
-def run(*arguments: Any) -> dict[str, Any]:
-    """Measure in a process of its own."""
-    command = [sys.executable, __file__, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
-
-
 def same_rows(folder: Path, file: Path) -> bool:
     """Return whether two plans have the same rows in the same order, and the same summary."""
     one, other = PlanFile(folder), PlanFile(file)
@@ -132,56 +121,60 @@ def as_mib(number: float) -> str:
     return f"{number / 2**20:,.0f} MiB"
 
 
-def on_files() -> Iterator[str]:
+def run(engine: str, tables: Path, output: Path, store: str) -> dict[str, Any]:
+    """Measure in a process of its own."""
+    found: dict[str, Any] = in_process("cluster_files.py", engine, tables, output, STORES[store])
+    return found
+
+
+def on_files(scale: int) -> Iterator[str]:
     """Yield lines on packing of files on Ray and on one machine."""
+    repeats = REPEATS if scale == 1 else 1
     with TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        large, small = folder / "large", folder / "small"
-        console.print("tables")
-        write_tables(large, NUM_FILES, ROWS_OF_FILE)
-        write_tables(small, NUM_SMALL, 1000)
+        kinds = {"large": (24, 1_000_000 // scale), "small": (2_000 // scale, 1_000)}
+        for name, (num_files, num_rows) in kinds.items():
+            console.print(f"{name} tables")
+            write_tables(folder / name, num_files, num_rows)
         yield (
-            f"Medians of {REPEATS} alternating runs, in processes of their own, on tables of IDs "
+            f"Medians of {repeats} alternating runs, in processes of their own, on tables of IDs "
             "of 20 characters and lengths, without the start of Ray. The plans are equal, row by "
             "row."
         )
         yield ""
-        yield (
-            "| | `pack_files` | `pack_files_on_ray` | ratio | process | driver, workers | spilled |"
-        )
-        yield "| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
-        rows = [(f"{NUM_FILES} files of a million rows", large, STORES["4 GiB"])]
-        rows.append((f"{NUM_SMALL:,} files of a thousand rows", small, STORES["4 GiB"]))
-        for label, tables, store in rows:
-            console.print(label)
+        rows = []
+        for name, (num_files, num_rows) in kinds.items():
             local, on_ray = [], []
-            for number in range(REPEATS):
-                file, plan = folder / "plan.parquet", folder / f"{tables.name}-{number}"
-                local.append(run("local", tables, file, store))
-                on_ray.append(run("ray", tables, plan, store))
+            for number in range(repeats):
+                file, plan = folder / "plan.parquet", folder / f"{name}-{number}"
+                local.append(run("local", folder / name, file, "4 GiB"))
+                on_ray.append(run("ray", folder / name, plan, "4 GiB"))
                 if number == 0 and not same_rows(plan, file):
                     raise SystemExit("the plans differ")
-            yield line(label, local, on_ray)
-        label = f"the first, with an object store of {as_mib(STORES['512 MiB'])}"
-        console.print(label)
-        yield line(label, [], [run("ray", large, folder / "spilling", STORES["512 MiB"])])
-        yield ""
-        yield from on_batches(large)
+            rows.append(row(f"{num_files:,} files of {num_rows:,} rows", local, on_ray))
+        console.print("spilling")
+        spilled = [run("ray", folder / "large", folder / "spilling", "512 MiB")]
+        rows.append(row("the first, with an object store of 512 MiB", [], spilled))
+        yield from table(
+            "input | ratio | `pack_files` | `pack_files_on_ray` | process | driver, workers | "
+            "spilled",
+            rows,
+        )
+        yield from on_batches(folder / "large")
 
 
-def line(label: str, local: list[dict[str, Any]], on_ray: list[dict[str, Any]]) -> str:
-    """Return a line of the table."""
+def row(label: str, local: list[dict[str, Any]], on_ray: list[dict[str, Any]]) -> list[str]:
+    """Return a row of the table."""
     ours = statistics.median(one["seconds"] for one in on_ray)
-    cells = ["", f"{ours:.1f} s", "", ""]
+    cells = ["", "", f"{ours:.1f} s", ""]
     if local:
         alone = statistics.median(one["seconds"] for one in local)
         process = max(one["process"] for one in local)
-        cells = [f"{alone:.1f} s", f"{ours:.1f} s", f"{ours / alone:.2f}", as_mib(process)]
+        cells = [f"{ours / alone:.2f}", f"{alone:.1f} s", f"{ours:.1f} s", as_mib(process)]
     driver, workers, spilled = (
         max(one[name] for one in on_ray) for name in ("process", "workers", "spilled")
     )
-    cells += [f"{as_mib(driver)}, {as_mib(workers)}", as_mib(spilled)]
-    return f"| {label} | {' | '.join(cells)} |"
+    return [label, *cells, f"{as_mib(driver)}, {as_mib(workers)}", as_mib(spilled)]
 
 
 def on_batches(tables: Path) -> Iterator[str]:
@@ -201,7 +194,8 @@ def on_batches(tables: Path) -> Iterator[str]:
         ray.shutdown()
     each = seconds / layout.num_batches * 1e3
     yield (
-        'A million rows with IDs, packed to one row per batch (`order="id", result="batches"`): '
+        f"{layout.num_sequences:,} rows with IDs, packed to one row per batch "
+        f'(`order="id", result="batches"`): '
         f"{packed:.1f} s; and given to a function, 64 batches per call: {seconds:.1f} s for "
         f"{layout.num_batches:,} batches, {each:.2f} ms each."
     )

@@ -1,8 +1,7 @@
-"""Measures ways from FASTA to embeddings; writes a section of docs/explanation/embedding.md."""
+"""Measures ways from FASTA to embeddings."""
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import resource
@@ -14,31 +13,34 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 import transformers
-import typer
+from data import REAL_DATA
 from embedding_ways import WAYS
 from gpu_modes import VOCABULARY, make_model
 from job import write_fasta
 from numpy.typing import NDArray
-from rich.console import Console
-from run import HERE, machine, write_section
+from results import ROOT, Result, console, percent, table
 
 from virnucpro.files.fasta import read_fasta
 
 OURS = next(iter(WAYS))
 TOLERANCE = 1e-4
+# Ways of the README.
+FELT = {
+    "fair-esm's `extract.py`, 4,096 tokens": "with fair-esm's `extract.py`",
+    "transformers, batches of 8, as they come": "with transformers in batches of 8 as they come",
+}
 # What a run that only reads and packs prints, beside the stages that grow with the input.
 NO_STAGES = ("all", "cpu", "loading", "embedding")
-console = Console(stderr=True)
 
 
 def run(way: str, checkpoint: Path, fasta: Path, output: Path) -> dict[str, float]:
     """Run a way in a new process; return what it prints, and its seconds and CPU seconds."""
-    script = HERE / "embedding_ways.py"
+    script = ROOT / "benchmarks" / "embedding_ways.py"
     command = [sys.executable, str(script), way, str(checkpoint), str(fasta), str(output)]
     # With more threads, those that wait for others use CPU time too.
     settings = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
@@ -81,7 +83,7 @@ def compare(vectors: dict[str, NDArray[Any]]) -> float:
     return max(differences.values())
 
 
-def measure(
+def run_all(
     checkpoint: Path, fasta: Path, folder: Path, repeats: int
 ) -> tuple[dict[str, list[dict[str, float]]], float]:
     """Return what the ways print in alternating runs, and the largest difference of vectors."""
@@ -106,19 +108,25 @@ def median(runs: list[dict[str, float]], name: str) -> float:
     return statistics.median(run[name] for run in runs)
 
 
-def rows(runs: dict[str, list[dict[str, float]]]) -> Iterator[str]:
+def rows(runs: dict[str, list[dict[str, float]]]) -> Iterator[list[str]]:
     """Yield the rows of the table of ways."""
     for way, some in runs.items():
-        ratio = statistics.median(
-            run["cpu"] / ours["cpu"] for run, ours in zip(some, runs[OURS], strict=False)
-        )
         share = statistics.median(1 - run["model"] / run["all"] for run in some)
         later = statistics.median(1 - run["model"] / run["work"] for run in some)
-        yield (
-            f"| {way} | {median(some, 'all'):.1f} | {median(some, 'model'):.1f} | "
-            f"{median(some, 'cpu'):.1f} | {ratio:.2f} | "
-            f"{100 * share:.1f} % | {100 * later:.1f} % | {100 * median(some, 'padding'):.1f} % |"
-        )
+        yield [
+            way,
+            f"{times_ours(runs, way):.2f}",
+            percent(median(some, "padding")),
+            *(f"{median(some, name):.1f}" for name in ("all", "model", "cpu")),
+            percent(share),
+            percent(later),
+        ]
+
+
+def times_ours(runs: dict[str, list[dict[str, float]]], way: str) -> float:
+    """Return how many times the CPU seconds of `embed_files` a way takes."""
+    pairs = zip(runs[way], runs[OURS], strict=False)
+    return statistics.median(run["cpu"] / ours["cpu"] for run, ours in pairs)
 
 
 def preparing(
@@ -133,60 +141,46 @@ def preparing(
     total = statistics.median(sum(run[stage] for stage in stages) for run in runs)
     yield f"Before the first batch, `embed_files` reads and packs all proteins; {number:,} of them:"
     yield ""
-    yield "| stage | seconds | per million | of the model's time |"
-    yield "| --- | ---: | ---: | ---: |"
-    for stage, taken in {**seconds, "all": total}.items():
-        share = 100 * taken / (model * number)
-        yield f"| {stage} | {taken:.2f} | {taken / number * 1e6:.2f} | {share:.4f} % |"
+    cells = (
+        [stage, percent(taken / (model * number), 4), f"{taken:.2f}"]
+        for stage, taken in {**seconds, "all": total}.items()
+    )
+    yield from table("stage | of the model's time | seconds", cells)
 
 
-def main(
-    number: Annotated[int, typer.Option(help="Proteins to embed.")] = 300,
-    fasta: Annotated[Path | None, typer.Option(help="Take them from this file.")] = None,
-    size: Annotated[str, typer.Option(help="The size of the model, as in gpu_modes.py.")] = "8M",
-    repeats: Annotated[int, typer.Option(help="Runs of each way.")] = 3,
-    many: Annotated[int, typer.Option(help="Proteins to read and pack only.")] = 1_000_000,
-    output: Annotated[str, typer.Option(help="The page to write into.")] = "embedding.md",
-) -> None:
-    """Measure, and write the tables into the page."""
+def measure(quick: bool, _: Path) -> Result:
+    """Measure all ways on some proteins of E. coli, or on those of the examples if `quick`."""
+    number, size, repeats, many = (20, "tiny", 1, 500) if quick else (200, "8M", 2, 1_000_000)
+    fasta = ROOT / "examples" / "proteins.fasta"
+    if REAL_DATA and not quick:
+        fasta = Path(REAL_DATA, "ecoli_k12.faa.gz")
     with TemporaryDirectory() as name:
         folder = Path(name)
         checkpoint = save_checkpoint(folder, size)
         proteins = folder / "proteins.fasta"
-        if fasta is None:
-            write_fasta(proteins, number)
-        else:
-            take(fasta, number, proteins)
+        take(fasta, number, proteins)
         lengths = np.array([len(sequence) for _, sequence in read_fasta(proteins)])
-        runs, difference = measure(checkpoint, proteins, folder, repeats)
+        runs, difference = run_all(checkpoint, proteins, folder, repeats)
         model = median(runs[OURS], "model") / len(lengths)
         prepared = list(preparing(checkpoint, folder, many, repeats, model))
-    spread = {
-        name: max(max(run[name] for run in some) / median(some, name) for some in runs.values())
-        for name in ("all", "cpu")
-    }
-    source = "random residues" if fasta is None else fasta.name
+    spread = max(max(run["cpu"] for run in some) / median(some, "cpu") for some in runs.values())
     lines = [
-        f"Made by `make bench-embed` on {datetime.date.today()}: {machine()}, "
-        f"torch {torch.__version__}, transformers {transformers.__version__}.",
+        f"The first {len(lengths):,} proteins of {fasta.name} ({lengths.mean():.0f} residues on "
+        f"average, at most {lengths.max():,}); ESM-2 {size} with random weights in float32, one "
+        f"thread for the model, torch {torch.__version__}, transformers "
+        f"{transformers.__version__}. Medians of {repeats} alternating runs, each in a new "
+        f"process; one run for batches as they come. The slowest run took {spread:.2f} times the "
+        f"median CPU seconds. Vectors of all ways differ by at most {difference:.0e}.",
         "",
-        f"{len(lengths):,} proteins ({source}, {lengths.mean():.0f} residues on average, "
-        f"at most {lengths.max():,}), ESM-2 {size} with random weights in float32, one thread "
-        f"for the model. Medians of {repeats} alternating runs, each in a new process, one run for "
-        "proteins as they come. The slowest run of a way took "
-        f"{spread['all']:.2f} times the median seconds, and {spread['cpu']:.2f} times the median "
-        f"CPU seconds. Vectors of all ways differ by at most {difference:.0e}.",
-        "",
-        f"| | seconds | model, s | CPU, s | times {OURS} | not the model | "
-        "after start-up | padding |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        *rows(runs),
-        "",
+        *table(
+            f"way | times {OURS} | padding | seconds | model, s | CPU, s | not the model | "
+            "after start-up",
+            rows(runs),
+        ),
         *prepared,
     ]
-    path = write_section(output, "make bench-embed", lines)
-    console.print(f"Written to {path}")
-
-
-if __name__ == "__main__":
-    typer.run(main)
+    taken = [f"{median(runs[OURS], 'all'):.0f} s with `virnucpro embed`"]
+    for way, label in FELT.items():
+        taken.append(f"{median(runs[way], 'all'):.0f} s {label}")
+    figure = f"- {len(lengths)} proteins through ESM-2 {size} on one CPU core: {', '.join(taken)}."
+    return Result(lines, [figure])

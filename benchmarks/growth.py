@@ -13,13 +13,11 @@ from data import Data, log_normal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from packers import ours
-from rich.console import Console
-from targets import median
+from results import Result, console, median, table
 
 from virnucpro import kernel
 from virnucpro.data import GreedyPacker
 
-console = Console(stderr=True)
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "virnucpro"
 
@@ -33,7 +31,7 @@ def save(path: Path, figure: Figure, axes: Axes) -> None:
     plt.close(figure)
 
 
-def by_sequences(path: Path, max_sequences: int = 1_000_000_000) -> str:
+def by_sequences(path: Path, max_sequences: int) -> list[str]:
     """Plot nanoseconds per sequence for 10 thousand sequences and more; return a Markdown table."""
     lengths = log_normal(max_sequences, dtype="u2")
     packer = ours(Data(lambda: lengths))
@@ -43,7 +41,8 @@ def by_sequences(path: Path, max_sequences: int = 1_000_000_000) -> str:
         piece = lengths[:number]
         for name, times in nanoseconds.items():
             call = getattr(packer, name)
-            repeats = 2 if number > 10**8 else 5 if number > 10**7 else 25
+            call(piece)
+            repeats = 3 if number > 10**7 else 15
             times.append(median(lambda: call(piece), repeats) / number * 1e9)  # noqa: B023
             console.print(f"{number:,} sequences: {name} {times[-1]:.2f} ns per sequence")
     figure, axes = plt.subplots(figsize=(7, 4))
@@ -58,19 +57,21 @@ def by_sequences(path: Path, max_sequences: int = 1_000_000_000) -> str:
         ylim=(0, None),
     )
     save(path, figure, axes)
-    lines = [
-        "| sequences | `pack_lengths`, ns per sequence | `assign_batches`, ns per sequence |",
-        "| ---: | ---: | ---: |",
-    ]
-    for number, packed, assigned in zip(numbers, *nanoseconds.values(), strict=True):
-        lines.append(f"| {number:,} | {packed:.2f} | {assigned:.2f} |")
-    return "\n".join(lines)
+    return table(
+        "sequences | `pack_lengths`, ns per sequence | `assign_batches`, ns per sequence",
+        (
+            [f"{number:,}", f"{packed:.2f}", f"{assigned:.2f}"]
+            for number, packed, assigned in zip(numbers, *nanoseconds.values(), strict=True)
+        ),
+        left=0,
+    )
 
 
-def by_sizes(path: Path, num: int = 10_000_000) -> str:
+def by_sizes(path: Path, num: int, max_sizes: int) -> list[str]:
     """Plot seconds for increasing numbers of distinct sizes; return a Markdown table."""
     random = np.random.default_rng(0)
-    numbers = [1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000]
+    every = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+    numbers = [number for number in every if number <= max_sizes]
     reserving = "the layout with reservation, at most 64 per batch"
     seconds: dict[str, list[float]] = {"pack_lengths": [], "the layout alone": [], reserving: []}
     runs = []
@@ -102,40 +103,48 @@ def by_sizes(path: Path, num: int = 10_000_000) -> str:
         ylabel="seconds",
     )
     save(path, figure, axes)
-    lines = [
-        "| distinct sizes | runs | layout, ms | `pack_lengths`, ms | layout with reservation, ms |",
-        "| ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for number, run, packed, layout, reserved in zip(numbers, runs, *seconds.values(), strict=True):
-        lines.append(
-            f"| {number:,} | {run:,} | {layout * 1e3:.1f} | {packed * 1e3:.1f} | "
-            f"{reserved * 1e3:.1f} |"
-        )
-    return "\n".join(lines)
-
-
-def by_limits() -> str:
-    """Return a Markdown table of milliseconds for increasing limits on sequences."""
-    lines = [
-        "| sequences | sizes | limit on sequences | FFD, ms | with reservation, ms |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for name, packer, lengths in (
-        ("10 million proteins, budget 65,536", GreedyPacker(65_536), log_normal(10_000_000)),
+    names = ("`pack_lengths`, ms", "layout, ms", "layout with reservation, ms")
+    return table(
+        " | ".join(["distinct sizes", "runs", *names]),
         (
-            "1 million documents, budget 131,072",
-            GreedyPacker(131_072, 131_072, special_tokens=0),
-            log_normal(1_000_000, 8, 1.3),
+            [f"{number:,}", f"{run:,}", *(f"{x * 1e3:.1f}" for x in times)]
+            for number, run, *times in zip(numbers, runs, *seconds.values(), strict=True)
         ),
+        left=0,
+    )
+
+
+def by_limits(scale: int) -> list[str]:
+    """Return a Markdown table of milliseconds for increasing limits on sequences."""
+    rows = []
+    proteins, documents = log_normal(10_000_000 // scale), log_normal(1_000_000 // scale, 8, 1.3)
+    for name, packer, lengths in (
+        ("proteins, budget 65,536", GreedyPacker(65_536), proteins),
+        ("documents, budget 131,072", GreedyPacker(131_072, 131_072, special_tokens=0), documents),
     ):
         counts = packer.count_silently(lengths).core
-        for limit in (4, 16, 64, 256, 1024, 4096):
+        for limit in (16, 256, 4096):
             limited = counts.with_limits(replace(packer.limits, max_sequences_per_batch=limit))
-            first_fit = median(lambda: kernel.first_fit_decreasing(limited), 3)  # noqa: B023
-            reserved = median(lambda: kernel.patterns_with_reservation(limited), 3)  # noqa: B023
-            lines.append(
-                f"| {name} | {len(counts.tokens):,} | {limit:,} | {first_fit * 1e3:.1f} | "
-                f"{reserved * 1e3:.1f} |"
-            )
-            console.print(lines[-1])
-    return "\n".join(lines)
+            calls = kernel.first_fit_decreasing, kernel.patterns_with_reservation
+            times = [median(lambda: call(limited), 3) for call in calls]  # noqa: B023
+            numbers = [f"{len(lengths):,} {name}", f"{len(counts.tokens):,}", f"{limit:,}"]
+            rows.append([*numbers, *(f"{x * 1e3:.1f}" for x in times)])
+            console.print(*rows[-1])
+    return table("sequences | sizes | limit on sequences | FFD, ms | with reservation, ms", rows)
+
+
+def measure(quick: bool, folder: Path) -> Result:
+    """Measure and plot growth; the plots are written into the folder."""
+    scale = 1000 if quick else 1
+    lines = [
+        *by_sequences(folder / "growth-sequences.svg", 100_000_000 // scale),
+        "![Time per sequence by number of sequences](growth-sequences.svg)",
+        "",
+        *by_sizes(folder / "growth-sizes.svg", 10_000_000 // scale, 1_000_000 // scale),
+        "![Time by number of distinct sizes](growth-sizes.svg)",
+        "",
+        "The layout alone, under limits on sequences:",
+        "",
+        *by_limits(scale),
+    ]
+    return Result(lines)

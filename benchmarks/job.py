@@ -1,8 +1,7 @@
-"""Measures `virnucpro pack` on large inputs and writes docs/explanation/job.md."""
+"""Measures `virnucpro pack` on large inputs."""
 
 from __future__ import annotations
 
-import datetime
 import gzip
 import json
 import statistics
@@ -17,13 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from data import log_normal
-from rich.console import Console
-from run import ROOT, machine
+from results import Result, console, table
 
-REPEATS = 5
-NUM_PROTEINS = 1_500_000
-NUM_ROWS = 50_000_000
-console = Console(stderr=True)
+REPEATS = 3
 
 BARE = """
 import sys, pysam
@@ -35,7 +30,7 @@ with pysam.FastxFile(sys.argv[1]) as records:
 BIOPYTHON = """
 import sys; sys.path.insert(0, sys.argv[2])
 from Bio import SeqIO
-from packers import first_fit_tree, tree_nodes
+from first_fit import first_fit_tree, tree_nodes
 ids, lengths = [], []
 for record in SeqIO.parse(sys.argv[1], "fasta"):
     ids.append(record.id)
@@ -111,46 +106,52 @@ def pack(path: Path, plan: Path) -> tuple[float, int]:
     return seconds, int(printed.split()[1]) * 1024
 
 
-def proteins(folder: Path) -> Iterator[str]:
-    """Yield lines on packing a FASTA file."""
+def proteins(folder: Path, number: int) -> tuple[list[str], str]:
+    """Return lines on packing a FASTA file, and one for the README."""
     path, plan = folder / "proteins.fasta", folder / "plan.parquet"
-    write_fasta(path, NUM_PROTEINS)
+    write_fasta(path, number)
     size = path.stat().st_size / 1e6
-    console.print("bare loop and pack")
-    bare, ours, stages = [], [], []
-    for _ in range(REPEATS):
-        bare.append(run(sys.executable, "-c", BARE, path)[0])
-        ours.append(pack(path, plan)[0])
-        stages.append(np.diff(json.loads(run(sys.executable, "-c", STAGES, path, plan)[1])))
-    console.print("Biopython")
-    slow = run(sys.executable, "-c", BIOPYTHON, path, Path(__file__).parent)[0]
-    console.print("gzip")
+    console.print("pysam and pack")
+    taken: dict[str, list[float]] = {"loop": [], "pack": [], "loop, gzip": [], "pack, gzip": []}
+    stages = []
     compressed = path.with_suffix(".gz")
     with gzip.open(compressed, "wb", 1) as file:
         file.write(path.read_bytes())
-    bare_gzip, ours_gzip = [], []
     for _ in range(REPEATS):
-        bare_gzip.append(run(sys.executable, "-c", BARE, compressed)[0])
-        ours_gzip.append(pack(compressed, plan)[0])
-    loop, command = statistics.median(bare), statistics.median(ours)
-    loop_gzip, command_gzip = statistics.median(bare_gzip), statistics.median(ours_gzip)
-    yield f"{NUM_PROTEINS:,} proteins of random residues, a FASTA file of {size:,.0f} MB."
-    yield "Medians of alternating runs, each in a new process; Biopython ran once."
-    yield ""
-    yield "| | seconds | times the bare loop |"
-    yield "| --- | ---: | ---: |"
-    yield f"| a bare loop of pysam that adds up lengths | {loop:.2f} | 1.0 |"
-    yield f"| `virnucpro pack` | {command:.2f} | {command / loop:.2f} |"
-    yield f"| Biopython's `SeqIO.parse` and FFD in Python | {slow:.1f} | {slow / loop:.1f} |"
-    yield f"| the bare loop on the file in gzip | {loop_gzip:.2f} | 1.0 |"
-    yield f"| `virnucpro pack` of it | {command_gzip:.2f} | {command_gzip / loop_gzip:.2f} |"
-    yield ""
-    yield "| stage | seconds |"
-    yield "| --- | ---: |"
+        taken["loop"].append(run(sys.executable, "-c", BARE, path)[0])
+        taken["pack"].append(pack(path, plan)[0])
+        taken["loop, gzip"].append(run(sys.executable, "-c", BARE, compressed)[0])
+        taken["pack, gzip"].append(pack(compressed, plan)[0])
+        stages.append(np.diff(json.loads(run(sys.executable, "-c", STAGES, path, plan)[1])))
+    console.print("Biopython")
+    slow = run(sys.executable, "-c", BIOPYTHON, path, Path(__file__).parent)[0]
+    of = {name: statistics.median(times) for name, times in taken.items()}
+    rows = [
+        ("`virnucpro pack`", of["pack"], of["loop"]),
+        ("`virnucpro pack`, file in gzip", of["pack, gzip"], of["loop, gzip"]),
+        ("Biopython's `SeqIO.parse` and FFD in Python", slow, of["loop"]),
+    ]
     names = ("read, check and hash", "duplicate IDs", "pack", "write", "(verify)")
-    for name, taken in zip(names, np.median(stages, axis=0).tolist(), strict=True):
-        yield f"| {name} | {taken:.2f} |"
-    yield ""
+    lines = [
+        f"{number:,} proteins of random residues, a FASTA file of {size:,.0f} MB, from the file to "
+        f"the plan on disk, beside a loop of pysam that only adds up lengths. Medians of {REPEATS} "
+        "alternating runs, each in a new process; Biopython ran once.",
+        "",
+        *table(
+            "command | times pysam | seconds | pysam, s",
+            ([name, f"{x / y:.2f}", f"{x:.2f}", f"{y:.2f}"] for name, x, y in rows),
+        ),
+        *table(
+            "stage of `pack` | seconds",
+            zip(names, (f"{x:.2f}" for x in np.median(stages, axis=0)), strict=True),
+        ),
+    ]
+    figure = (
+        f"- {number / 1e6:g} million proteins, from {size:,.0f} MB of FASTA to a plan on disk: "
+        f"{of['pack']:.1f} s with `virnucpro pack`, {slow:.0f} s with Biopython and First-Fit "
+        "Decreasing in Python."
+    )
+    return lines, figure
 
 
 def start() -> Iterator[str]:
@@ -165,107 +166,55 @@ def start() -> Iterator[str]:
     for _ in range(4 * REPEATS):
         for name, command in commands.items():
             taken[name].append(run(*command)[0])
-    yield "| start | seconds | times NumPy's |"
-    yield "| --- | ---: | ---: |"
     medians = {name: statistics.median(times) for name, times in taken.items()}
     first = next(iter(medians.values()))
-    for name, median in medians.items():
-        yield f"| `{name}` | {median:.2f} | {median / first:.1f} |"
-    yield ""
+    rows = ([f"`{name}`", f"{x / first:.1f}", f"{x:.2f}"] for name, x in medians.items())
+    yield from table("start of a command | times NumPy's | seconds", rows)
 
 
-def memory(folder: Path) -> Iterator[str]:
+def memory(folder: Path, numbers: tuple[int, int]) -> Iterator[str]:
     """Yield a line on memory per sequence."""
     path, plan = folder / "some.fasta", folder / "plan.parquet"
     peaks = []
-    for number in (500_000, 2_000_000):
+    for number in numbers:
         console.print(f"memory of {number:,}")
         write_fasta(path, number)
         peaks.append(pack(path, plan)[1])
-    growth = (peaks[1] - peaks[0]) / 1_500_000
+    growth = (peaks[1] - peaks[0]) / (numbers[1] - numbers[0])
     yield (
-        f"Peak memory from 500,000 to 2,000,000 sequences: {peaks[0] / 2**20:,.0f} MiB to "
-        f"{peaks[1] / 2**20:,.0f} MiB, {growth:.0f} bytes per sequence."
+        f"Peak memory from {numbers[0]:,} to {numbers[1]:,} sequences: {peaks[0] / 2**20:,.0f} MiB "
+        f"to {peaks[1] / 2**20:,.0f} MiB, {growth:.0f} bytes per sequence."
     )
     yield ""
 
 
-def lengths(folder: Path) -> Iterator[str]:
+def lengths(folder: Path, number: int) -> Iterator[str]:
     """Yield a line on packing a table of lengths."""
     console.print("table of lengths")
     path, plan = folder / "lengths.parquet", folder / "plan.parquet"
     schema = pa.schema([("id", pa.string()), ("length", pa.int32())])
-    every = log_normal(NUM_ROWS)
+    every = log_normal(number)
     with pq.ParquetWriter(path, schema) as writer:
-        for begin in range(0, NUM_ROWS, 2**20):
+        for begin in range(0, number, 2**20):
             some = every[begin : begin + 2**20]
             ids = [f"UPI{i:010X}" for i in range(begin, begin + len(some))]
             writer.write_table(pa.table([ids, some], schema=schema))
     seconds, peak = pack(path, plan)
     yield (
-        f"{NUM_ROWS:,} rows of a Parquet length table: {seconds:.0f} s, peak memory "
+        f"{number:,} rows of a Parquet length table: {seconds:.1f} s, peak memory "
         f"{peak / 2**30:.1f} GiB."
     )
-    yield ""
 
 
-SAVED = """
-import json, sys, time; sys.path.insert(0, sys.argv[2])
-from measure import peak_of
-from virnucpro.data import PackingPlan
-from virnucpro.files import plan_reader
-begin = time.perf_counter()
-plan, memory = peak_of(lambda: PackingPlan.load(sys.argv[1]))
-opened = time.perf_counter() - begin
-print(json.dumps([opened, memory, len(plan)]))
-"""
-SAVE = """
-import sys
-import numpy as np
-from data import log_normal
-from virnucpro.data import GreedyPacker
-import logging; logging.disable()
-GreedyPacker(4096).pack_lengths(log_normal(100_000_000)).save(sys.argv[1])
-"""
-
-
-def saved(folder: Path) -> Iterator[str]:
-    """Yield a line on loading a saved plan."""
-    console.print("saved plan")
-    path = folder / "plan.arrow"
-    run("env", f"PYTHONPATH={Path(__file__).parent}", sys.executable, "-c", SAVE, path)
-    seconds, peak, batches = json.loads(
-        run(sys.executable, "-c", SAVED, path, Path(__file__).parent)[1]
-    )
-    yield (
-        f"`PackingPlan.load` of 100,000,000 rows in {batches:,} batches "
-        f"({path.stat().st_size / 2**20:,.0f} MiB): {seconds:.3f} s, {peak / 2**20:.1f} MiB."
-    )
-
-
-def main() -> None:
-    """Measure and write."""
+def measure(quick: bool, _: Path) -> Result:
+    """Measure the command on generated files."""
+    scale = 1000 if quick else 1
     with TemporaryDirectory() as name:
         folder = Path(name)
-        parts = [
-            *proteins(folder),
+        lines, figure = proteins(folder, 1_500_000 // scale)
+        lines += [
             *start(),
-            *memory(folder),
-            *lengths(folder),
-            *saved(folder),
+            *memory(folder, (500_000 // scale, 2_000_000 // scale)),
+            *lengths(folder, 20_000_000 // scale),
         ]
-    text = [
-        "# The preprocessing job",
-        "",
-        f"Made by `make bench-job` on {datetime.date.today()}: {machine()}.",
-        "",
-        *parts,
-        "",
-    ]
-    output = ROOT / "docs" / "explanation" / "job.md"
-    output.write_text("\n".join(text))
-    console.print(f"Written to {output}")
-
-
-if __name__ == "__main__":
-    main()
+    return Result(lines, [figure])

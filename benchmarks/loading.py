@@ -1,12 +1,9 @@
-"""Measures tokenizing and the DataLoader and writes docs/explanation/loading.md."""
+"""Measures tokenizing and the DataLoader."""
 
 from __future__ import annotations
 
-import datetime
 import logging
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,36 +11,23 @@ from typing import Any
 import esm
 import numpy as np
 from data import log_normal
-from rich.console import Console
-from run import ROOT, machine
+from results import Result, console, median, percent, seconds_of, table
 from transformers import EsmTokenizer
 
 from virnucpro.data import GreedyPacker, SequenceDataset, VarlenCollator, create_async_dataloader
 from virnucpro.files.fasta import read_fasta
 
-NUM_PROTEINS = 100_000
-REPEATS = 5
+REPEATS = 3
 ALPHABET = esm.data.Alphabet.from_architecture("ESM-1b")
-console = Console(stderr=True)
 
 
-def seconds(call: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """Return the median seconds of a call."""
-    taken = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - begin)
-    return statistics.median(taken)
-
-
-def make_proteins() -> list[dict[str, str]]:
+def make_proteins(number: int) -> list[dict[str, str]]:
     """Return proteins of random residues."""
     letters = np.frombuffer(b"LAGVSERTIDPKQNFYMHWC", np.uint8)
     random = np.random.default_rng(0)
     return [
         {"id": f"protein{i}", "sequence": random.choice(letters, length).tobytes().decode()}
-        for i, length in enumerate(log_normal(NUM_PROTEINS).tolist())
+        for i, length in enumerate(log_normal(number).tolist())
     ]
 
 
@@ -72,37 +56,28 @@ def unpad_fair_esm(batch_converter: Any, batch: list[dict[str, str]]) -> Any:
     return padded[padded != ALPHABET.padding_idx]
 
 
-def tokenizing(proteins: list[dict[str, str]], tokenizer: Any) -> list[str]:
-    """Return the rows of the table of tokenizers."""
+def tokenizing(proteins: list[dict[str, str]], tokenizer: Any) -> Iterator[list[str]]:
+    """Yield the rows of the table of tokenizers."""
     packer = GreedyPacker(4096)
     converters: dict[str, tuple[Any, Callable[[Any, Any], Any]]] = {
         "transformers' EsmTokenizer": (tokenizer, unpad_huggingface),
         "fair-esm's batch converter": (ALPHABET.get_batch_converter(), unpad_fair_esm),
     }
-    rows = []
     for name, (converter, unpad) in converters.items():
         console.print(name)
         collate = VarlenCollator(converter)
-
-        def ours(collate: VarlenCollator = collate) -> None:
-            for batch in packer.pack_sequences(proteins):
-                collate(batch)
-
-        def theirs(converter: Any = converter, unpad: Any = unpad) -> None:
-            for batch in packer.pack_sequences(proteins):
-                unpad(converter, batch)
-
-        fast, slow = seconds(ours), seconds(theirs, repeats=1)
-        rows.append(f"| {name} | {slow:.2f} | {fast:.2f} | {slow / fast:,.0f} |")
-    return rows
+        batches = packer.pack_sequences(proteins)
+        fast = median(lambda: [collate(batch) for batch in batches], REPEATS)  # noqa: B023
+        slow = seconds_of(lambda: [unpad(converter, batch) for batch in batches])  # noqa: B023
+        yield [name, f"{slow / fast:,.0f}", f"{slow:.2f}", f"{fast:.2f}"]
 
 
-def loading(path: Path) -> list[str]:
-    """Return the rows of the table of loaders."""
-    reading = seconds(lambda: sum(1 for _ in read_fasta(path)))
-    rows = [f"| reading alone | {NUM_PROTEINS / reading:,.0f} | | |"]
+def loading(path: Path, number: int) -> Iterator[list[str]]:
+    """Yield the rows of the table of loaders."""
+    reading = median(lambda: sum(1 for _ in read_fasta(path)), REPEATS)
+    yield ["reading alone", "1.0", f"{number / reading:,.0f}", "", ""]
     collate = VarlenCollator(ALPHABET.get_batch_converter())
-    for num_workers, buffer_size in ((0, 2000), (1, 2000), (2, 2000), (0, 256), (0, 64)):
+    for num_workers, buffer_size in ((0, 2000), (2, 2000), (0, 64)):
         name = f"{num_workers} workers, buffers of {buffer_size:,}"
         console.print(name)
         loader = create_async_dataloader(
@@ -114,55 +89,36 @@ def loading(path: Path) -> list[str]:
             tokens = [len(batch["input_ids"]) for batch in loader]
             totals.append((sum(tokens), len(tokens)))
 
-        first = seconds(epoch, repeats=1)
-        rate = NUM_PROTEINS / seconds(epoch)
+        first, later = seconds_of(epoch), median(epoch, REPEATS)
         tokens, batches = totals[0]
-        rows.append(f"| {name} | {rate:,.0f} | {first:.1f} | {tokens / batches / 4096:.4f} |")
-    return rows
+        padding = percent(1 - tokens / batches / 4096)
+        times = f"{later / reading:.1f}"
+        yield [name, times, f"{number / later:,.0f}", f"{first:.1f}", padding]
 
 
-def main() -> None:
-    """Measure and write."""
+def measure(quick: bool, _: Path) -> Result:
+    """Measure tokenizers and loaders."""
     # Warnings of truncation cost the same everywhere.
     logging.disable()
-    proteins = make_proteins()
+    some, number = (200, 1_000) if quick else (20_000, 100_000)
+    proteins = make_proteins(number)
     with TemporaryDirectory() as folder:
         path = Path(folder, "proteins.fasta")
         with path.open("w") as file:
             file.writelines(f">{record['id']}\n{record['sequence']}\n" for record in proteins)
-        tokens = tokenizing(proteins, make_tokenizer(Path(folder)))
-        rates = loading(path)
-    text = [
-        "# Loading",
+        tokens = list(tokenizing(proteins[:some], make_tokenizer(Path(folder))))
+        rates = list(loading(path, number))
+    lines = [
+        f"{some:,} proteins of random residues (log-normal lengths, mu 5.6, sigma 0.75) in batches "
+        "of 4,096 tokens, as tokens without padding: from the table of `VarlenCollator`, and from "
+        "the tokenizer itself with the padding removed afterwards, which ran once.",
         "",
-        f"Made by `make bench-loading` on {datetime.date.today()}: {machine()}.",
+        *table("tokenizer | times the table | tokenizer, s | table, s", tokens),
+        f"`create_async_dataloader` over one FASTA file of {number:,} proteins. The first epoch "
+        f"starts the workers, which all read the whole file. Medians of {REPEATS} epochs.",
         "",
-        f"{NUM_PROTEINS:,} proteins of random residues (log-normal lengths, mu 5.6, sigma 0.75), "
-        f"4,096 tokens per batch. Medians of {REPEATS} runs, one run for tokenizers with padding.",
-        "",
-        "## Packing and tokenizing",
-        "",
-        "The same batches, as tokens without padding: from the table of `VarlenCollator`, and from",
-        "the tokenizer itself with the padding removed afterwards.",
-        "",
-        "| tokenizer | with padding, s | table, s | times |",
-        "| --- | ---: | ---: | ---: |",
-        *tokens,
-        "",
-        "## Loader, end to end",
-        "",
-        "`create_async_dataloader` over one FASTA file. The first epoch starts the workers, which",
-        "all read the whole file.",
-        "",
-        "| | sequences per second | first epoch, s | efficiency |",
-        "| --- | ---: | ---: | ---: |",
-        *rates,
-        "",
+        *table(
+            "loader | times reading | sequences per second | first epoch, s | unused budget", rates
+        ),
     ]
-    output = ROOT / "docs" / "explanation" / "loading.md"
-    output.write_text("\n".join(text))
-    console.print(f"Written to {output}")
-
-
-if __name__ == "__main__":
-    main()
+    return Result(lines)

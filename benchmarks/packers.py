@@ -1,34 +1,110 @@
-"""The packers that are compared, each with the input that suits it best.
+"""Compares batches of this project with those of other tools: padding, losses and seconds.
 
-`prepare` takes the tokens of each sequence and the data, runs outside the time measured, and
-returns a function without arguments that packs. `count_batches` takes what this function returns.
+As a script, measures one of the ways on all data sets, and prints JSON.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 import logging
-from collections.abc import Callable
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from data import Data
+from data import DATA, Data
+from first_fit import first_fit_tree, in_python, with_numba
 from numpy.typing import NDArray
+from results import Result, console, in_process, percent, table
 
 from virnucpro.data import GreedyPacker
 
 Tokens = NDArray[np.int32]
 Prepared = Callable[[], Any]
+SETS = ("E. coli", "viruses", "both", "1 million")
+# A way is repeated until it has taken so many seconds.
+ENOUGH = 1.5
+MAX_REPEATS = 25
+
+
+@dataclass
+class Batches:
+    """Batches as the sizes of their sequences; `cut` sequences are in several of them."""
+
+    sizes: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    cut: int = 0
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether these are the same batches in the same order."""
+        return isinstance(other, Batches) and (
+            np.array_equal(self.sizes, other.sizes) and np.array_equal(self.offsets, other.offsets)
+        )
+
+    def contents(self) -> list[tuple[int, ...]]:
+        """Return what each batch contains, in an order of its own."""
+        pairs = itertools.pairwise(self.offsets.tolist())
+        return sorted(tuple(sorted(self.sizes[begin:end].tolist())) for begin, end in pairs)
 
 
 @dataclass(frozen=True)
-class Packer:
-    """A packer, or a reference operation. It is run with `at_most` sequences or fewer."""
+class Way:
+    """A way to make batches.
+
+    `prepare` takes the tokens of each sequence and the data, runs outside the time measured, and
+    returns a function without arguments that makes batches. `read` returns them as `Batches`.
+    A model that is given padded batches computes the longest sequence for each; others are filled
+    up to the budget, or else have as many tokens as they have.
+    """
 
     prepare: Callable[[Tokens, Data], Prepared]
-    count_batches: Callable[[Any], int] | None = len
+    read: Callable[[Any, Tokens], Batches]
+    shape: str = "filled"
     at_most: int = 10_000_000
-    padded: bool = False
+
+
+def from_lists(batches: Sequence[Sequence[int]], tokens: Tokens) -> Batches:
+    """Read lists of rows."""
+    rows = np.fromiter(itertools.chain.from_iterable(batches), np.int64)
+    return Batches(tokens[rows].astype(np.int64), from_counts(map(len, batches)))
+
+
+def from_counts(counts: Iterable[int]) -> NDArray[np.int64]:
+    """Return the offsets of batches with so many entries."""
+    return np.concatenate([[0], np.cumsum(np.fromiter(counts, np.int64))])
+
+
+def from_numbers(numbers: NDArray[Any], tokens: Tokens) -> Batches:
+    """Read a batch number for each row."""
+    order = np.argsort(numbers, kind="stable")
+    return Batches(tokens[order].astype(np.int64), from_counts(np.bincount(numbers)))
+
+
+def from_plan(plan: Any, tokens: Tokens) -> Batches:
+    """Read a plan of this project."""
+    return Batches(tokens[plan.indices].astype(np.int64), np.asarray(plan.offsets))
+
+
+def from_packed(dataset: Any, _: Tokens) -> Batches:
+    """Read a data set packed by TRL, with the sizes of sequences."""
+    lists = dataset.with_format("arrow")[:]["seq_lengths"].combine_chunks()
+    sizes = np.asarray(lists.flatten(), np.int64)
+    return Batches(sizes, np.asarray(lists.offsets, np.int64) - lists.offsets[0].as_py())
+
+
+def from_wrapped(dataset: Any, tokens: Tokens) -> Batches:
+    """Read a data set wrapped by TRL, whose batches begin and end anywhere."""
+    counts = dataset.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths()
+    ends = np.cumsum(np.asarray(counts, np.int64))
+    of_sequences = np.cumsum(tokens, dtype=np.int64)
+    inside = ends[~np.isin(ends, of_sequences)]
+    cut = len(np.unique(np.searchsorted(of_sequences, inside)))
+    return Batches(np.diff(ends, prepend=0), np.arange(len(ends) + 1), cut)
 
 
 def ours(data: Data) -> GreedyPacker:
@@ -51,121 +127,51 @@ def assign_batches(_: Tokens, data: Data) -> Prepared:
     return lambda: packer.assign_batches(lengths)
 
 
-def first_fit_tree(tokens: Any, room: Any, batch_of: Any) -> int:
-    """First fit by a tree whose nodes have the most room of any batch below; O(log n) per sequence.
+def every(size: int, order: Callable[[list[int]], Iterable[int]]) -> Any:
+    """Return a `prepare` for `size` sequences per batch, in some order of their rows."""
 
-    `room` holds the tree, `2 * leaves` entries that start as the budget. The batch of each sequence
-    is written to `batch_of`.
-    """
-    leaves = len(room) // 2
-    num_batches = 0
-    for row in range(len(tokens)):
-        size = tokens[row]
-        node = 1
-        while node < leaves:
-            node *= 2
-            if room[node] < size:
-                node += 1
-        batch_of[row] = node - leaves
-        num_batches = max(num_batches, node - leaves + 1)
-        room[node] -= size
-        node //= 2
-        while node:
-            room[node] = max(room[2 * node], room[2 * node + 1])
-            node //= 2
-    return num_batches
+    def prepare(tokens: Tokens, _: Data) -> Prepared:
+        sizes = tokens.tolist()
 
+        def batches() -> list[list[int]]:
+            rows = list(order(sizes))
+            return [rows[i : i + size] for i in range(0, len(rows), size)]
 
-def first_fit_loop(tokens: Any, room: Any, batch_of: Any) -> int:
-    """First fit by trying one batch after the other; O(batches) per sequence.
-
-    `room` has one entry per possible batch, which starts as the budget.
-    """
-    num_batches = 0
-    for row in range(len(tokens)):
-        size = tokens[row]
-        batch = 0
-        while batch < num_batches and room[batch] < size:
-            batch += 1
-        num_batches = max(num_batches, batch + 1)
-        room[batch] -= size
-        batch_of[row] = batch
-    return num_batches
-
-
-def tree_nodes(tokens: Any) -> int:
-    """Return the size of a tree with one leaf per sequence."""
-    return 2 << (len(tokens) - 1).bit_length()
-
-
-def python_tree(tokens: Tokens, data: Data) -> Prepared:
-    """Prepare First-Fit Decreasing in pure Python, with lists for speed."""
-    sizes = tokens.tolist()
-    nodes = tree_nodes(tokens)
-
-    def pack() -> int:
-        order = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
-        room = [data.max_tokens_per_batch] * nodes
-        return first_fit_tree([sizes[row] for row in order], room, [0] * len(sizes))
-
-    return pack
-
-
-def with_numba(function: Callable[..., int], slots_for: Callable[[Tokens], int]) -> Any:
-    """Return a `prepare` for First-Fit Decreasing with a loop that numba compiles."""
-
-    def prepare(tokens: Tokens, data: Data) -> Prepared:
-        import numba
-
-        compiled = numba.njit(function)
-        slots = slots_for(tokens)
-        compiled(tokens[:1], np.full(4, data.max_tokens_per_batch, np.int32), np.empty(1, np.int32))
-
-        def pack() -> int:
-            order = np.argsort(-tokens, kind="stable")
-            room = np.full(slots, data.max_tokens_per_batch, np.int32)
-            batch_of = np.empty(len(tokens), np.int32)
-            return int(compiled(tokens[order], room, batch_of))
-
-        return pack
+        return batches
 
     return prepare
 
 
-def next_fit_decreasing(tokens: Tokens, data: Data) -> Prepared:
-    """Prepare next-fit decreasing in Python: one open batch, as common in protein pipelines."""
-    sizes = tokens.tolist()
-
-    def pack() -> list[list[int]]:
-        batches: list[list[int]] = []
-        batch: list[int] = []
-        free = data.max_tokens_per_batch
-        for row in sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True):
-            if sizes[row] > free:
-                batches.append(batch)
-                batch, free = [], data.max_tokens_per_batch
-            batch.append(row)
-            free -= sizes[row]
-        return [*batches, batch]
-
-    return pack
+def by_arrival(sizes: list[int]) -> Iterable[int]:
+    """Return rows as they come."""
+    return range(len(sizes))
 
 
-def padded_by_length(tokens: Tokens, data: Data) -> Prepared:
-    """Prepare padded batches of sorted sequences: longest times number fits in the budget."""
-    sizes = tokens.tolist()
+def by_length(sizes: list[int]) -> Iterable[int]:
+    """Return rows from the shortest sequence to the longest."""
+    return sorted(range(len(sizes)), key=sizes.__getitem__)
 
-    def pack() -> list[list[int]]:
-        batches: list[list[int]] = []
-        batch: list[int] = []
-        for row in sorted(range(len(sizes)), key=sizes.__getitem__):
-            if (len(batch) + 1) * sizes[row] > data.max_tokens_per_batch:
-                batches.append(batch)
-                batch = []
-            batch.append(row)
-        return [*batches, batch]
 
-    return pack
+def grouped(size: int) -> Any:
+    """Return a `prepare` for `group_by_length` of transformers' Trainer."""
+
+    def prepare(tokens: Tokens, data: Data) -> Prepared:
+        from transformers.trainer_pt_utils import LengthGroupedSampler
+
+        order = lambda sizes: LengthGroupedSampler(size, lengths=sizes)  # noqa: E731
+        return every(size, order)(tokens, data)  # type: ignore[no-any-return]
+
+    return prepare
+
+
+def fair_esm(tokens: Tokens, data: Data) -> Prepared:
+    """Prepare the batches of fair-esm's extract.py."""
+    from esm.data import FastaBatchedDataset
+
+    # It takes the length of each, and the two special tokens for one.
+    sequences = [range(length) for length in (tokens - data.special_tokens).tolist()]
+    dataset = FastaBatchedDataset([""] * len(sequences), sequences)
+    return lambda: dataset.get_batch_indices(data.max_tokens_per_batch, extra_toks_per_seq=1)
 
 
 def light_bin_pack(name: str) -> Any:
@@ -185,59 +191,215 @@ def bin_packing(tokens: Tokens, data: Data) -> Prepared:
     import binpacking
 
     sizes = dict(enumerate(tokens.tolist()))
-    return lambda: binpacking.to_constant_volume(sizes, data.max_tokens_per_batch)
+    return lambda: list(map(list, binpacking.to_constant_volume(sizes, data.max_tokens_per_batch)))
 
 
-def trl(tokens: Tokens, data: Data) -> Prepared:
-    """Prepare best-fit decreasing of TRL, which packs the tokens themselves."""
-    import datasets
-    import pyarrow as pa
-    from trl.data_utils import pack_dataset
+def axolotl(tokens: Tokens, data: Data) -> Prepared:
+    """Prepare axolotl's sampler with the settings of its `sample_packing`."""
+    from axolotl.utils.samplers.multipack import MultipackBatchSampler
+    from torch.utils.data import RandomSampler
 
-    datasets.disable_progress_bars()
-    offsets = np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)]).astype(np.int32)
-    values = np.zeros(offsets[-1], np.int32)
-    table = pa.table({"input_ids": pa.ListArray.from_arrays(offsets, values)})
-    dataset = datasets.Dataset(table)
-    everything = {"batch_size": len(tokens), "load_from_cache_file": False}
-    return lambda: pack_dataset(dataset, data.max_tokens_per_batch, "bfd", everything)
+    def pack() -> list[list[int]]:
+        sampler = MultipackBatchSampler(
+            RandomSampler(range(len(tokens))),
+            batch_size=1,
+            batch_max_len=data.max_tokens_per_batch,
+            lengths=tokens,
+            bin_size=200,
+        )
+        return [rows for batch in sampler for rows in batch]
 
-
-def argsort(tokens: Tokens, _: Data) -> Prepared:
-    """Prepare the stable argsort of the lengths, for reference."""
-    return lambda: np.argsort(tokens, kind="stable")
-
-
-def copy(tokens: Tokens, _: Data) -> Prepared:
-    """Prepare a copy of the lengths, for reference."""
-    return tokens.copy
+    MultipackBatchSampler([0], 1, 2, np.ones(1), 1).generate_batches()
+    return pack
 
 
-def returned(result: int) -> int:
-    """Count batches if the packer returns their number."""
-    return result
+def neat_packing(tokens: Tokens, data: Data) -> Prepared:
+    """Prepare the packing of NeMo AutoModel, which LLaMA-Factory calls neat packing."""
+    from nemo_automodel.components.datasets.llm.neat_packing import greedy_knapsack
+
+    sizes = tokens.tolist()
+    return lambda: greedy_knapsack(sizes, data.max_tokens_per_batch)
 
 
-def numbered(result: NDArray[Any]) -> int:
-    """Count batches if the packer returns a batch number per row."""
-    return int(result.max()) + 1
+def trl(strategy: str) -> Any:
+    """Return a `prepare` for TRL, which packs the tokens themselves, a thousand rows at a time."""
+
+    def prepare(tokens: Tokens, data: Data) -> Prepared:
+        import datasets
+        import pyarrow as pa
+        from trl.data_utils import pack_dataset
+
+        datasets.disable_progress_bars()
+        offsets = np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)]).astype(np.int32)
+        values = np.zeros(offsets[-1], np.int32)
+        table = pa.table({"input_ids": pa.ListArray.from_arrays(offsets, values)})
+        dataset = datasets.Dataset(table)
+        kept = {"load_from_cache_file": False}
+        return lambda: pack_dataset(dataset, data.max_tokens_per_batch, strategy, kept)
+
+    return prepare
 
 
-PACKERS = {
-    "virnucpro pack_lengths": Packer(pack_lengths),
-    "virnucpro assign_batches": Packer(assign_batches, numbered),
-    "FFD with a tree, Python": Packer(python_tree, returned, at_most=1_000_000),
-    "FFD with a tree, numba": Packer(with_numba(first_fit_tree, tree_nodes), returned),
-    "FFD with a loop, numba": Packer(with_numba(first_fit_loop, len), returned, at_most=100_000),
-    "next-fit decreasing, Python": Packer(next_fit_decreasing, at_most=1_000_000),
-    "padded batches by length, Python": Packer(padded_by_length, at_most=1_000_000, padded=True),
-    "lightbinpack ffd": Packer(light_bin_pack("ffd")),
-    "lightbinpack bfd": Packer(light_bin_pack("bfd")),
-    "lightbinpack obfd": Packer(light_bin_pack("obfd")),
-    "lightbinpack obfdp": Packer(light_bin_pack("obfdp")),
-    "lightbinpack nf": Packer(light_bin_pack("nf")),
-    "binpacking": Packer(bin_packing, at_most=10_000),
-    "TRL pack_dataset bfd": Packer(trl, at_most=100_000),
-    "np.argsort(kind='stable')": Packer(argsort, None),
-    "lengths.copy()": Packer(copy, None),
+WAYS = {
+    "`pack_lengths`": Way(pack_lengths, from_plan),
+    "`assign_batches`": Way(assign_batches, from_numbers),
+    "transformers, 8 as they come": Way(every(8, by_arrival), from_lists, "padded"),
+    "transformers, 16 as they come": Way(every(16, by_arrival), from_lists, "padded"),
+    "transformers, `group_by_length`, 8": Way(grouped(8), from_lists, "padded"),
+    "transformers, `group_by_length`, 16": Way(grouped(16), from_lists, "padded"),
+    "transformers, 16 in order of length": Way(every(16, by_length), from_lists, "padded"),
+    "transformers, `DataCollatorWithFlattening`, 16": Way(
+        every(16, by_arrival), from_lists, "as they are"
+    ),
+    "fair-esm, `get_batch_indices(4096)`": Way(fair_esm, from_lists, "padded"),
+    "TRL, `bfd`": Way(trl("bfd"), from_packed),
+    "TRL, `wrapped`": Way(trl("wrapped"), from_wrapped),
+    "axolotl, `sample_packing`": Way(axolotl, from_lists),
+    "NeMo AutoModel, neat packing": Way(neat_packing, from_lists),
+    "lightbinpack, `obfd`": Way(light_bin_pack("obfd"), from_lists),
+    "lightbinpack, `ffd`": Way(light_bin_pack("ffd"), from_lists),
+    "binpacking": Way(bin_packing, from_lists, at_most=10_000),
+    "FFD with a tree, numba": Way(with_numba(first_fit_tree), from_numbers),
+    "FFD with a tree, Python": Way(in_python, from_numbers),
 }
+
+
+def measure_one(name: str, quick: bool) -> dict[str, Any]:
+    """Return what is measured of a way, by the name of the data set."""
+    way, found = WAYS[name], {}
+    for set_name in SETS:
+        data = DATA.get("20 thousand" if quick and set_name == "1 million" else set_name)
+        if data is None or len(tokens := data.tokens()) > way.at_most:
+            continue
+        call = way.prepare(tokens, data)
+        seconds: list[float] = []
+        batches: list[Batches] = []
+        while len(seconds) < 2 or (sum(seconds) < ENOUGH and len(seconds) < MAX_REPEATS):
+            begin = time.perf_counter()
+            result = call()
+            seconds.append(time.perf_counter() - begin)
+            if len(batches) < 2:
+                batches.append(way.read(result, tokens))
+            del result
+        found[set_name] = {"seconds": statistics.median(seconds), **describe(way, data, *batches)}
+    return found
+
+
+def describe(way: Way, data: Data, first: Batches, again: Batches) -> dict[str, Any]:
+    """Return what the batches of a way are like, of two calls."""
+    tokens = data.tokens()
+    starts, ends = first.offsets[:-1], first.offsets[1:]
+    held = np.add.reduceat(first.sizes, starts)
+    computed = held
+    if way.shape == "padded":
+        computed = (ends - starts) * np.maximum.reduceat(first.sizes, starts)
+    elif way.shape == "filled":
+        computed = np.maximum(held, data.max_tokens_per_batch)
+    exact = from_plan(pack_lengths(tokens, data)(), tokens)
+    return {
+        "batches": len(held),
+        "padding": 1 - int(held.sum()) / int(computed.sum()),
+        "largest": int(computed.max()),
+        "mean": float(computed.mean()),
+        "cut": first.cut,
+        "lost": int(tokens.sum(dtype=np.int64)) - int(held.sum()),
+        "same": first == again,
+        "exact": len(exact.offsets) == len(first.offsets) and exact.contents() == first.contents(),
+    }
+
+
+def rows(found: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the rows of the table of padding."""
+    for name, sets in found.items():
+        if isinstance(sets, str):
+            yield [name, sets, *[""] * 7]
+            continue
+        of = sets.get("both") or sets["1 million"]
+        yield [
+            name,
+            *(percent(sets[key]["padding"]) if key in sets else "" for key in SETS),
+            f"{of['mean']:,.0f}, {of['largest']:,}",
+            f"{of['cut']:,}",
+            f"{of['lost']:,}",
+            "yes" if of["same"] else "no",
+        ]
+
+
+def times(found: dict[str, Any]) -> Iterator[list[str]]:
+    """Yield the rows of the table of seconds."""
+    base = next(iter(found.values()))
+    for name, sets in found.items():
+        if isinstance(sets, str):
+            continue
+        cells = [name]
+        for key in ("both", "1 million"):
+            of = sets.get(key)
+            cells += [
+                f"{of['seconds'] / base[key]['seconds']:,.1f}" if of else "",
+                f"{of['seconds']:.4f}" if of else "",
+                f"{of['batches']:,}" if of else "",
+            ]
+        yield [*cells, "yes" if all(of["exact"] for of in sets.values()) else "no"]
+
+
+def measure(quick: bool, _: Path) -> Result:
+    """Measure all ways."""
+    found: dict[str, Any] = {}
+    for name in WAYS:
+        console.print(name)
+        # Processes of their own, since what one imports can slow down another.
+        found[name] = attempt(name, quick) if quick else in_process("packers.py", name)
+    lines = [
+        *table(
+            "batches | padding: E. coli | viruses | both | 1 million | "
+            "tokens per batch: mean, largest | sequences cut | tokens lost | same again",
+            rows(found),
+        ),
+        *table(
+            "batches | times `pack_lengths`: both | seconds | number of batches | "
+            "1 million | seconds | number of batches | exactly FFD",
+            times(found),
+        ),
+    ]
+    return Result(lines, figures(found))
+
+
+def figures(found: dict[str, Any]) -> list[str]:
+    """Return lines for the README."""
+    if "both" not in DATA:
+        return []
+    both, million = (
+        {name: sets[key] for name, sets in found.items() if isinstance(sets, dict) and key in sets}
+        for key in ("both", "1 million")
+    )
+    padding = {name: percent(one["padding"]) for name, one in both.items()}
+    by_length = "fair-esm, `get_batch_indices(4096)`"
+    more = both[by_length]["batches"] / both["`pack_lengths`"]["batches"] - 1
+    tools = {"lightbinpack, `ffd`": "lightbinpack", "axolotl, `sample_packing`": "axolotl"}
+    slower = (
+        f", {million[way]['seconds']:.2g} s with {tool}"
+        for way, tool in {**tools, "TRL, `bfd`": "TRL's `pack_dataset`"}.items()
+        if way in million
+    )
+    return [
+        f"- Padding, of the tokens that a model computes for {len(DATA['both'].make()):,} real "
+        f"proteins: {padding['transformers, 8 as they come']} in batches of 8 as they come, "
+        f"{padding['transformers, 16 as they come']} in batches of 16, "
+        f"{padding['`pack_lengths`']} in packed batches, all of one shape. fair-esm's batches in "
+        f"order of length have {padding[by_length]}, but any shape, and are {percent(more)} more.",
+        f"- A million lengths: {million['`pack_lengths`']['seconds']:.2g} s with `pack_lengths`"
+        f"{''.join(slower)}.",
+    ]
+
+
+def attempt(name: str, quick: bool) -> dict[str, Any] | str:
+    """Return what is measured of a way, or why it cannot be."""
+    try:
+        return measure_one(name, quick)
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+
+
+if __name__ == "__main__":
+    logging.disable()
+    print(json.dumps(attempt(sys.argv[1], quick=False)))

@@ -1,27 +1,22 @@
-"""Measures how samplers deal batches to ranks and epochs; writes docs/explanation/training.md."""
+"""Measures how samplers deal batches to ranks and epochs."""
 
 from __future__ import annotations
 
-import datetime
 import logging
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from data import log_normal
 from numpy.typing import NDArray
-from rich.console import Console
-from run import machine, write_section
+from results import Result, console, median, percent, table
 
 from virnucpro.data import GreedyPacker, PackedBatchSampler, PackingPlan
 
-console = Console(stderr=True)
-
-NUM_DOCUMENTS = 400_000
 BUDGETS = (32_768, 131_072)
 RANKS = (4, 8)
 WINDOWS = (1_000, 10_000, 100_000)
@@ -34,9 +29,9 @@ COSTS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 }
 
 
-def documents(budget: int) -> NDArray[Any]:
+def documents(budget: int, number: int) -> NDArray[Any]:
     """Return the lengths of documents, log-normal, at most the budget."""
-    return log_normal(NUM_DOCUMENTS, 6.5, 1.2).clip(1, budget)
+    return log_normal(number, 6.5, 1.2).clip(1, budget)
 
 
 def steps_of(plan: PackingPlan, ranks: int, **options: Any) -> list[list[list[int]]]:
@@ -62,10 +57,10 @@ def one_by_one(batches: list[list[list[int]]]) -> list[list[list[int]]]:
     return [order[rank :: len(batches)] for rank in range(len(batches))]
 
 
-def idle_rows() -> Iterator[str]:
+def idle_rows(number: int) -> Iterator[list[str]]:
     """Yield the rows of the table of idle ranks."""
     for budget in BUDGETS:
-        lengths = documents(budget)
+        lengths = documents(budget, number)
         plan = GreedyPacker.for_documents(budget).pack_lengths(lengths)
         for ranks in RANKS:
             console.print(f"{budget:,} tokens, {ranks} ranks")
@@ -78,15 +73,17 @@ def idle_rows() -> Iterator[str]:
             ]
             shares = zip(*(idle_shares(lengths, batches) for batches in dealt), strict=True)
             for name, values in zip(COSTS, shares, strict=True):
-                cells = " | ".join(f"{100 * value:.2f} %" for value in values)
-                yield f"| {budget:,} | {len(plan):,} | {ranks} | {name} | {cells} |"
+                cells = [percent(value, 2) for value in values]
+                yield [name, *cells, f"{budget:,}", f"{len(plan):,}", str(ranks)]
 
 
-def epoch_rows() -> Iterator[str]:
+def epoch_rows(number: int) -> Iterator[list[str]]:
     """Yield the rows of the table of epochs."""
     for budget in BUDGETS:
-        lengths = documents(budget)
-        plan, packing = timed(partial(pack, budget, lengths))
+        lengths = documents(budget, number)
+        packer = GreedyPacker.for_documents(budget)
+        plan = packer.pack_lengths(lengths)
+        packing = median(lambda: packer.pack_lengths(lengths), 5)  # noqa: B023
         for window in (None, *WINDOWS):
             console.print(f"{budget:,} tokens, windows of {window}")
             sampler = PackedBatchSampler(plan, shuffle=True, repack=window)
@@ -102,51 +99,29 @@ def epoch_rows() -> Iterator[str]:
             name = "equal lengths exchanged" if window is None else f"repack={window:,}"
             ratio = statistics.median(seconds) / packing
             more = len(sampler) / len(plan) - 1
-            yield (
-                f"| {budget:,} | {name} | {100 * statistics.mean(again):.2f} % | "
-                f"{len(sampler):,} | {100 * more:+.2f} % | {ratio:.1f} |"
-            )
+            cells = [percent(statistics.mean(again), 2), f"{100 * more:+.2f} %", f"{ratio:.1f}"]
+            yield [name, *cells, f"{budget:,}", f"{len(sampler):,}"]
 
 
-def pack(budget: int, lengths: NDArray[Any]) -> PackingPlan:
-    """Return the plan of documents by First-Fit Decreasing."""
-    return GreedyPacker.for_documents(budget).pack_lengths(lengths)
-
-
-def timed(call: Callable[[], Any]) -> tuple[Any, float]:
-    """Return the result of a call, and the median of its seconds in five runs."""
-    seconds = []
-    for _ in range(5):
-        begin = time.perf_counter()
-        result = call()
-        seconds.append(time.perf_counter() - begin)
-    return result, statistics.median(seconds)
-
-
-def main() -> None:
-    """Measure, and write the tables into the document."""
+def measure(quick: bool, _: Path) -> Result:
+    """Measure ranks and epochs."""
     logging.getLogger("virnucpro").setLevel(logging.ERROR)
+    number = 5_000 if quick else 400_000
     lines = [
-        f"Made by `make bench-samplers` on {datetime.date.today()}: {machine()}.",
-        f"{NUM_DOCUMENTS:,} documents with log-normal lengths.",
+        f"{number:,} documents with log-normal lengths. Share of time that ranks wait for the "
+        "slowest of each step:",
         "",
-        "Share of time that ranks wait for the slowest of each step:",
-        "",
-        "| budget | batches | ranks | cost | one by one | in order of the plan | `shuffle=True` | "
-        "`repack=10_000` |",
-        "| ---: | ---: | ---: | --- | ---: | ---: | ---: | ---: |",
-        *idle_rows(),
-        "",
-        "Batches that come again in the next epoch, batches per epoch against First-Fit",
+        *table(
+            "cost | one by one | in order of the plan | `shuffle=True` | `repack=10_000` | "
+            "budget | batches | ranks",
+            idle_rows(number),
+        ),
+        "Batches that come again in the next epoch, batches per epoch against First-Fit "
         "Decreasing, and the time until the first batch of an epoch, relative to `pack_lengths`:",
         "",
-        "| budget | epochs | come again | batches | more than the plan | time |",
-        "| ---: | --- | ---: | ---: | ---: | ---: |",
-        *epoch_rows(),
+        *table(
+            "epochs | come again | more than the plan | times `pack_lengths` | budget | batches",
+            epoch_rows(number),
+        ),
     ]
-    path = write_section("training.md", "make bench-samplers", lines)
-    console.print(f"Written to {path}")
-
-
-if __name__ == "__main__":
-    main()
+    return Result(lines)

@@ -1,16 +1,13 @@
 """Measures how plans are saved and loaded, beside what NumPy and pyarrow need for the row numbers.
 
-Usage: saved_plans.py [ROWS], by default 100 million.
+As a script, measures one call, and prints JSON.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,9 +15,7 @@ from typing import Any
 
 import numpy as np
 from data import log_normal
-from measure import peak_of
-from rich.console import Console
-from rich.table import Table
+from results import Result, console, in_process, median, peak_of, seconds_of, table
 
 from virnucpro.data import GreedyPacker, PackingPlan
 
@@ -54,7 +49,7 @@ CALLS: dict[str, tuple[str, Callable[[Path], Any]]] = {
 }
 
 
-def measure(name: str, folder: Path) -> dict[str, Any]:
+def measure_one(name: str, folder: Path) -> dict[str, Any]:
     """Return the seconds and the peak memory in bytes of a call, in this process."""
     file, call = CALLS[name]
     # What the first call imports is not measured.
@@ -63,45 +58,46 @@ def measure(name: str, folder: Path) -> dict[str, Any]:
     GreedyPacker(100).pack_lengths([30]).save(folder / "small.arrow")
     PackingPlan.load(folder / "small.arrow")
     _, peak = peak_of(lambda: call(folder / file))
-    seconds = []
-    for _ in range(REPEATS):
-        begin = time.perf_counter()
-        call(folder / file)
-        seconds.append(time.perf_counter() - begin)
-    return {"seconds": statistics.median(seconds), "peak": peak}
+    return {"seconds": median(lambda: call(folder / file), REPEATS), "peak": peak}
 
 
-def main() -> None:
+def measure(quick: bool, _: Path) -> Result:
     """Save a plan, and measure each call in its own process."""
-    num_rows = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000_000
-    table = Table("", "seconds", "peak MiB", title=f"Plan of {num_rows:,} rows")
+    num_rows = 30_000 if quick else 30_000_000
     with TemporaryDirectory() as name:
         folder = Path(name)
         plan = GreedyPacker(4096).pack_lengths(log_normal(num_rows))
         np.save(folder / "rows.npy", plan.indices)
+        saved = []
         for path in (folder / "plan.arrow", folder / "plan.parquet"):
-            begin = time.perf_counter()
-            plan.save(path)
-            seconds = time.perf_counter() - begin
-            table.add_row(
-                f"save {path.suffix}: {path.stat().st_size:,} bytes", f"{seconds:.2f}", ""
-            )
-        table.add_row(f"pickle of a plan in an .arrow file: {pickled_size(folder):,} bytes", "", "")
-        del plan
+            seconds = seconds_of(lambda: plan.save(path))  # noqa: B023
+            saved.append([f"`plan.save` `{path.suffix}`", f"{seconds:.2f}", as_mib(path)])
+        pickled = len(pickle.dumps(PackingPlan.load(folder / "plan.arrow")))
+        found = {}
         for call in CALLS:
-            command = [sys.executable, __file__, "--measure", call, name]
-            found = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
-            table.add_row(call, f"{found['seconds']:.4f}", f"{found['peak'] / 2**20:,.1f}")
-    Console().print(table)
+            console.print(call)
+            found[call] = in_process("saved_plans.py", call, folder)
+        base = found["np.load"]["seconds"]
+        rows = [
+            [call, f"{one['seconds'] / base:.3f}", f"{one['seconds']:.4f}", as_mib(one["peak"])]
+            for call, one in found.items()
+        ]
+    lines = [
+        f"A plan of {num_rows:,} rows in {len(plan):,} batches. Medians of {REPEATS} calls; the "
+        "memory is that of the first. The pickle of the plan in the `.arrow` file, for a process "
+        f"that maps it, is {pickled:,} bytes.",
+        "",
+        *table("call | times `np.load` of the rows | seconds | memory", rows),
+        *table("call | seconds | file", saved),
+    ]
+    return Result(lines)
 
 
-def pickled_size(folder: Path) -> int:
-    """Return the bytes of the pickle of a plan in an Arrow file."""
-    return len(pickle.dumps(PackingPlan.load(folder / "plan.arrow")))
+def as_mib(number: Path | int) -> str:
+    """Return bytes, or the size of a file, as text."""
+    size = number.stat().st_size if isinstance(number, Path) else number
+    return f"{size / 2**20:,.1f} MiB"
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(sys.argv[2], Path(sys.argv[3]))))
-    else:
-        main()
+    print(json.dumps(measure_one(sys.argv[1], Path(sys.argv[2]))))

@@ -17,6 +17,9 @@ highlight_language = "none"
 release = importlib.metadata.version("virnucpro")
 html_theme = "furo"
 html_title = f"virnucpro {release}"
+html_show_copyright = False
+html_static_path = ["static"]
+html_css_files = ["doors.css"]
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 autodoc_member_order = "bysource"

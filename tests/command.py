@@ -7,7 +7,7 @@ import subprocess
 import sys
 from contextlib import suppress
 
-from typer.testing import CliRunner
+from click.testing import CliRunner
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:

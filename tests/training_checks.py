@@ -15,7 +15,7 @@ from typing import Any
 from training import NUM_DOCUMENTS
 
 TESTS = Path(__file__).parent
-PAGE = TESTS.parent / "docs/how-to/train.md"
+PAGE = TESTS.parent / "docs/how-to/resume.md"
 Batches = list[list[int]]
 # The runs of each rank.
 Runs = list[dict[str, Any]]
@@ -29,7 +29,7 @@ ACCELERATE = (
 
 
 def page_blocks() -> list[str]:
-    """Return the blocks of Python code of the page on training."""
+    """Return the blocks of Python code of the page on resuming."""
     return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
 
 

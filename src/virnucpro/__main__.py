@@ -37,7 +37,7 @@ def main() -> None:
     message = run()
     if message:
         if sys.stderr is not None:
-            print(f"virnucpro: {message}", file=sys.stderr, flush=True)
+            print(f"virnucpro: error: {message}", file=sys.stderr, flush=True)
         remove_unfinished()
         # Libraries that lack memory may crash at the exit.
         os._exit(2 if sys.argv[1:2] == ["verify"] else 1)

@@ -18,5 +18,7 @@ def needing(feature: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
         raise ModuleNotFoundError(
-            f"{feature} needs {package}: pip install 'virnucpro[{extra}]'", name=error.name
+            f"{feature} needs {package}: in a checkout of virnucpro, run pip install '.[{extra}]' "
+            f"(with a wheel: pip install 'FILE.whl[{extra}]')",
+            name=error.name,
         ) from error

@@ -29,7 +29,9 @@ def check_memory(num_bytes: int, what: str) -> None:
 
 
 def format_bytes(number: int) -> str:
-    """Return a number of bytes in MiB or GiB."""
+    """Return a number of bytes in KiB, MiB or GiB."""
+    if number < 2**20:
+        return f"{number / 2**10:,.0f} KiB"
     return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import math
 import os
+import re
 import sys
 import time
 import traceback
@@ -16,9 +17,9 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Protocol
 
-import typer
+import click
 
-from virnucpro.memory import describe
+from virnucpro.memory import describe, format_bytes
 from virnucpro.text import printable
 
 # Rich is imported when it is needed, so that --help and --version are fast.
@@ -26,18 +27,53 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-# What a stage counts, if not sequences.
-UNITS = {"embedding": "residues"}
+# What a stage counts, if not sequences, or when reading bytes.
+UNITS = {"writing": "rows", "embedding": "residues"}
 # Modules whose warnings are shown.
 LOGGERS = (
     "kernel.column_generation",
     "files.inputs",
+    "files.losses",
     "model.check",
     "model.collator",
     "model.embedder",
     "cluster.ray_data",
     "jobs.embed",
     "jobs.pack",
+)
+# Options of commands by the arguments that messages name.
+OPTIONS = {
+    "max_tokens_per_batch": "--max-tokens",
+    "max_tokens": "--max-tokens",
+    "max_sequence_length": "--max-length",
+    "max_sequences_per_batch": "--max-sequences",
+    "special_tokens": "--special-tokens",
+    "multiple_of": "--multiple-of",
+    "num_threads": "--threads",
+    "embedding_dtype": "--embedding-dtype",
+    "overlong": "--overlong",
+    "overlap": "--overlap",
+    "method": "--method",
+    "dtype": "--dtype",
+    "device": "--device",
+    "options": "--keep-stop, --keep-case or --drop-gaps",
+}
+# Options that are given or not, and the value of the argument if they are.
+FLAGS = {
+    "deduplicate": ("--no-dedup", "False"),
+    "strip_stop": ("--keep-stop", "False"),
+    "uppercase": ("--keep-case", "False"),
+    "drop_gaps": ("--drop-gaps", "True"),
+    "states": ("--states", "True"),
+}
+# Arguments in messages. Those that are words of English only where nothing else is meant.
+ARGUMENT = re.compile(
+    rf"(?<![^\s(])(?:"
+    rf"(?P<flag>{'|'.join(FLAGS)}) was (?P<value>True|False) \(got \w+\)"
+    rf"|(?P<name>{'|'.join(OPTIONS)})='(?P<choice>\w+)'"
+    rf"|(?P<long>{'|'.join(name for name in OPTIONS if '_' in name)})\b(?![./])"
+    rf"|(?P<word>{'|'.join(OPTIONS)})(?= must | was )"
+    rf"|(?<=its own )(?P<own>{'|'.join(OPTIONS)})\b)"
 )
 # Seconds that a speed is measured over.
 SPEED_PERIOD = 60.0
@@ -51,16 +87,16 @@ def exit_on_error(status: int = 1) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # The reader of the output wants no more, which typer knows.
+        # The reader of the output wants no more, which click knows.
         raise
     except MemoryError as error:
         # Otherwise, what the failed functions hold could leave none for the message.
         traceback.clear_frames(error.__traceback__)
         print_error(describe(error))
-        raise typer.Exit(status) from error
+        raise click.exceptions.Exit(status) from error
     except (OSError, ValueError, OverflowError, ModuleNotFoundError) as error:
         print_error(str(error))
-        raise typer.Exit(status) from error
+        raise click.exceptions.Exit(status) from error
 
 
 class ShowProgress(Protocol):
@@ -154,34 +190,33 @@ def describe_progress(stage: str, done: int, total: int | None, rate: float | No
     """Return a stage and how much of it is done as text.
 
     Example:
-        >>> describe_progress("reading", 12_000, None, None)
-        'reading 12,000 sequences'
+        >>> describe_progress("reading", 3 * 2**29, 2**32, 2.0**28)
+        'reading 37.5 % of 4.0 GiB, 256 MiB per second, 0:00:10 left'
         >>> describe_progress("embedding", 1_234, 10_000, 100.0)
         'embedding 12.3 % of 10,000 residues, 100 per second, 0:01:28 left'
     """
-    unit = UNITS.get(stage, "sequences")
+    unit = f" {UNITS.get(stage, 'sequences')}"
+
+    def amount(number: float, unit: str) -> str:
+        return format_bytes(int(number)) if stage == "reading" else f"{number:,.0f}{unit}"
+
     if not total:
-        return f"{stage} {done:,} {unit}" if done else stage
-    # Not rounded, as 100 % would be all.
-    text = f"{stage} {1000 * done // total / 10} % of {total:,} {unit}"
+        return f"{stage} {amount(done, unit)}" if done else stage
+    # A file may have grown. Not rounded, as 100 % would be all.
+    done = min(done, total)
+    text = f"{stage} {1000 * done // total / 10} % of {amount(total, unit)}"
     if rate:
         left = timedelta(seconds=math.ceil((total - done) / rate))
-        text += f", {rate:,.0f} per second, {left} left"
+        text += f", {amount(rate, '')} per second, {left} left"
     return text
 
 
 @contextmanager
 def log_to_stderr(quiet: bool) -> Iterator[None]:
     """Show the warnings of long-running modules on stderr; on a terminal, their progress too."""
-    is_terminal = not quiet and stderr().is_terminal
-    handler: logging.Handler = logging.StreamHandler()
-    handler.setFormatter(PrintableFormatter("virnucpro: %(message)s"))
-    if is_terminal:
-        from rich.logging import RichHandler
-
-        handler = RichHandler(console=stderr(), show_level=False, show_path=False)
-        handler.setFormatter(PrintableFormatter())
-    level = logging.INFO if is_terminal else logging.WARNING
+    handler = MessageHandler()
+    handler.setFormatter(PrintableFormatter())
+    level = logging.INFO if stderr().is_terminal else logging.WARNING
     loggers = [] if quiet else [logging.getLogger(f"virnucpro.{name}") for name in LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -203,9 +238,49 @@ class PrintableFormatter(logging.Formatter):
         return printable(super().format(record))
 
 
+class MessageHandler(logging.Handler):
+    """A handler that prints log messages on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print a message."""
+        show = print_warning if record.levelno >= logging.WARNING else print_note
+        show(self.format(record))
+
+
+def with_options(message: str) -> str:
+    """Return a message about arguments with the names of options in their place.
+
+    Example:
+        >>> with_options("overlap must be 0 unless overlong='split' (got 5)")
+        '--overlap must be 0 unless --overlong split (got 5)'
+        >>> with_options("cannot be resumed: deduplicate was True (got False)")
+        'cannot be resumed: it was made without --no-dedup'
+    """
+
+    def replace(found: re.Match[str]) -> str:
+        if found["flag"]:
+            option, value = FLAGS[found["flag"]]
+            return f"it was made {'with' if found['value'] == value else 'without'} {option}"
+        if found["name"]:
+            return f"{OPTIONS[found['name']]} {found['choice']}"
+        return OPTIONS[found["long"] or found["word"] or found["own"]]
+
+    return ARGUMENT.sub(replace, message)
+
+
+def print_note(message: str) -> None:
+    """Print what a command is doing on stderr, in one line, with the names of options."""
+    print_message(f"virnucpro: {with_options(message)}")
+
+
+def print_warning(message: str) -> None:
+    """Print a warning on stderr, in one line, with the names of options."""
+    print_note(f"warning: {message}")
+
+
 def print_error(message: str) -> None:
-    """Print an error on stderr, in one line."""
-    print_message(f"virnucpro: {message}")
+    """Print an error on stderr, in one line, with the names of options."""
+    print_note(f"error: {message}")
 
 
 @contextmanager
@@ -253,7 +328,7 @@ def print_output(output: str | Table) -> None:
     """
     try:
         if isinstance(output, str):
-            typer.echo(output)
+            click.echo(output)
         elif sys.stdout is not None:
             from rich.console import Console
 

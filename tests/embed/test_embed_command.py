@@ -28,6 +28,7 @@ from fasta import fasta
 from models import huggingface_tokenizer, tiny_esm2
 
 import virnucpro.jobs.embed
+from virnucpro.cli.embed import embed
 from virnucpro.data import EmbeddingRun, ReadOptions
 from virnucpro.files.embedding_parts import FailedSequence
 
@@ -70,10 +71,10 @@ def table_of(stderr: str) -> dict[str, str]:
 def test_default_options(given: dict[str, Any]) -> None:
     result = run("embed", "a.fa", "-o", "out", "--model", "some/model")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "virnucpro: as far as this\\ngoes\n"
+    assert result.stderr == "virnucpro: error: as far as this\\ngoes\n"
     assert callable(given.pop("progress"))
     assert given == {
-        "inputs": ["a.fa"],
+        "inputs": ("a.fa",),
         "output": "out",
         "model": "some/model",
         "max_tokens": None,
@@ -99,7 +100,7 @@ def test_all_options(given: dict[str, Any]) -> None:
     assert run(*words.split()).returncode == 1
     del given["progress"]
     assert given == {
-        "inputs": ["a.fa", "b/*.fa", "-"],
+        "inputs": ("a.fa", "b/*.fa", "-"),
         "output": "out",
         "model": "some/model",
         "max_tokens": 100,
@@ -120,8 +121,8 @@ def test_all_options(given: dict[str, Any]) -> None:
 def test_shards_that_are_none(shard: str, given: dict[str, Any]) -> None:
     result = run("embed", "a.fa", "-o", "out", "--model", "m", "--shard", shard)
     assert (result.returncode, result.stdout, given) == (2, "", {})
-    message = f"'--shard': must be I/N, with I from 1 to N, such as 2/4 (got {shard!r})"
-    assert message in " ".join(result.stderr.split())
+    message = f"--shard must be I/N, with I from 1 to N, such as 2/4 (got {shard!r})"
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,7 @@ def test_shards_that_are_none(shard: str, given: dict[str, Any]) -> None:
 def test_usage_errors(words: str, given: dict[str, Any]) -> None:
     result = run("embed", *words.split())
     assert (result.returncode, result.stdout, given) == (2, "", {})
-    assert "Usage: virnucpro embed" in result.stderr
+    assert "virnucpro embed" in result.stderr
 
 
 def test_help_has_the_options_and_what_to_do_next() -> None:
@@ -159,6 +160,24 @@ def test_help_has_the_options_and_what_to_do_next() -> None:
     assert "embed " in run("--help").stdout
 
 
+def test_examples_run(checkpoint: Path, folder: Path) -> None:
+    shutil.copytree(checkpoint, "esm2")
+    Path("proteins.fasta").write_bytes(fasta(PROTEINS))
+    Path("proteomes").mkdir()
+    Path("proteomes/a.faa").write_bytes(fasta(PROTEINS))
+    assert run("pack", "proteins.fasta", "-o", "plan.parquet").returncode == 0
+    words = [each.split() for each in embed.examples.splitlines() if each.startswith("virnucpro ")]
+    assert len(words) >= 4
+    for number, (program, *arguments) in enumerate(words):
+        model = arguments.index("--model") + 1
+        assert arguments[model] in ("esm2", "facebook/esm2_t33_650M_UR50D")
+        arguments[model] = "esm2"
+        arguments[arguments.index("-o") + 1] = f"out{number}"
+        result = run(*arguments, "--device", "cpu")
+        assert (program, result.returncode) == ("virnucpro", 0), result.stderr
+        assert (folder / f"out{number}").is_dir()
+
+
 def test_embeddings_and_what_is_printed(checkpoint: Path) -> None:
     words = ("embed", "a.fa", "-o", "out", "--model", checkpoint, "--max-length", 100)
     result = run(*words, "--device", "cpu")
@@ -171,7 +190,7 @@ def test_embeddings_and_what_is_printed(checkpoint: Path) -> None:
         "Truncated": "1",
         "Lower case converted": "3",
         "Residues": "169",
-        "Residues truncated": "50 (29.59 %)",
+        "Residues lost": "50 (29.59 %)",
         "Batches": "1",
         "Unknown residues": "1",
     }
@@ -213,9 +232,9 @@ def test_failed_sequences_are_named_and_change_the_status(
         monkeypatch.setattr(virnucpro.jobs.embed, "embed_files", fail)
         result = run(*words, "-q", "--json")
         assert result.returncode == 1
-        named = [f"virnucpro: 's{i}\\n' (row {1000 + i:,}) failed: no\\x1b[2J memory"
+        named = [f"virnucpro: error: 's{i}\\n' (row {1000 + i:,}) failed: no\\x1b[2J memory"
                  for i in range(min(number, 10))]  # fmt: skip
-        more = ["virnucpro: 3 more sequences failed"] if number == 13 else []
+        more = ["virnucpro: error: 3 more sequences failed"] if number == 13 else []
         assert result.stderr.splitlines() == [*named, *more]
         in_json = json.loads(result.stdout)["failed"]
         assert in_json == [each._asdict() for each in failed]
@@ -233,8 +252,8 @@ def test_missing_packages_are_named(package: str) -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
-    extra = "pip install 'virnucpro[cli,esm]'"
-    assert result.stderr == f"virnucpro: virnucpro embed needs {package}: {extra}\n"
+    assert result.stderr.startswith(f"virnucpro: error: virnucpro embed needs {package}: ")
+    assert "pip install '.[cli,esm]'" in result.stderr
     assert (result.returncode, Path("out").exists()) == (1, False)
 
 
@@ -262,7 +281,7 @@ def test_terminals_show_progress_and_no_other_library(checkpoint: Path) -> None:
     Path("out").rename("before")
     status, seen = on_terminal(words)
     assert status == 0
-    for part in ("Loading", "Reading 200 sequences", "Embedding ", " % of 39,000 residues"):
+    for part in ("Loading", "Reading 100.0 % of", "Embedding ", " % of 39,000 residues"):
         assert part in seen
     for part in ("it/s", "LOAD REPORT", "Warning", "weights"):
         assert part not in seen
@@ -393,7 +412,9 @@ def test_limits_that_leave_too_little_are_an_error_at_once() -> None:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (2**30, 2**30)),
     )
     assert result.returncode == 1
-    assert result.stderr.startswith("virnucpro: out of memory: the limit (ulimit -v or -d) leaves")
+    assert result.stderr.startswith(
+        "virnucpro: error: out of memory: the limit (ulimit -v or -d) leaves"
+    )
     assert result.stderr.endswith(" MiB, at least 1.0 GiB are needed\n")
 
 

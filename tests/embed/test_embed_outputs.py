@@ -76,7 +76,7 @@ def test_a_full_disk_is_an_error_before_the_work(job: Job, monkeypatch: pytest.M
     stages = []
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "disk_usage", lambda _: usage(2**40, 2**40 - 1000, 1000))
-        with pytest.raises(OSError, match=r"out: not enough space: .* 0 MiB are free") as caught:
+        with pytest.raises(OSError, match=r"out: not enough space: .* 1 KiB are free") as caught:
             job.run(progress=lambda stage, *_: stages.append(stage))
     assert "embedding" not in stages
     assert str(caught.value).isprintable()

@@ -21,7 +21,7 @@ def test_stats_of_embeddings(
     assert (result.returncode, result.stderr) == (0, "")
     table = dict(re.split(r"\s{2,}", line.strip()) for line in result.stdout.splitlines())
     assert table["Sequences"] == "3"
-    assert table["Residues truncated"] == "10 (18.52 %)"
+    assert table["Residues lost"] == "10 (18.52 %)"
     assert table["Unknown residues"] == "2"
     assert table["Failed sequences"] == "0"
     assert table["Parts"] == "2 of 2"

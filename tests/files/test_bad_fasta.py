@@ -29,7 +29,9 @@ def test_unreadable_standard_input_is_named(tmp_path: Path) -> None:
         ["sh", "-c", '"$@" <&-', "sh", *command], capture_output=True, text=True, check=False
     )
     assert closed.returncode == 1
-    assert closed.stderr == "virnucpro: standard input: cannot be read (Bad file descriptor)\n"
+    assert (
+        closed.stderr == "virnucpro: error: standard input: cannot be read (Bad file descriptor)\n"
+    )
 
 
 @pytest.mark.parametrize("compression", [name for name in COMPRESSIONS if name != "plain"])
@@ -63,7 +65,8 @@ def test_a_compression_that_cannot_be_read_says_so(tmp_path: Path) -> None:
     )
     result = subprocess.run([sys.executable, "-c", code, path], capture_output=True, text=True)
     assert result.stdout == (
-        f"{path}: reading this compression format needs isal: pip install 'virnucpro[fasta]'\n"
+        f"{path}: reading this compression format needs isal: in a checkout of virnucpro, run "
+        "pip install '.[fasta]' (with a wheel: pip install 'FILE.whl[fasta]')\n"
     )
 
 
@@ -142,7 +145,7 @@ def test_bad_fasta_is_reported_in_one_line(
     result = run("pack", good, tmp_path / name, "-o", tmp_path / "plan.parquet")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / name}: ")
+    assert line.startswith(f"virnucpro: error: {tmp_path / name}: ")
     assert message in line
     assert sorted(tmp_path.iterdir()) == before
     with pytest.raises((OSError, ValueError), match=name):

@@ -58,7 +58,7 @@ def test_few_descriptors_are_enough_or_named(tmp_path: Path, descriptors: int) -
         assert result.returncode == 0
         return
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("virnucpro: ")
+    assert result.stderr.startswith("virnucpro: error: ")
     assert result.stderr.endswith("(Too many open files)\n")
     assert result.stderr.count("\n") == 1
 
@@ -82,7 +82,7 @@ def test_records_that_do_not_fit_the_memory_are_an_error(
     if not arguments:
         assert result.returncode == 0
         return
-    assert (result.returncode, result.stderr) == (1, "virnucpro: out of memory\n")
+    assert (result.returncode, result.stderr) == (1, "virnucpro: error: out of memory\n")
     assert set(tmp_path.iterdir()) == before
 
 

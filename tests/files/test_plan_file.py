@@ -332,7 +332,7 @@ def test_damaged_plans_are_reported_in_one_line(
         result = run(*arguments)
         assert result.returncode == status
         (line,) = result.stderr.splitlines()
-        assert line.startswith(f"virnucpro: {plan}: ")
+        assert line.startswith(f"virnucpro: error: {plan}: ")
         assert message in line
 
 

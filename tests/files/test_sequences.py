@@ -22,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from virnucpro.files.fasta import ReadOptions
+from virnucpro.files.inputs import find_inputs, total_size
 from virnucpro.files.sequences import read_files
 
 
@@ -129,7 +130,7 @@ def test_bad_tables_are_reported_in_one_line(
     result = run("pack", tmp_path / name, "-o", tmp_path / "plan.parquet")
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / name}: ") or name == "sum.parquet"
+    assert line.startswith(f"virnucpro: error: {tmp_path / name}: ") or name == "sum.parquet"
     assert message in line
     assert not (tmp_path / "plan.parquet").exists()
 
@@ -154,7 +155,7 @@ def test_residues_of_rows_are_read(tmp_path: Path, compress: Callable[[bytes], b
         Path(name).write_bytes(compress(fasta(part)))
     progress: list[int] = []
     sequences = read_files(names, progress=progress.append, keep_texts=True)
-    assert progress[-1] == 40
+    assert progress[-1] == sum(Path(name).stat().st_size for name in names)
     rows = np.random.default_rng(0).integers(0, 40, 100)
     assert sequences.read(rows) == [records[row][1] for row in rows.tolist()]
     assert sequences.read(rows[:0]) == []
@@ -188,3 +189,25 @@ def test_tables_have_no_residues(tmp_path: Path) -> None:
     pq.write_table(pa.table({"id": ["a"], "length": [1]}), path)
     with pytest.raises(ValueError, match=f"^{path}: a table of lengths, which has no residues$"):
         read_files([str(path)], keep_texts=True)
+
+
+@pytest.mark.parametrize("keep_texts", [False, True])
+def test_progress_goes_up_to_the_size_of_the_files(tmp_path: Path, keep_texts: bool) -> None:
+    text = fasta((f"s{i}", "ACDE" * (i % 300)) for i in range(10_000))
+    (tmp_path / "a.fa").write_bytes(text)
+    (tmp_path / "b.fa.gz").write_bytes(gzip.compress(text))
+    names = ["a.fa", "b.fa.gz"]
+    if not keep_texts:
+        table = pa.table({"id": [str(i) for i in range(200_000)], "length": range(200_000)})
+        pq.write_table(table, tmp_path / "c.parquet")
+        pa.feather.write_feather(table, str(tmp_path / "d.arrow"))
+        lines = "".join(f"{i}\t{i}\n" for i in range(200_000))
+        (tmp_path / "e.tsv").write_text("id\tlength\n" + lines)
+        (tmp_path / "f.tsv.gz").write_bytes(gzip.compress(("id\tlength\n" + lines).encode()))
+        names += ["c.parquet", "d.arrow", "e.tsv", "f.tsv.gz"]
+    inputs = find_inputs(str(tmp_path / name) for name in names)
+    progress: list[int] = []
+    read_files([file.path for file in inputs], None, progress.append, keep_texts)
+    assert progress == sorted(progress)
+    assert progress[-1] == total_size(inputs)
+    assert len(set(progress)) > 2 * len(names)

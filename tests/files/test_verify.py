@@ -266,7 +266,7 @@ def test_faults_are_named(
     assert (result.returncode, result.stdout) == (1, "")
     assert "Traceback" not in result.stderr
     lines = result.stderr.splitlines()
-    assert all(line.startswith(f"virnucpro: {plan}: ") for line in lines)
+    assert all(line.startswith(f"virnucpro: error: {plan}: ") for line in lines)
     assert any(message in line for line in lines), result.stderr
 
 
@@ -298,7 +298,7 @@ def test_what_cannot_be_read_is_not_a_wrong_plan(tmp_path: Path, proteins: Path)
     rewrite(stdin, with_summary(lambda state: state["inputs"][0].update(name="-")))
     (tmp_path / "bad.fa").write_text("MKTAY\n")
     for arguments, message in (
-        ([plan], f"{path}: an input of {plan}, is not found from this folder; give the inputs"),
+        ([plan], f"{path}: an input of {plan}, is found neither from this folder nor from that"),
         ([plan, path], f"{path}: no such file"),
         ([plan, tmp_path / "bad.fa"], f"{tmp_path / 'bad.fa'}: "),
         ([stdin], f"-: an input of {stdin}, is standard input; give the inputs after PLAN"),
@@ -308,7 +308,7 @@ def test_what_cannot_be_read_is_not_a_wrong_plan(tmp_path: Path, proteins: Path)
         result = run("verify", *arguments)
         assert (result.returncode, result.stdout) == (2, "")
         (line,) = result.stderr.splitlines()
-        assert line.startswith(f"virnucpro: {message}")
+        assert line.startswith(f"virnucpro: error: {message}")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

@@ -20,7 +20,6 @@ import pytest
 from command import read_terminal, run
 from fasta import bgzip, fasta
 
-import virnucpro
 from virnucpro.data import GreedyPacker
 
 PROTEINS = [
@@ -64,9 +63,9 @@ def test_pack_writes_the_plan(tmp_path: Path) -> None:
         "Residues": "2,102",
         "Residues kept": "1,624",
         "Truncated": "1",
-        "Residues truncated": "478",
+        "Residues lost": "478 (22.74 %)",
         "Batches": "2",
-        "Efficiency": f"{(1028 + 604) / 2200:.6f}",
+        "Efficiency": "74.18 %",
         "Lower bound": "2",
     }
     assert sorted(path.name for path in tmp_path.iterdir()) == [
@@ -122,8 +121,8 @@ def test_overlong(tmp_path: Path) -> None:
     result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "error")
     assert result.returncode == 1
     assert result.stderr == (
-        f"virnucpro: {tmp_path / 'a.fa'}: sequence 'long' has 1,500 residues, more than 1,022 "
-        "(affected sequences: 1)\n"
+        f"virnucpro: error: {tmp_path / 'a.fa'}: sequence 'long' has 1,500 residues, more than "
+        "1,022 (affected sequences: 1)\n"
     )
     assert not plan.exists()
     result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "drop")
@@ -134,8 +133,9 @@ def test_overlong(tmp_path: Path) -> None:
     assert written["tokens"] == [302, 302, 4, None]
     assert written["truncated"] == [False] * 4
     found = summary_of(result.stderr)
-    names = ("Sequences", "Packed", "Dropped", "Residues", "Residues kept", "Residues dropped")
-    assert [found[name] for name in names] == ["4", "3", "1", "2,102", "602", "1,500"]
+    names = ("Sequences", "Packed", "Dropped", "Residues", "Residues kept", "Residues lost")
+    expected = ["4", "3", "1", "2,102", "602", "1,500 (71.36 %)"]
+    assert [found[name] for name in names] == expected
     limits = ("--max-length", 700, "--overlap", 100)
     result = run("pack", tmp_path / "a.fa", "-o", plan, "--overlong", "split", *limits)
     assert result.returncode == 0
@@ -167,7 +167,7 @@ def test_arrow_files_and_residues(tmp_path: Path) -> None:
     result = run("pack", path, "-o", arrow, "--sequences")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == (
-        f"virnucpro: {arrow}: sequences can be stored in Parquet files only (.parquet)\n"
+        f"virnucpro: error: {arrow}: sequences can be stored in Parquet files only (.parquet)\n"
     )
 
 
@@ -178,12 +178,12 @@ def test_duplicates(tmp_path: Path) -> None:
     result = run("pack", path, "-o", plan)
     assert result.returncode == 0
     assert summary_of(result.stderr)["Duplicate IDs"] == "3"
-    assert "virnucpro: duplicate IDs: 3 (for example a, b)\n" in result.stderr
+    assert "virnucpro: warning: duplicate IDs: 3 (for example a, b)\n" in result.stderr
     assert len(columns(plan)["id"]) == 5
     plan.unlink()
     result = run("pack", path, "-o", plan, "--duplicates", "error")
     assert result.returncode == 1
-    assert result.stderr == "virnucpro: duplicate IDs: 3 (for example a, b)\n"
+    assert result.stderr == "virnucpro: error: duplicate IDs: 3 (for example a, b)\n"
     assert not plan.exists()
 
 
@@ -228,10 +228,6 @@ def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
         ("folder.arrow", "is a directory"),
         ("missing/plan.parquet", "its directory does not exist"),
         ("null.parquet", "not a regular file"),
-        ("plan", "a plan file must have the suffix .parquet or .arrow"),
-        ("plan.txt", "a plan file must have the suffix .parquet or .arrow"),
-        ("good.fa", "a plan file must have the suffix .parquet or .arrow"),
-        ("/dev/null", "a plan file must have the suffix .parquet or .arrow"),
     ],
 )
 def test_bad_output_is_reported_in_one_line(tmp_path: Path, output: str, message: str) -> None:
@@ -245,56 +241,22 @@ def test_bad_output_is_reported_in_one_line(tmp_path: Path, output: str, message
     result = run("pack", *inputs, "-o", tmp_path / output)
     assert (result.returncode, result.stdout) == (1, "")
     (line,) = result.stderr.splitlines()
-    assert line.startswith(f"virnucpro: {tmp_path / output}: ")
+    assert line.startswith(f"virnucpro: error: {tmp_path / output}: ")
     assert message in line
     assert sorted(tmp_path.iterdir()) == before
     assert [path.read_bytes() for path in before if path.is_file()] == contents
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["pack"],
-        ["pack", "a.fa"],
-        ["pack", "a.fa", "-o", "b", "--max-tokens", "2"],
-        ["pack", "a.fa", "-o", "b", "--max-tokens", "many"],
-        ["pack", "a.fa", "-o", "b", "--max-length", "0"],
-        ["pack", "a.fa", "-o", "b", "--threads", "0"],
-        ["pack", "a.fa", "-o", "b", "--overlong", "cut"],
-        ["pack", "a.fa", "-o", "b", "--overlap", "5"],
-        ["pack", "a.fa", "-o", "b", "--overlong", "split", "--overlap", "1022"],
-        ["stats", "a.parquet", "--json", "--tsv"],
-        ["verify"],
-        ["report", "a.parquet"],
-        ["unpack"],
-        ["--wrong"],
-    ],
-)
-def test_usage_errors_exit_with_status_2(arguments: list[str]) -> None:
-    result = run(*arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert "Usage: virnucpro" in result.stderr
-    assert "Traceback" not in result.stderr
-
-
-def test_help_and_version() -> None:
-    for command in ("pack", "stats", "verify", "report"):
-        for arguments in (["-h"], [command, "-h"], [command, "--help"]):
-            result = run(*arguments)
-            assert (result.returncode, result.stderr) == (0, "")
-            assert "Usage: virnucpro" in result.stdout
-    assert run("--version").stdout == f"virnucpro {virnucpro.__version__}\n"
-
-
 @pytest.mark.process
 def test_missing_extra_says_what_to_install() -> None:
-    code = "import sys; sys.modules['typer'] = None\nfrom virnucpro.__main__ import main; main()"
+    code = "import sys; sys.modules['click'] = None\nfrom virnucpro.__main__ import main; main()"
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 1
     assert result.stderr == (
-        "virnucpro: the command line needs typer: pip install 'virnucpro[cli]'\n"
+        "virnucpro: error: the command line needs click: in a checkout of virnucpro, run "
+        "pip install '.[cli]' (with a wheel: pip install 'FILE.whl[cli]')\n"
     )
 
 
@@ -386,7 +348,7 @@ def test_files_that_are_not_plans_are_reported_in_one_line(
         result = run(*arguments)
         assert (result.returncode, result.stdout) == (status, "")
         (line,) = result.stderr.splitlines()
-        assert line.startswith("virnucpro: ")
+        assert line.startswith("virnucpro: error: ")
         assert str(plan) in line
     assert not (tmp_path / "report.html").exists()
 
@@ -404,7 +366,7 @@ def test_progress_is_shown_only_on_terminals(tmp_path: Path) -> None:
             seen = read_terminal(ours)
         os.close(ours)
         assert process.returncode == 0
-        for shown in (b"Reading", b"Packing", b"Writing", b"3,000 sequences", b"Batches"):
+        for shown in (b"Reading", b"Packing", b"Writing 100.0 % of 3,000 rows", b"Batches"):
             assert (shown in seen) == (not quiet)
     assert b"Reading" not in subprocess.run(command, capture_output=True, check=True).stderr
 

@@ -105,7 +105,7 @@ def test_ids_in_every_command(identifier: str, tmp_path: Path) -> None:
         assert len(output.stderr) < 5000
     html = page.read_text(encoding="utf-8")
     assert is_shown_as_it_is(html)
-    assert "<script" not in html
+    assert html.count("<script") == 1
     assert "<img" not in html
     assert "</table><h1>" not in html
     assert len(html) < 500_000
@@ -172,12 +172,12 @@ def test_names_of_files_and_columns(name: str, tmp_path: Path) -> None:
         run("verify", plan, folder / "none.parquet"),
         run("pack", path, "-o", folder / "plan.other"),
     ]
-    assert [output.returncode for output in outputs] == [0, 0, 0, 0, 1, 1, 2, 1]
+    assert [output.returncode for output in outputs] == [0, 0, 0, 0, 1, 1, 2, 2]
     for output in outputs:
         lines = (output.stdout + output.stderr).replace("\t", " ")
         assert is_shown_as_it_is(lines)
     assert all(line.count("\t") == 1 for line in outputs[2].stdout.splitlines())
     html = page.read_text(encoding="utf-8")
     assert is_shown_as_it_is(html)
-    assert "<script" not in html
+    assert html.count("<script") == 1
     shutil.rmtree(folder)

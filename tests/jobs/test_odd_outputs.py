@@ -155,7 +155,7 @@ def test_a_report_replaces_no_part_of_what_it_reads(folder: Path) -> None:
 def test_what_the_place_has_become_is_not_replaced(folder: Path) -> None:
     path = folder / "plan.parquet"
 
-    def change(_stage: str, _done: int) -> None:
+    def change(_stage: str, _done: int, _total: int | None) -> None:
         if not path.exists():
             os.mkfifo(path)
 
@@ -164,7 +164,7 @@ def test_what_the_place_has_become_is_not_replaced(folder: Path) -> None:
     assert path.is_fifo()
     path.unlink()
 
-    def make_link(_stage: str, _done: int) -> None:
+    def make_link(_stage: str, _done: int, _total: int | None) -> None:
         if not path.is_symlink():
             path.symlink_to("other")
 
@@ -248,7 +248,7 @@ def test_the_folder_may_be_renamed_and_the_working_directory_changed(
     monkeypatch.chdir(folder)
     (folder / "elsewhere").mkdir()
 
-    def leave(_stage: str, _done: int) -> None:
+    def leave(_stage: str, _done: int, _total: int | None) -> None:
         os.chdir(folder / "elsewhere")
 
     pack_files("a.fa", "plan.parquet", GreedyPacker(12), progress=leave)
@@ -262,20 +262,19 @@ def test_the_folder_may_be_renamed_and_the_working_directory_changed(
     [
         ("pack - -o a.parquet < a.parquet", "a.parquet: output is also an input"),
         ("pack - -o link.parquet < a.parquet", "link.parquet: output is also an input"),
-        ("pack a.fa -o /dev/stdout >> log", "/dev/stdout: a plan file must have the suffix"),
         ("pack a.fa -o out.parquet >> log", "out.parquet: not a regular file"),
         ("pack a.fa -o log.parquet >> log.parquet", "log.parquet: output is also standard output"),
-        ("report old.parquet -o /dev/stdout >> log", "/dev/stdout: not a regular file"),
-        ("report old.parquet -o /dev/fd/1 >> log", "/dev/fd/1: not a regular file"),
-        ("report old.parquet -o /proc/self/fd/3 3>> log", "/proc/self/fd/3: not a regular file"),
-        ("report old.parquet -o log >> log", "log: output is also standard output"),
+        ("report old.parquet -o out.html >> log", "out.html: not a regular file"),
+        ("report old.parquet -o fd.html 3>> log", "fd.html: not a regular file"),
+        ("report old.parquet -o log.html >> log.html", "log.html: output is also standard output"),
     ],
 )
 def test_outputs_of_the_shell(folder: Path, shell: str, message: str) -> None:
     (folder / "a.parquet").write_bytes(CONTENT)
     (folder / "link.parquet").symlink_to("a.parquet")
-    (folder / "out.parquet").symlink_to("/dev/stdout")
-    for log in ("log", "log.parquet"):
+    for name, target in (("out.parquet", "stdout"), ("out.html", "fd/1"), ("fd.html", "fd/3")):
+        (folder / name).symlink_to(f"/dev/{target}")
+    for log in ("log", "log.parquet", "log.html"):
         (folder / log).write_bytes(b"old\n")
     before = state_of(folder)
     found = subprocess.run(
@@ -286,7 +285,7 @@ def test_outputs_of_the_shell(folder: Path, shell: str, message: str) -> None:
         check=False,
     )
     assert (found.returncode, found.stdout) == (1, "")
-    assert found.stderr.startswith(f"virnucpro: {message}")
+    assert found.stderr.startswith(f"virnucpro: error: {message}")
     assert found.stderr.count("\n") == 1
     assert state_of(folder) == before
 
@@ -324,17 +323,18 @@ def test_places_without_permission(kind: str, writer: str) -> None:
 @pytest.mark.parametrize("command", ["pack", "report"])
 def test_the_command_says_what_is_wrong_in_one_line(folder: Path, command: str) -> None:
     name = {"pack": "a.fa", "report": "old.parquet"}[command]
-    path = folder / "missing" / "plan.parquet"
+    path = folder / "missing" / {"pack": "plan.parquet", "report": "page.html"}[command]
     found = run(command, folder / name, "-o", path)
     assert (found.returncode, found.stderr) == (
         1,
-        f"virnucpro: {path}: its directory does not exist\n",
+        f"virnucpro: error: {path}: its directory does not exist\n",
     )
 
 
 def test_folders_need_another_engine(tmp_path: Path) -> None:
     (tmp_path / "a.fa").write_bytes(CONTENT)
     result = run("pack", tmp_path / "a.fa", "-o", f"{tmp_path}/plan/")
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == f"virnucpro: {tmp_path}/plan/: a folder, which needs --engine ray\n"
+    assert (result.returncode, result.stdout) == (2, "")
+    message = f"virnucpro: error: {tmp_path}/plan/: a folder, which needs --engine ray"
+    assert result.stderr.startswith(message)
     assert not (tmp_path / "plan").exists()

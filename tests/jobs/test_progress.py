@@ -85,12 +85,12 @@ def test_lines_at_starts_and_once_per_interval(
 ) -> None:
     text = show_on(monkeypatch, is_terminal=False)
     with progress_display(False, 60) as progress:
-        progress("reading", 7)
+        progress("reading", 7 * 2**20)
         for second in range(150):
             clock.now += 1
             progress("embedding", 100 * second, 30_000)
     assert text.getvalue().splitlines() == [
-        "virnucpro: reading 7 sequences",
+        "virnucpro: reading 7 MiB",
         "virnucpro: embedding 0.0 % of 30,000 residues",
         "virnucpro: embedding 20.0 % of 30,000 residues, 100 per second, 0:04:00 left",
         "virnucpro: embedding 40.0 % of 30,000 residues, 100 per second, 0:03:00 left",
@@ -114,10 +114,10 @@ def test_display_on_terminals(width: int, monkeypatch: pytest.MonkeyPatch) -> No
     text = show_on(monkeypatch, is_terminal=True, width=width)
     with progress_display(False, 60) as progress:
         progress("loading", 0)
-        progress("reading", 1234)
+        progress("comparing", 1234)
         progress("embedding", 25, 1000)
     shown = text.getvalue()
-    for part in ("Loading", "Reading 1,234", "Embedding 2.5 % of"):
+    for part in ("Loading", "Comparing 1,234", "Embedding 2.5 % of"):
         assert part in shown
     # In spite of a terminal with narrow lines.
     assert shown.count("residues") >= 1

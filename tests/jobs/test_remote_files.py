@@ -26,7 +26,9 @@ def test_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     Path("in/sub/README").write_text("hello")
     result = run("pack", "in", "-o", "plan.parquet")
     assert result.returncode == 0
-    assert "virnucpro: files ignored in input folders: 1, which are neither" in result.stderr
+    assert (
+        "virnucpro: warning: files ignored in input folders: 1, which are neither" in result.stderr
+    )
     assert "in/sub/README" in result.stderr
     for inputs in ([], ["in"], ["in/b.tsv", "in/**/*.fa"]):
         result = run("verify", "plan.parquet", *inputs)
@@ -103,5 +105,5 @@ def test_inputs_are_found_again(store: ObjectStore, monkeypatch: pytest.MonkeyPa
     result = run("verify", plan)
     assert (result.returncode, result.stderr) == (
         2,
-        "virnucpro: s3://proteins/in/%25.fa: no such file\n",
+        "virnucpro: error: s3://proteins/in/%25.fa: no such file\n",
     )

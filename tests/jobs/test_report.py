@@ -1,183 +1,512 @@
-"""The page about a plan: its numbers, and that a browser shows it without a network."""
+"""The page about a plan: its numbers, and that it is valid and needs nothing else."""
 
 from __future__ import annotations
 
+import html
+import itertools
 import os
+import re
 import shutil
 import subprocess
-import sys
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.etree.ElementTree import Element
 
-import matplotlib as mpl
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from command import run
 from fasta import fasta
-from hypothesis import given
-from hypothesis import strategies as st
 
-from virnucpro.data import GreedyPacker
-from virnucpro.jobs.report import count_next_fit_decreasing
-from virnucpro.kernel.limits import Limits
+from virnucpro.data import GreedyPacker, pack_files
+from virnucpro.jobs.report_page import STYLE, html_histogram, share_of
 
 BROWSER = next(
     filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
 )
+UNIPROT = "https://www.uniprot.org/uniprotkb/"
+LENGTHS = [30, 2000, *range(20, 1500, 3)]
 
 
-def make_report(folder: Path, lengths: list[int], *options: object) -> str:
-    path, plan, page = folder / "a.fa", folder / "plan.parquet", folder / "report.html"
-    path.write_bytes(fasta((f"<s{i}&>", "M" * n) for i, n in enumerate(lengths)))
-    assert run("pack", path, "-o", plan, *options).returncode == 0
+def report(plan: Path) -> str:
+    """Return the page about a plan, which the command writes."""
+    page = plan.with_suffix(".html")
     result = run("report", plan, "-o", page)
-    assert (result.returncode, result.stdout) == (0, "")
+    assert (result.returncode, result.stdout) == (0, ""), result.stderr
     assert result.stderr == f"Report written to {page}\n"
     return page.read_text(encoding="utf-8")
 
 
-LENGTHS = [30, 2000, *range(20, 1500, 3)]
+def pack(folder: Path, lengths: list[int], *options: object) -> Path:
+    """Return a plan for proteins of these lengths."""
+    path, plan = folder / "a.fa", folder / "plan.parquet"
+    path.write_bytes(fasta((f"<s{i}&>", "M" * n) for i, n in enumerate(lengths)))
+    assert run("pack", path, "-o", plan, *options).returncode == 0
+    return plan
 
 
-def test_page_has_the_numbers_and_no_external_content(tmp_path: Path) -> None:
-    page = make_report(tmp_path, LENGTHS)
-    assert f"<dt>Sequences</dt><dd>{len(LENGTHS)}</dd>" in page
-    cut = [length for length in LENGTHS if length > 1022]
-    assert f"<dt>Truncated</dt><dd>{len(cut)}</dd>" in page
-    assert f"maximum 1,022 (longer sequences: {len(cut)}, up to 2,000)" in page
-    assert (
-        '<td>&lt;s1&amp;&gt;</td><td class="number">2,000</td><td class="number">978</td>' in page
+def pack_table(
+    folder: Path, ids: list[str], lengths: list[int], max_tokens: int = 4096, **options: Any
+) -> Path:
+    """Return a plan for a table of IDs and lengths, by a packer with these options."""
+    path, plan = folder / "lengths.parquet", folder / "plan.parquet"
+    pq.write_table(pa.table({"id": ids, "length": lengths}), path)
+    pack_files(path, plan, GreedyPacker(max_tokens, **options))
+    return plan
+
+
+def parse(page: str) -> Element:
+    """Return the tree of a page, which is well-formed XML, after checking it."""
+    tree = ElementTree.fromstring(page)
+    assert tree.tag == "html"
+    policy = list(tree.iter("meta"))[1].attrib
+    assert policy["http-equiv"] == "Content-Security-Policy"
+    allowed = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-"
+    assert policy["content"].startswith(allowed)
+    names = [element.attrib["id"] for element in tree.iter() if "id" in element.attrib]
+    assert len(names) == len(set(names))
+    for element in tree.iter():
+        assert element.tag not in ("link", "img", "iframe", "object", "embed", "form", "base")
+        assert not {"src", "srcset", "data", "onclick", "onerror"} & element.attrib.keys()
+        if element.tag == "a":
+            assert element.attrib["href"].startswith(UNIPROT)
+        else:
+            assert "href" not in element.attrib
+    (style,) = tree.iter("style")
+    assert not re.search(r"url\(|@import|expression", text_of(style))
+    assert len(list(tree.iter("script"))) == 1
+    for table in tree.iter("table"):
+        assert len({len(row) for row in table.iter("tr")}) == 1
+    return tree
+
+
+def text_of(element: Element) -> str:
+    return "".join(element.itertext()).replace("\xa0", " ")
+
+
+def tables_of(page: str) -> dict[str, list[list[str]]]:
+    """Return the cells of the tables of a page by the heading before each."""
+    found, heading = {}, ""
+    for element in parse(page).iter():
+        if element.tag == "h2":
+            heading = text_of(element)
+        elif element.tag == "table":
+            found[heading] = [[text_of(cell) for cell in row] for row in element.iter("tr")]
+    return found
+
+
+def cards_of(page: str) -> dict[str, tuple[str, str, str]]:
+    """Return the class, value and note of each number at the top by its label."""
+    (cards,) = (part for part in parse(page).iter("dl"))
+    found = {}
+    for card in cards:
+        label, value = card
+        found[text_of(label)] = (card.attrib["class"], value.text or "", text_of(value[0]))
+    return {
+        label: (kind, value.replace("\xa0", " "), note)
+        for label, (kind, value, note) in found.items()
+    }
+
+
+def padding_of(sizes: list[int], number: int) -> str:
+    """Return the share of padding in batches of a number of sequences each, in order."""
+    batches = [sizes[i : i + number] for i in range(0, len(sizes), number)]
+    computed = sum(len(batch) * max(batch) for batch in batches)
+    return share_of(computed - sum(sizes), computed).replace("&#160;", " ")
+
+
+def test_padding_comes_first(tmp_path: Path) -> None:
+    page = report(pack(tmp_path, LENGTHS, "--max-tokens", 4096))
+    sizes = [min(length, 1022) + 2 for length in LENGTHS]
+    plan = GreedyPacker(4096).pack_lengths(LENGTHS)
+    own = share_of(1 - plan.efficiency, 1).replace("&#160;", " ")
+    cards = cards_of(page)
+    assert list(cards) == [
+        "Padding avoided, against batches of 8",
+        "Padding avoided, against batches of 16",
+        "Residues truncated",
+        "Batches",
+    ]
+    for number in (8, 16):
+        value = cards[f"Padding avoided, against batches of {number}"][1]
+        assert value == f"{padding_of(sizes, number)} → {own}"
+    rows = {row[0]: row[1:] for row in tables_of(page)["Padding, compared"]}
+    assert rows["This plan"] == [f"{len(plan)}", f"{4096 * len(plan):,}", own]
+    assert rows["Padded, 8 sequences, in order of the input"][0] == f"{-(-len(LENGTHS) // 8)}"
+    assert [*rows][3:] == [
+        "Padded, sorted by length, up to 4,096 tokens",
+        "Packed by Next-Fit Decreasing",
+        "This plan",
+    ]
+
+
+def test_more_padding_than_in_padded_batches_is_said(tmp_path: Path) -> None:
+    page = report(pack(tmp_path, [600] * 16, "--max-tokens", 1000))
+    cards = cards_of(page)
+    assert cards["Padding, against batches of 16"][1] == "0 % → 39.8 %"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "options", "expected"),
+    [
+        ([500, 20], {}, {"Residues lost": ("good", "0", "none truncated, none dropped")}),
+        (
+            [2000, 20],
+            {},
+            {"Residues truncated": ("bad", "48.4 %", "978 residues in 1 of 2 sequences")},
+        ),
+        (
+            [1022] * 99 + [1023],
+            {},
+            {"Residues truncated": ("warn", "under 0.01 %", "1 residues in 1 of 100 sequences")},
+        ),
+        (
+            [2000, 20],
+            {"overlong": "drop"},
+            {"Residues dropped": ("bad", "99.0 %", "2,000 residues in 1 of 2 sequences")},
+        ),
+        (
+            [0, 20, 2000],
+            {"empty": "drop"},
+            {
+                "Residues truncated": ("bad", "48.4 %", "978 residues in 1 of 3 sequences"),
+                "Sequences dropped": ("warn", "33.3 %", "1 of 3 sequences, no residues"),
+            },
+        ),
+        (
+            [2000, 20],
+            {"overlong": "split"},
+            {"Residues lost": ("good", "0", "none truncated, none dropped")},
+        ),
+    ],
+)
+def test_what_was_lost_comes_next(
+    lengths: list[int],
+    options: dict[str, Any],
+    expected: dict[str, tuple[str, str, str]],
+    tmp_path: Path,
+) -> None:
+    ids = [f"s{i}" for i in range(len(lengths))]
+    cards = cards_of(report(pack_table(tmp_path, ids, lengths, **options)))
+    assert dict([*cards.items()][2:-1]) == expected
+
+
+def test_dropped_sequences_of_unknown_length(tmp_path: Path) -> None:
+    path = tmp_path / "plan.arrow"
+    GreedyPacker(4096, overlong="drop").pack_lengths([20, 3000, 900]).save(path)
+    cards = cards_of(report(path))
+    note = "1 of 3 sequences, number of residues not known"
+    assert cards["Sequences dropped"] == ("bad", "33.3 %", note)
+
+
+def test_sequences_that_lost_residues_are_listed(tmp_path: Path) -> None:
+    ids = ["P12345", "sp|Q9Y6K9-2|NEMO_HUMAN", "tr|A0A024B7W1|X_Y", "<b>", "p12345", "short"]
+    plan = pack_table(tmp_path, ids, [1100, 1200, 3000, 2000, 1200, 30])
+    page = report(plan)
+    rows = tables_of(page)["Sequences that lost residues"]
+    assert rows == [
+        ["ID", "Residues", "Lost", "Share", "Row"],
+        ["tr|A0A024B7W1|X_Y", "3,000", "1,978", "65.9 %", "2"],
+        ["<b>", "2,000", "978", "48.9 %", "3"],
+        ["sp|Q9Y6K9-2|NEMO_HUMAN", "1,200", "178", "14.8 %", "1"],
+        ["p12345", "1,200", "178", "14.8 %", "4"],
+        ["P12345", "1,100", "78", "7.1 %", "0"],
+    ]
+    links = [link.attrib["href"] for link in parse(page).iter("a")]
+    assert links == [f"{UNIPROT}{name}/entry" for name in ("A0A024B7W1", "Q9Y6K9", "P12345")]
+
+
+@pytest.mark.parametrize("overlong", ["truncate", "drop"])
+def test_a_thousand_sequences_are_listed_at_most(overlong: str, tmp_path: Path) -> None:
+    lengths = [2000 + (7 * i) % 1500 for i in range(1500)]
+    plan = pack_table(tmp_path, [f"s{i}" for i in range(1500)], lengths, overlong=overlong)
+    page = report(plan)
+    assert "The 1,000 longest of 1,500. The limit is 1,022 residues" in page
+    rows = tables_of(page)["Sequences that lost residues"][1:]
+    kept = 1022 if overlong == "truncate" else 0
+    order = sorted(range(1500), key=lambda row: (-lengths[row], row))[:1000]
+    assert [int(row[4].replace(",", "")) for row in rows] == order
+    assert [row[2] for row in rows] == [f"{lengths[row] - kept:,}" for row in order]
+
+
+def test_files_are_named_if_there_are_several(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.fa").write_bytes(fasta([(name, "M" * 2000)]))
+    plan = tmp_path / "plan.parquet"
+    assert run("pack", tmp_path / "a.fa", tmp_path / "b.fa", "-o", plan).returncode == 0
+    tables = tables_of(report(plan))
+    assert [row[-1] for row in tables["Sequences that lost residues"]] == ["File", "a.fa", "b.fa"]
+    (_, first, _) = tables["Inputs"]
+    assert first[0].startswith(f"{tmp_path / 'a.fa'}SHA-256 ")
+    assert first[1:] == ["1", f"{(tmp_path / 'a.fa').stat().st_size:,}"]
+
+
+def bars_of(page: str) -> list[list[tuple[str, bool]]]:
+    """Return the title of each bar, and whether it is marked, by histogram."""
+    return [
+        [(text_of(bar), bar.get("class") == "over") for bar in plot.iter("rect")]
+        for plot in parse(page).iter("svg")
+    ]
+
+
+def test_lengths_are_shown_up_to_the_longest(tmp_path: Path) -> None:
+    lengths = [0, 13, 35_000, *range(20, 1500, 3), 1022, 1023]
+    page = report(pack_table(tmp_path, list(map(str, lengths)), lengths))
+    bars, _ = bars_of(page)
+    marked = 0
+    for title, is_marked in bars:
+        begin, end, number = re.fullmatch(
+            r"([\d,]+)(?: to ([\d,]+))? residues: ([\d,]+) sequences", title
+        ).groups()  # type: ignore[union-attr]
+        first = int(begin.replace(",", ""))
+        last = int((end or begin).replace(",", ""))
+        inside = [length for length in lengths if first <= length <= last]
+        assert int(number.replace(",", "")) == len(inside)
+        assert is_marked == (first > 1022)
+        assert is_marked == (last > 1022)
+        marked += is_marked * len(inside)
+    assert marked == sum(length > 1022 for length in lengths)
+    assert ">longer than 1,022: truncated</span>" in page
+    middle = f"median {np.median(lengths):,.0f}, mean {np.mean(lengths):,.1f}"
+    assert f"<p>Smallest 0, {middle}, largest 35,000 residues.</p>" in page
+
+
+def test_each_sequence_is_counted_once_if_it_was_split(tmp_path: Path) -> None:
+    lengths = [20, 3000, 900, 0]
+    page = report(pack(tmp_path, lengths, "--overlong", "split", "--overlap", 9))
+    bars, _ = bars_of(page)
+    assert [(title.split(": ")[1], is_marked) for title, is_marked in bars] == [
+        *(("1 sequences", False), ("1 sequences", False), ("1 sequences", True)),
+    ]
+    assert ">longer than 1,022: split</span>" in page
+    assert "Fragments of split sequences count as sequences." in page
+    rows = {row[0]: row[1] for row in tables_of(page)["Padding, compared"]}
+    assert rows["Padded, 8 sequences, in order of the input"] == "1"
+    assert "Sequences that lost residues" not in page
+    totals = dict(tables_of(page)["Totals"])
+    assert (totals["Sequences"], totals["Split"], totals["Fragments"]) == ("4", "1", "3")
+
+
+def test_bars_of_single_lengths(tmp_path: Path) -> None:
+    page = report(pack_table(tmp_path, list("abcd"), [1021, 1022, 1022, 1023]))
+    assert bars_of(page)[0] == [
+        ("1,021 residues: 1 sequences", False),
+        ("1,022 residues: 2 sequences", False),
+        ("1,023 residues: 1 sequences", True),
+    ]
+    page = report(pack_table(tmp_path, list("ab"), [1021, 1022]))
+    assert not any(is_marked for _, is_marked in bars_of(page)[0])
+    assert 'class="mark"' not in page
+
+
+def test_wider_bins_are_no_peaks() -> None:
+    plot = html_histogram([1, 2, 4, 6], [10, 20, 0], "residues", "sequences")
+    heights = re.findall('<rect [^>]* height="([^"]*)"', plot)
+    assert len(heights) == 2
+    assert len(set(heights)) == 1
+
+
+def test_padding_without_dropped_sequences(tmp_path: Path) -> None:
+    lengths = [50, 5000, 30, 0, 900, 0, 7, 200, 10, 20, 2000, 80]
+    plan = pack_table(tmp_path, list("abcdefghijkl"), lengths, overlong="drop", empty="drop")
+    page = report(plan)
+    sizes = [length + 2 for length in lengths if 0 < length <= 1022]
+    value = cards_of(page)["Padding avoided, against batches of 8"][1]
+    assert value.startswith(padding_of(sizes, 8))
+    rows = tables_of(page)["Sequences that lost residues"][1:]
+    assert [row[:3] for row in rows] == [["b", "5,000", "5,000"], ["k", "2,000", "2,000"]]
+
+
+def test_padding_of_split_and_dropped_sequences(tmp_path: Path) -> None:
+    """Batches have the fragments in order, and no dropped sequences."""
+    lengths = [50, 0, 30, 250, 7, 0, 99, 12, 60, 210, 5]
+    ids = list(map(str, lengths))
+    plan = pack_table(
+        tmp_path, ids, lengths, 200, max_sequence_length=98, overlong="split", empty="drop"
     )
-    assert page.count("<svg") == 3
-    without_names = page.replace("http://www.w3.org/", "").replace("http://purl.org/", "")
-    without_names = without_names.replace("http://creativecommons.org/", "")
-    for outside in ("http:", "https:", "<script", "<link", "@import", "url(http"):
-        assert outside not in without_names
-    for part in page.split("<svg")[1:]:
-        ElementTree.fromstring("<svg" + part[: part.index("</svg>")] + "</svg>")
-    again = make_report(tmp_path, LENGTHS)
-    assert again == page
+    page = report(plan)
+    pieces = [50, 30, 98, 98, 54, 7, 98, 1, 12, 60, 98, 98, 14, 5]
+    value = cards_of(page)["Padding avoided, against batches of 8"][1]
+    assert value.startswith(padding_of([piece + 2 for piece in pieces], 8))
+
+
+def test_fill_and_the_least_full_batches(tmp_path: Path) -> None:
+    tables = tables_of(report(pack(tmp_path, [98, 98, 97, 90, 50, 20, 10], "--max-tokens", 100)))
+    assert [row[:3] for row in tables["Fill of batches"][1:]] == [
+        ["100 %", "2", "40.0 %"],
+        ["99.9 to 100 %", "0", "0 %"],
+        ["99 to 99.9 %", "1", "20.0 %"],
+        ["95 to 99 %", "0", "0 %"],
+        ["75 to 95 %", "2", "40.0 %"],
+        ["50 to 75 %", "0", "0 %"],
+        ["below 50 %", "0", "0 %"],
+    ]
+    assert tables["Least full batches"][1:3] == [
+        ["4", "3", "86", "86.0 %"],
+        ["3", "1", "92", "92.0 %"],
+    ]
 
 
 @pytest.mark.parametrize(
     ("lengths", "options"),
     [
-        ([5], []),
-        ([0, 0], []),
-        ([2000, 3000], ["--overlong", "drop"]),
-        ([20, 3000], ["--overlong", "drop"]),
-        ([20, 3000], ["--overlong", "split", "--overlap", "9"]),
-        ([7] * 50, []),
+        ([5], {}),
+        ([0, 0], {}),
+        ([0, 0], {"empty": "drop"}),
+        ([2000, 3000], {"overlong": "drop"}),
+        ([20, 3000], {"overlong": "drop"}),
+        ([2000, 3000], {}),
+        ([7] * 50, {"multiple_of": 8}),
+        ([1, 2, 4_000_000_000], {}),
+        ([2**50], {"max_sequences_per_batch": 1}),
     ],
 )
-def test_odd_plans_have_a_page(tmp_path: Path, lengths: list[int], options: list[str]) -> None:
-    page = make_report(tmp_path, lengths, *options)
-    assert page.count("<svg") == 3
+def test_odd_plans_have_a_page(tmp_path: Path, lengths: list[int], options: dict[str, Any]) -> None:
+    ids = [f"s{i}" for i in range(len(lengths))]
+    parse(report(pack_table(tmp_path, ids, lengths, **options)))
 
 
-def test_each_sequence_is_counted_once_if_it_was_split(tmp_path: Path) -> None:
-    page = make_report(tmp_path, [20, 3000, 900], "--overlong", "split")
-    for name, value in (("Sequences", 3), ("Split", 1), ("Fragments", 3)):
-        assert f"<dt>{name}</dt><dd>{value}</dd>" in page
-    assert "maximum 1,022 (longer sequences: 1, up to 3,000)" in page
-    assert "<p>No sequences were truncated.</p>" in page
+def test_lengths_that_are_all_above_the_limit(tmp_path: Path) -> None:
+    page = report(pack_table(tmp_path, ["a", "b"], [2000, 3000]))
+    bars, _ = bars_of(page)
+    assert all(is_marked for _, is_marked in bars)
+    assert 'class="mark" style="left:0.0%"' in page
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])
 def test_saved_plans_have_a_page_without_lengths(tmp_path: Path, suffix: str) -> None:
-    plan, page = tmp_path / f"plan{suffix}", tmp_path / "report.html"
+    plan = tmp_path / f"plan{suffix}"
     for lengths in ([20, 3000, 900], []):
         GreedyPacker(4096).pack_lengths(lengths).save(plan)
-        assert run("report", plan, "-o", page).returncode == 0
-        text = page.read_text(encoding="utf-8")
-        assert text.count("<svg") == 2
-        assert f"<dt>Sequences</dt><dd>{len(lengths)}</dd>" in text
-        assert "Longest truncated sequences" not in text
-        assert "<p>The plan was saved without the names of its inputs.</p>" in text
+        page = report(plan)
+        assert len(bars_of(page)) == (1 if lengths else 0)
+        assert ["Sequences", f"{len(lengths)}"] in tables_of(page)["Totals"]
+        assert "Sequences that lost residues" not in page
+        assert "<p>The plan was saved without the names of its inputs.</p>" in page
+        assert ["method", "not known"] in tables_of(page)["Parameters"]
 
 
-MATPLOTLIBRC = """
-font.size: 30
-figure.facecolor: red
-svg.fonttype: path
-svg.hashsalt: other
-axes.grid: True
-_internal.classic_mode: True
-text.usetex: True
-text.usetex: True
-lines.linewidth: thick
-unknown: 1
-toolbar: toolmanager
-nonsense
+def test_a_negative_length_is_named(tmp_path: Path) -> None:
+    plan = pack(tmp_path, [20, 30])
+    table = pq.read_table(plan)
+    place = table.schema.get_field_index("length")
+    table = table.set_column(place, table.schema.field(place), pa.array([-20, 30], pa.int64()))
+    pq.write_table(table, plan)
+    result = run("report", plan, "-o", tmp_path / "page.html")
+    assert result.returncode == 1
+    assert "plan.parquet: damaged: a length is negative" in result.stderr
+
+
+def test_date_is_that_of_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOURCE_DATE_EPOCH", raising=False)
+    plan = pack(tmp_path, LENGTHS)
+    os.utime(plan, (0, 1_700_000_000))
+    page = report(plan)
+    assert "Plan file of 2023-11-14 22:13 UTC; report by virnucpro " in page
+    assert report(plan) == page
+    os.utime(plan, (0, 0))
+    assert "Plan file" not in report(plan)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    assert report(plan) == page
+    for text in ("-1", "now", "9" * 13, ""):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", text)
+        result = run("report", plan, "-o", tmp_path / "page.html")
+        assert result.returncode == 1
+        assert f"SOURCE_DATE_EPOCH must be a number of seconds (got {text!r})" in result.stderr
+
+
+def luminance(color: str) -> float:
+    """Return the relative luminance of a color, as the guidelines WCAG 2 define it."""
+    parts = np.array([int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def contrast(first: str, second: str) -> float:
+    low, high = sorted([luminance(first), luminance(second)])
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colors_have_enough_contrast() -> None:
+    light, dark = (
+        dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", part)) for part in STYLE.split("@media")[:2]
+    )
+    assert light.keys() == dark.keys()
+    for colors in (light, dark):
+        texts = [*itertools.product(("ink", "muted"), ("page", "card")), ("link", "page")]
+        texts += [("lost", "page")]
+        for kind in ("good", "warn", "bad"):
+            texts += [(text, f"{kind}-card") for text in (kind, "ink", "muted")]
+        for text, ground in texts:
+            assert contrast(colors[text], colors[ground]) >= 4.5, (text, ground)
+        assert contrast(colors["bar"], colors["page"]) >= 3
+
+
+# Sorts by two columns in turn, and says what the reader then has.
+CLICKS = """
+const [id, residues] = document.querySelectorAll("th button");
+const seen = () => Array.from(document.querySelectorAll("table.sortable tbody tr"),
+  (row) => row.cells[0].textContent).join(" ");
+const orders = () => Array.from(document.querySelectorAll("th[aria-sort]"),
+  (head) => head.textContent + " " + head.getAttribute("aria-sort")).join(" ");
+const states = [orders(), seen()];
+for (const button of [id, id, residues, residues]) {
+  button.click();
+  states.push(orders(), seen());
+}
+document.title = states.join("; ");
+"""
+# Says how wide a page is in a window of a width.
+FRAME = """
+<!DOCTYPE html><title></title><iframe style="width:{width}px" srcdoc="{page}"></iframe>
+<script>onload = () => {{ const inside = document.querySelector("iframe").contentDocument;
+  document.title = inside.documentElement.scrollWidth; }};</script>
 """
 
 
-def report_in(folder: Path, plan: Path, **environment: str) -> tuple[int, str, str]:
-    """Return the status, the messages and the page of a report written in a folder."""
-    page = folder / "page.html"
-    page.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "virnucpro", "report", str(plan), "-o", page.name]
-    result = subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True
-    )
-    assert result.stdout == ""
-    return result.returncode, result.stderr, page.read_text("utf-8") if page.exists() else ""
+def browse(folder: Path, page: str) -> str:
+    """Return a page after a browser has loaded it, without a network."""
+    path = folder / "browsed.html"
+    path.write_text(page, encoding="utf-8")
+    command = [
+        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
+        *("--host-resolver-rules=MAP * ~NOTFOUND", path.as_uri()),
+    ]
+    result = subprocess.run(command, capture_output=True, check=True, timeout=60)
+    return result.stdout.decode()
 
 
-@pytest.mark.process
-def test_no_matplotlibrc_changes_the_page(tmp_path: Path) -> None:
-    page = make_report(tmp_path, LENGTHS)
-    plan = tmp_path / "plan.parquet"
-    with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.hashsalt": "other"}):
-        assert run("report", plan, "-o", tmp_path / "report.html").returncode == 0
-        assert mpl.rcParams["font.size"] == 30
-    assert (tmp_path / "report.html").read_text("utf-8") == page
-    present, absent = tmp_path / "present", tmp_path / "absent"
-    present.mkdir()
-    absent.mkdir()
-    (present / "matplotlibrc").write_text(MATPLOTLIBRC)
-    expected = 0, "Report written to page.html\n", page
-    assert report_in(present, plan) == expected
-    assert report_in(absent, plan, MATPLOTLIBRC=str(present)) == expected
-    (present / "matplotlibrc").write_bytes(b"font.size: \xff\n")
-    status, message, nothing = report_in(present, plan)
-    assert (status, message.count("\n"), nothing) == (1, 1, "")
-    assert message.startswith(
-        "virnucpro: matplotlib cannot be imported with the present matplotlibrc"
-    )
+def title_of(page: str) -> str:
+    match = re.search("<title>(.*?)</title>", page)
+    assert match is not None
+    return match[1]
 
 
 @pytest.mark.process
 @pytest.mark.skipif(BROWSER is None, reason="no browser")
-def test_browser_shows_it(tmp_path: Path) -> None:
-    make_report(tmp_path, LENGTHS)
-    command = [
-        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1000,2000"),
-        *("--host-resolver-rules=MAP * ~NOTFOUND", f"--screenshot={tmp_path / 'page.png'}"),
-        (tmp_path / "report.html").as_uri(),
+def test_a_browser_sorts_sequences(tmp_path: Path) -> None:
+    page = report(pack_table(tmp_path, ["b", "c", "a"], [1100, 12000, 2000]))
+    # The policy of the page allows its script, and no other.
+    assert browse(tmp_path, page).count("<button") == 5
+    changed = page.replace("</body>", f"<script>{CLICKS}</script></body>")
+    assert title_of(browse(tmp_path, changed)) == "plan.parquet"
+    changed = re.sub("<meta http-equiv=[^>]*>", "", changed)
+    assert title_of(browse(tmp_path, changed)).split("; ") == [
+        *("Lost descending", "c a b"),
+        *("ID ascending", "a b c"),
+        *("ID descending", "c b a"),
+        *("Residues descending", "c a b"),
+        *("Residues ascending", "b a c"),
     ]
-    subprocess.run(command, capture_output=True, check=True, timeout=60)
-    from matplotlib.image import imread
-
-    picture = imread(tmp_path / "page.png")
-    assert picture.shape[:2] == (2000, 1000)
-    blue = (np.abs(picture[..., :3] - [0x3B / 255, 0x82 / 255, 0xB6 / 255]) < 0.02).all(-1)
-    # Bars of two histograms and a line.
-    assert blue.sum() > 5000
 
 
-@given(
-    st.lists(st.integers(0, 20), max_size=40),
-    st.integers(20, 60),
-    st.none() | st.integers(1, 5),
-)
-def test_next_fit_decreasing_is_counted(sizes: list[int], budget: int, most: int | None) -> None:
-    batches: list[list[int]] = []
-    for size in sorted(sizes, reverse=True):
-        full = not batches or sum(batches[-1]) + size > budget or len(batches[-1]) == most
-        if full:
-            batches.append([])
-        batches[-1].append(size)
-    limits = Limits(budget, special_tokens=0, max_sequences_per_batch=most)
-    counted = np.unique(np.array(sizes, np.int64), return_counts=True)
-    assert count_next_fit_decreasing(*counted, limits) == len(batches)
+@pytest.mark.process
+@pytest.mark.skipif(BROWSER is None, reason="no browser")
+@pytest.mark.parametrize("width", [320, 360, 768])
+def test_pages_do_not_scroll_sideways(tmp_path: Path, width: int) -> None:
+    ids = ["sp|A0A024B7W1|A_VERY_LONG_NAME_" + "M" * 300, "b"]
+    page = report(pack_table(tmp_path, ids, [2**40, 30]))
+    frame = FRAME.format(width=width, page=html.escape(page))
+    assert int(title_of(browse(tmp_path, frame))) <= width

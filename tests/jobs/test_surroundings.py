@@ -94,7 +94,7 @@ def test_closed_and_full_streams(words: str, closed: str) -> None:
     assert found.returncode == fails
     if fails:
         message = "standard output: cannot be written (No space left on device)"
-        assert found.stderr == f"virnucpro: {message}\n"
+        assert found.stderr == f"virnucpro: error: {message}\n"
     if words.startswith("pack"):
         assert Path("new.parquet").read_bytes() == Path("plan.parquet").read_bytes()
 
@@ -108,7 +108,7 @@ def test_missing_folders_of_the_environment(folder: Path) -> None:
     assert program(*arguments, env=environment).returncode == 0
     found = program(*arguments, "--sequences", env=environment)
     name = f"the folder for temporary files, {missing}"
-    message = f"virnucpro: {name}: cannot be written (No such file or directory)\n"
+    message = f"virnucpro: error: {name}: cannot be written (No such file or directory)\n"
     assert (found.returncode, found.stderr) == (1, message)
     found = program("report", "plan.parquet", "-o", "a.html", env=environment)
     assert (found.returncode, found.stderr) == (0, "Report written to a.html\n")
@@ -169,7 +169,7 @@ def test_files_that_may_not_grow(folder: Path, size: int) -> None:
         "pack", "a.fa", "-o", "plan.parquet", "-q", preexec_fn=lambda: limit_files(size)
     )
     reason = "plan.parquet: cannot be written (File too large)"
-    assert (found.returncode, found.stderr) == (1, f"virnucpro: {reason}\n")
+    assert (found.returncode, found.stderr) == (1, f"virnucpro: error: {reason}\n")
     assert Path("plan.parquet").read_bytes() == b"old"
     assert {path.name for path in folder.iterdir()} == {"a.fa", "plan.parquet"}
 
@@ -264,11 +264,14 @@ def test_limits_of_memory(folder: Path, command: str, name: str) -> None:
     for mebibytes, status in ((200, 1), (400, 1), (600, 0)):
         size = mebibytes * 2**20
         limit = partial(resource.setrlimit, getattr(resource, name), (size, size))
-        found = program(*command.split(), "-o", "out.parquet", preexec_fn=limit)
+        output = "out.html" if command.startswith("report") else "out.parquet"
+        found = program(*command.split(), "-o", output, preexec_fn=limit)
         assert found.returncode == status, found.stderr
-        assert Path("out.parquet").exists() == (status == 0)
+        assert Path(output).exists() == (status == 0)
         if status:
-            assert found.stderr.startswith("virnucpro: out of memory: the limit (ulimit -v or -d)")
+            assert found.stderr.startswith(
+                "virnucpro: error: out of memory: the limit (ulimit -v or -d)"
+            )
             assert found.stderr.endswith(" MiB, at least 512 MiB are needed\n")
             assert found.stderr.count("\n") == 1
-    assert {path.name for path in folder.iterdir()} == {"a.fa", "plan.parquet", "out.parquet"}
+    assert {path.name for path in folder.iterdir()} == {"a.fa", "plan.parquet", output}

@@ -43,7 +43,7 @@ def test_names_of_files_are_escaped(tmp_path: Path) -> None:
     for arguments in (["verify", plan, path], ["pack", path, "-o", plan]):
         result = run(*arguments)
         assert result.returncode != 0
-        assert result.stderr == f"virnucpro: {tmp_path}/{ESCAPED}\\n.fa: no such file\n"
+        assert result.stderr == f"virnucpro: error: {tmp_path}/{ESCAPED}\\n.fa: no such file\n"
 
 
 def test_log_messages_are_one_line() -> None:

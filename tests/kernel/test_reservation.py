@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,6 +15,8 @@ from strategies import Case, cases
 
 from virnucpro import kernel
 from virnucpro.data import GreedyPacker, Layout
+
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.compare
@@ -27,6 +32,26 @@ def test_every_sequence_has_a_slot(case: Case, most: int, number: int) -> None:
     assert layout.num_sequences == counts.num_sequences
     assert layout.lower_bound <= layout.num_batches
     assert layout.max_sequences <= most
+
+
+def test_the_example_of_the_documentation_is_current() -> None:
+    lengths = np.array([6, 5, 3, 2, 1, 1] * 2)
+    packer = GreedyPacker(10, special_tokens=0, max_sequences_per_batch=3)
+    counts = packer.count(lengths)
+    drawn: list[list[str]] = []
+    for core in (kernel.first_fit_decreasing, kernel.patterns_with_reservation):
+        layout = Layout(core(counts.core), packer.limits)
+        batches = layout.assign(lengths)
+        drawn.append([])
+        for batch in range(layout.num_batches):
+            tokens = sorted(lengths[batches == batch].tolist(), reverse=True)
+            unit = " tokens" if batch == 0 else ""
+            listed = " ".join(map(str, tokens))
+            drawn[-1].append(f"batch {batch}: {listed:6}{sum(tokens):4}{unit}")
+    lines = [f"{ffd:29}{other}" for ffd, other in zip_longest(*drawn, fillvalue="")]
+    text = (DOCS / "explanation/limits-on-sequences.md").read_text(encoding="utf-8")
+    heading = f"{'FFD':29}patterns with reservation"
+    assert "\n".join([f"```text\n{heading}", *map(str.rstrip, lines), "```"]) in text
 
 
 def test_slots_are_reserved_for_the_smallest() -> None:

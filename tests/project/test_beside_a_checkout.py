@@ -1,4 +1,4 @@
-"""Beside a pipeline that has a package `virnucpro` of its own, as the README says."""
+"""Beside a pipeline that has a package `virnucpro` of its own, as its page says."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from virnucpro import kernel
 
 pytestmark = pytest.mark.process
 
-ROOT = Path(__file__).parents[2]
+PAGE = Path(__file__).parents[2] / "docs/how-to/beside-a-package.md"
 
 # What works in any order: their modules, some of which have the names of ours, and our packer.
 EVERYWHERE = """
@@ -44,8 +44,8 @@ with TemporaryDirectory() as folder:
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """Make a pipeline with modules of its own, and the recipe of the README in each `__init__`."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """Make a pipeline with modules of its own, and the recipe of the page in each `__init__`."""
+    text = PAGE.read_text(encoding="utf-8")
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (recipe,) = [block for block in blocks if "extend_path" in block]
     root = tmp_path / "checkout"
@@ -159,3 +159,13 @@ print(hasattr(virnucpro, "OWNER"), hasattr(virnucpro.jobs, "OWNER"))
     is_editable = origin.get("dir_info", {}).get("editable", False)
     theirs = str(not is_editable)
     assert run(code, path=[checkout]).split() == [theirs, theirs]
+
+
+def test_page_names_all_modules_that_theirs_must_not_have() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    conditions = text.partition("under these conditions:")[2].partition("\n\nIf ")[0]
+    own, _, of_data = conditions.partition("- It has")
+    package = Path(virnucpro.__file__).parent
+    names = {path.name for path in (package / "data").glob("*.py")} - {"__init__.py"}
+    assert set(re.findall(r"`(\w+\.py)`", of_data)) == names
+    assert all((package / name).exists() for name in re.findall(r"`(\w+\.py|kernel/)`", own))

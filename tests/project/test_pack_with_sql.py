@@ -1,4 +1,4 @@
-"""The page on SQL and data frames runs as it stands there, and packs as the package does."""
+"""The page on SQL and data frames rounds and refuses as the package does."""
 
 from __future__ import annotations
 
@@ -6,67 +6,17 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from proteins import random_lengths
+from pages import ROOT, read_blocks
 
-from virnucpro.data import GreedyPacker, PackingPlan, pack_files
-
-PAGE = Path(__file__).parents[2] / "docs/how-to/pack-with-sql.md"
-# Which collations, lower case or UTF-16 would put in another order.
-ODD = ["", "a", "B", "b", "É", "é", "z", "Z", "_", "\uffff", "\U00010000", "e\u0301", "10", "9"]
-
-
-def write_lengths(num_files: int, rows_of_each: int) -> tuple[list[str], list[int]]:
-    """Write tables of lengths and return all IDs and lengths."""
-    num = num_files * rows_of_each
-    names = [f"p{name}" for name in np.random.default_rng(1).permutation(num - len(ODD))]
-    ids = [*names, *ODD]
-    lengths = random_lengths(num)
-    # All odd IDs tie, as do most truncated sequences.
-    lengths[-len(ODD) :] = 300
-    Path("lengths").mkdir()
-    for i in range(num_files):
-        rows = slice(i * rows_of_each, (i + 1) * rows_of_each)
-        table = pa.table({"id": ids[rows], "length": lengths[rows]})
-        pq.write_table(table, f"lengths/part-{i}.parquet")
-    return ids, lengths.tolist()
+PAGE = ROOT / "docs/how-to/pack-with-sql.md"
 
 
 def blocks() -> list[str]:
     """Return the code of the page."""
-    return re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-
-
-@pytest.mark.slow
-def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    ids, lengths = write_lengths(3, 7000)
-    duckdb_code, polars_code = blocks()
-    found: dict[str, Any] = {}
-    exec(duckdb_code, found)
-    of_duckdb = found["layout"]
-    exec(polars_code, found)
-    plan = GreedyPacker(4096).pack_lengths(lengths, ids)
-    layout = GreedyPacker(4096).lay_out(GreedyPacker(4096).count(lengths))
-    assert of_duckdb == found["layout"] == layout
-    assert layout.num_truncated > 500
-    expected = {
-        "batch": np.repeat(np.arange(len(plan)), np.diff(plan.offsets)).tolist(),
-        "slot": [slot for rows in plan for slot in range(len(rows))],
-        "id": [ids[row] for row in plan.indices],
-        "length": [lengths[row] for row in plan.indices],
-        "tokens": [min(lengths[row], 1022) + 2 for row in plan.indices],
-    }
-    files = sorted(str(path) for path in Path("lengths").iterdir())
-    pack_files(files, "local.parquet", GreedyPacker(4096))
-    assert PackingPlan.load("local.parquet") == plan
-    for name in ("duckdb.parquet", "polars.parquet"):
-        table = pq.read_table(name)
-        assert table.column_names == list(expected)
-        assert table.to_pydict() == expected
+    return [block.code for block in read_blocks("docs/how-to/pack-with-sql.md") if block.is_run]
 
 
 def test_multiples_as_the_page_rounds_them() -> None:

@@ -1,47 +1,48 @@
-"""The README's Python runs as it stands there."""
+"""What the README says of the project is so."""
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from command import run
-from models import huggingface_tokenizer, tiny_esm2
+from pages import ROOT
 
-ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_each_extra_is_documented() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     _, _, table = project.partition("[project.optional-dependencies]\n")
     extras = set(re.findall(r"^(\w+) = \[", table.partition("\n[")[0], re.MULTILINE))
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    _, _, install = text.partition("## Install\n")
+    _, _, install = README.partition("## Install\n")
     commands = re.findall(r"^pip install '\.\[(.*?)\]'", install.partition("\n##")[0], re.MULTILINE)
     assert {extra for names in commands for extra in names.split(",")} == extras
 
 
-@pytest.mark.usefixtures("local_ray")
-def test_python_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
-    assert blocks
-    monkeypatch.chdir(tmp_path)
-    # What the README takes for granted.
-    Path("examples").symlink_to(ROOT / "examples")
-    checkpoint = tmp_path / "facebook/esm2_t6_8M_UR50D"
-    tiny_esm2().save_pretrained(checkpoint)
-    huggingface_tokenizer(checkpoint).save_pretrained(checkpoint)
-    pq.write_table(pa.table({"length": [30, 2000, 500]}), "lengths.parquet")
-    assert run("pack", "examples/proteins.fasta", "-o", "plan.parquet").returncode == 0
-    names: dict[str, Any] = {"__path__": []}
-    exec("\n".join(blocks), names)
-    whole = names["packer"].assign_batches(names["lengths"])
-    np.testing.assert_array_equal(np.concatenate(names["batches"]), whole)
-    assert names["packed"].to_pandas()["batch"].tolist() == [0, 0, 0]
-    assert len(names["embeddings"]) == len(names["sequence_ids"]) > 0
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md"])
+def test_links_lead_to_files(name: str) -> None:
+    """Sphinx checks those of all other pages."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+@pytest.mark.skipif("VIRNUCPRO_REAL_DATA" not in os.environ, reason="VIRNUCPRO_REAL_DATA not set")
+@pytest.mark.process
+def test_the_picture_is_that_of_its_script(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "benchmarks").mkdir()
+    for name in ("picture.py", "data.py"):
+        shutil.copy(ROOT / "benchmarks" / name, tmp_path / "benchmarks")
+    command = [sys.executable, str(tmp_path / "benchmarks/picture.py")]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "padded, 8 in order of arrival per batch: 41.2% " in printed
+    assert "padded, 16 in order of arrival per batch: 49.2% " in printed
+    assert "packed, 4,096 tokens per batch: 0.11% " in printed
+    name = "docs/padding.svg"
+    assert (tmp_path / name).read_bytes() == (ROOT / name).read_bytes()

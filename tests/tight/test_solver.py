@@ -61,7 +61,7 @@ def test_command(tmp_path: Path) -> None:
 def test_command_asks_for_the_solver_before_it_reads() -> None:
     code = (
         "import sys; sys.modules['highspy'] = None; "
-        "sys.argv = ['virnucpro', 'pack', 'none.fa', '-o', 'plan', '--method', 'tight']\n"
+        "sys.argv = ['virnucpro', 'pack', 'none.fa', '-o', 'plan.parquet', '--method', 'tight']\n"
         "from virnucpro.__main__ import main; main()"
     )
     result = subprocess.run(
@@ -69,7 +69,8 @@ def test_command_asks_for_the_solver_before_it_reads() -> None:
     )
     assert result.returncode == 1
     assert result.stderr == (
-        "virnucpro: method='tight' needs highspy: pip install 'virnucpro[tight]'\n"
+        "virnucpro: error: --method tight needs highspy: in a checkout of virnucpro, run "
+        "pip install '.[tight]' (with a wheel: pip install 'FILE.whl[tight]')\n"
     )
 
 

@@ -3,49 +3,37 @@
 from __future__ import annotations
 
 import logging
-from typing import Annotated
 
-import typer
+import click
 
 from virnucpro.cli.embed import embed
 from virnucpro.cli.pack import pack
 from virnucpro.cli.plans import report, stats, verify
+from virnucpro.cli.program import Program
 
-app = typer.Typer(
-    add_completion=False,
+EXAMPLES = """
+# Embed a proteome.
+virnucpro embed proteins.fasta -o out --model facebook/esm2_t33_650M_UR50D
+
+# Pack it for your own training, and look at the result.
+virnucpro pack proteins.fasta -o plan.parquet --max-tokens 16k
+virnucpro report plan.parquet -o report.html
+"""
+
+
+@click.group(
+    cls=Program,
+    examples=EXAMPLES,
     context_settings={"help_option_names": ["-h", "--help"]},
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    # Rich takes longer to import than everything else that --help needs.
-    rich_markup_mode=None,
 )
-
-
-def print_version(is_given: bool) -> None:
-    """Print the version and exit."""
-    if is_given:
-        from importlib.metadata import version
-
-        typer.echo(f"virnucpro {version('virnucpro')}")
-        raise typer.Exit
-
-
-@app.callback()
-def main(
-    _version: Annotated[
-        bool,
-        typer.Option(
-            "--version",
-            callback=print_version,
-            is_eager=True,
-            help="Print the version and exit.",
-        ),
-    ] = False,
-) -> None:
+@click.version_option(
+    None, "-V", "--version", package_name="virnucpro", message="%(package)s %(version)s"
+)
+def app() -> None:
     """Pack protein sequences into token-budget batches, and embed them."""
     # Most log messages repeat what the summaries show.
     logging.getLogger("virnucpro").addHandler(logging.NullHandler())
 
 
 for command in (pack, embed, stats, verify, report):
-    app.command()(command)
+    app.add_command(command)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import re
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from virnucpro.cli.options import DropGaps, KeepCase, KeepStop, OnOverlong, Overlong, Quiet
+from virnucpro.cli import options as shared
+from virnucpro.cli.hints import FILES
+from virnucpro.cli.options import BATCHES, MODEL, OUTPUT, PLACES, RUNNING
+from virnucpro.cli.program import Helped, argument, count, option
 from virnucpro.extras import needing
 from virnucpro.terminal import (
     exit_on_error,
@@ -34,123 +36,171 @@ INTERVAL = 60.0
 # Failed sequences that are named.
 MAX_NAMED = 10
 
+EXAMPLES = """
+virnucpro embed proteins.fasta -o out --model facebook/esm2_t33_650M_UR50D
 
-class Dtype(str, enum.Enum):
-    """The type that a model runs in."""
+# The checkpoint in the folder esm2; embeddings that take half the space.
+virnucpro embed proteomes/ -o half --model esm2 --embedding-dtype float16
 
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+# All residues of long proteins, in windows; the states of residues too.
+virnucpro embed proteins.fasta -o long --model esm2 --overlong split --states
 
+# The second of four jobs that share a folder.
+virnucpro embed proteins.fasta -o out --model esm2 --max-tokens 8k --shard 2/4
 
-class EmbeddingDtype(str, enum.Enum):
-    """The type of what is written."""
-
-    float32 = "float32"
-    float16 = "float16"
+# The batches of a plan.
+virnucpro embed plan.parquet -o planned --model esm2
+"""
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """Return the number of a shard and that of all shards, as of 2/4."""
+    """Return the number of a shard and that of all shards, as of 2/4.
+
+    Raises:
+        click.BadParameter: It is none.
+    """
     found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     shard = (int(found[1]), int(found[2])) if found else (0, 0)
     if not 1 <= shard[0] <= shard[1]:
-        raise typer.BadParameter(
-            f"must be I/N, with I from 1 to N, such as 2/4 (got {quoted(text)})",
-            param_hint="'--shard'",
+        raise click.BadParameter(
+            f"must be I/N, with I from 1 to N, such as 2/4 (got {quoted(text)})"
         )
     return shard
 
 
+@click.command(
+    cls=Helped,
+    examples=EXAMPLES,
+    statuses=(
+        "All sequences are embedded, or all of a shard.",
+        "The model failed for some sequences, which are named; or an input, the model or the "
+        "output is not valid. Parts that are complete stay.",
+        "The command is not valid.",
+    ),
+)
+@argument(
+    "inputs",
+    nargs=-1,
+    required=True,
+    metavar="INPUT...",
+    help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), or - for standard "
+    f"input. {PLACES} Or one plan that `virnucpro pack` wrote.",
+)
+@shared.keep_stop
+@shared.keep_case
+@shared.drop_gaps
+@option(
+    "--model",
+    metavar="MODEL",
+    required=True,
+    group=MODEL,
+    help="The folder of a checkpoint, or the name of a model on the hub of Hugging Face, such as "
+    "facebook/esm2_t33_650M_UR50D.",
+)
+@option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    metavar="TYPE",
+    group=MODEL,
+    help="The type that the model runs in: float32, bfloat16 or float16. [default: bfloat16 on a "
+    "GPU, float32 on the CPU]",
+)
+@option(
+    "--device",
+    metavar="DEVICE",
+    group=MODEL,
+    help="cpu, cuda or cuda:1. [default: cuda if there is one, else cpu]",
+)
+@option(
+    "--max-tokens",
+    type=count,
+    metavar="N",
+    group=BATCHES,
+    help="Token budget per batch, special tokens included. 16k is 16,384. [default: that of parts "
+    "that exist; else measured on a GPU, 4096 on the CPU]",
+)
+@option(
+    "--max-length",
+    "max_sequence_length",
+    type=count,
+    metavar="N",
+    group=BATCHES,
+    help="Maximum residues kept per sequence. [default: 1022, or as many as the model has "
+    "positions for]",
+)
+@shared.overlong
+@shared.overlap
+@option(
+    "--no-dedup",
+    is_flag=True,
+    group=BATCHES,
+    help="Run the model for equal sequences each time, instead of once.",
+)
+@option(
+    "-o",
+    "--output",
+    metavar="FOLDER",
+    required=True,
+    group=OUTPUT,
+    help="The folder of Parquet files to write, or its URI.",
+)
+@option(
+    "--embedding-dtype",
+    type=click.Choice(["float32", "float16"]),
+    metavar="TYPE",
+    default="float32",
+    group=OUTPUT,
+    help="The type of the embeddings that are written: float32 or float16.",
+)
+@option("--states", is_flag=True, group=OUTPUT, help="Also write the state of each residue.")
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    group=OUTPUT,
+    help="Print the summary and what was done as JSON on stdout.",
+)
+@option(
+    "--shard",
+    type=parse_shard,
+    metavar="I/N",
+    default="1/1",
+    group=RUNNING,
+    help="Do the I-th of N shares of the parts. Runs of all N write to the same folder.",
+)
+@option(
+    "--threads",
+    type=count,
+    metavar="N",
+    group=RUNNING,
+    help="Number of threads of a model on the CPU. Fewer are faster if other processes use the "
+    "cores. [default: all cores]",
+)
+@shared.quiet
 def embed(
-    inputs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="INPUT...",
-            help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), or - for "
-            "standard input. Also folders, patterns in quotes (*, ?, [], **) and URIs "
-            "(s3://bucket/folder). Or one plan written by `pack`.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        str,
-        typer.Option("-o", "--output", metavar="FOLDER", help="Folder of Parquet files to write."),
-    ],
-    model: Annotated[
-        str,
-        typer.Option(
-            metavar="MODEL",
-            help="Folder of a checkpoint, or name of a model on the hub of Hugging Face "
-            "(facebook/esm2_t33_650M_UR50D).",
-        ),
-    ],
-    max_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Token budget per batch.  [default: that of parts that exist; else measured on a "
-            "GPU, 4096 on the CPU]"
-        ),
-    ] = None,
-    max_length: Annotated[
-        int | None,
-        typer.Option(
-            help="Maximum residues kept per sequence.  [default: 1022, or as many as the model has "
-            "positions for]",
-        ),
-    ] = None,
-    overlong: OnOverlong = Overlong.truncate,
-    overlap: Annotated[
-        int, typer.Option(help="Residues that neighboring windows share (--overlong split).")
-    ] = 0,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(
-            help="Type that the model runs in.  [default: bfloat16 on a GPU, float32 on the CPU]"
-        ),
-    ] = None,
-    embedding_dtype: Annotated[
-        EmbeddingDtype, typer.Option(help="Type of the embeddings that are written.")
-    ] = EmbeddingDtype.float32,
-    states: Annotated[
-        bool, typer.Option("--states", help="Also write the state of each residue.")
-    ] = False,
-    no_dedup: Annotated[
-        bool,
-        typer.Option("--no-dedup", help="Embed equal sequences each time, instead of once."),
-    ] = False,
-    shard: Annotated[
-        str,
-        typer.Option(
-            metavar="I/N",
-            help="Do the I-th of N shares of the parts. Runs of all N write to the same folder.",
-        ),
-    ] = "1/1",
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE", help="cpu, cuda or cuda:1.  [default: cuda if there is one, else cpu]"
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Number of threads of a model on the CPU; fewer are faster if other processes use "
-            "the cores.  [default: all cores]",
-        ),
-    ] = None,
-    keep_stop: KeepStop = False,
-    keep_case: KeepCase = False,
-    drop_gaps: DropGaps = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the summary and what was done as JSON.")
-    ] = False,
-    quiet: Quiet = False,
+    inputs: tuple[str, ...],
+    output: str,
+    model: str,
+    dtype: str | None,
+    device: str | None,
+    max_tokens: int | None,
+    max_sequence_length: int | None,
+    overlong: str,
+    overlap: int,
+    no_dedup: bool,
+    embedding_dtype: str,
+    states: bool,
+    shard: tuple[int, int],
+    threads: int | None,
+    keep_stop: bool,
+    keep_case: bool,
+    drop_gaps: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> None:
     """Embed sequences with a protein language model.
 
-    Writes a folder of Parquet files with a row per sequence, in order of batches; sort by the
+    Writes a folder of Parquet files with one row per sequence, in order of batches; sort by the
     column `row` for the order of the input. An embedding is the mean of the states of the residues.
 
     Each file appears when it is complete. The same command again does what is left, and tries
@@ -158,17 +208,18 @@ def embed(
     """
     from virnucpro.data.packing import GreedyPacker
 
-    part_of = parse_shard(shard)
+    check_output(output)
     try:
         # As `embed_files` does, later.
         GreedyPacker(
             2**31 - 1 if max_tokens is None else max_tokens,
-            1022 if max_length is None else max_length,
-            overlong=overlong.value,
+            1022 if max_sequence_length is None else max_sequence_length,
+            overlong=overlong,
             overlap=overlap,
+            num_threads=threads,
         )
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise click.UsageError(str(error)) from error
     shows_downloads = stderr().is_terminal and not (quiet or Path(model).is_dir())
     with exit_on_error():
         with needing("virnucpro embed", "cli,esm"):
@@ -178,7 +229,7 @@ def embed(
             from virnucpro.files.fasta import ReadOptions
             from virnucpro.files.places import name_of
             from virnucpro.jobs.embed import embed_files
-            from virnucpro.jobs.labels import label_embedding_totals
+            from virnucpro.jobs.labels import label_totals
 
         def show(stage: str, done: int, total: int | None) -> None:
             # Both would write to the same line.
@@ -204,26 +255,28 @@ def embed(
                 output,
                 model,
                 max_tokens=max_tokens,
-                max_sequence_length=max_length,
-                overlong=overlong.value,
+                max_sequence_length=max_sequence_length,
+                overlong=overlong,
                 overlap=overlap,
                 options=options,
                 deduplicate=not no_dedup,
                 states=states,
-                dtype=dtype and dtype.value,
-                embedding_dtype=embedding_dtype.value,
+                dtype=dtype,
+                embedding_dtype=embedding_dtype,
                 device=device,
-                shard=part_of,
+                shard=shard,
                 progress=show,
             )
         if not quiet:
-            labels = label_embedding_totals(run.summary.totals)
+            labels = label_totals(run.summary.totals)
             if run.unknown:
                 # Of the parts that this run wrote.
                 labels["Unknown residues"] = f"{sum(run.unknown.values()):,}"
             print_message(make_table(labels))
             parts = f"{run.complete:,} of {run.parts:,} parts are in {shown(name_of(output))}"
-            print_message(f"Shard {shard} is done: {parts}" if part_of[1] > 1 else parts)
+            if shard[1] > 1:
+                parts = f"Shard {shard[0]}/{shard[1]} is done: {parts}"
+            print_message(parts)
         if as_json:
             print_output(json.dumps(to_json(run), indent=2))
     for failed in run.failed[:MAX_NAMED]:
@@ -231,7 +284,22 @@ def embed(
     if len(run.failed) > MAX_NAMED:
         print_error(f"{len(run.failed) - MAX_NAMED:,} more sequences failed")
     if run.failed:
-        raise typer.Exit(1)
+        raise click.exceptions.Exit(1)
+
+
+def check_output(output: str) -> None:
+    """Raise UsageError if a folder cannot have this name."""
+    from virnucpro.files.places import file_name, name_of
+
+    name = shown(name_of(output))
+    if output == "-":
+        raise click.UsageError("-o - is not possible: embeddings are a folder of Parquet files")
+    suffix = Path(file_name(output)).suffix.lower()
+    # One that exists may have parts of an earlier run.
+    if suffix in FILES and not Path(output).is_dir():
+        raise click.UsageError(
+            f"{name}: embeddings are a folder of Parquet files, so leave out {suffix}"
+        )
 
 
 def quieten_transformers(shows_downloads: bool) -> None:

@@ -1,51 +1,47 @@
-"""Arguments and options of more than one command."""
+"""Arguments and options of more than one command, and headings of the help."""
 
 from __future__ import annotations
 
-import enum
-from typing import Annotated
+import click
 
-import typer
+from virnucpro.cli.program import argument, count, option
 
+INPUT, BATCHES, MODEL, OUTPUT, RUNNING = "Input", "Batches", "Model", "Output", "Options"
+PLACES = "Also folders, patterns in quotes (*, ?, [], **) and URIs (s3://bucket/folder)."
 
-class Overlong(str, enum.Enum):
-    """How to handle sequences longer than the maximum."""
-
-    truncate = "truncate"
-    error = "error"
-    drop = "drop"
-    # `split` is a method of str.
-    split_up = "split"
-
-
-Inputs = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="INPUT...",
-        help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), - for "
-        "standard input, or tables of lengths (.fai, .parquet, .arrow, .tsv). Also folders, "
-        "patterns in quotes (*, ?, [], **) and URIs (s3://bucket/folder).",
-        show_default=False,
-    ),
-]
-Plan = Annotated[
-    str, typer.Argument(metavar="PLAN", help="Plan written by `pack`, or its URI (s3://...).")
-]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Suppress all output except errors.")]
-OnOverlong = Annotated[
-    Overlong, typer.Option(help="How to handle sequences longer than --max-length.")
-]
-KeepStop = Annotated[
-    bool, typer.Option("--keep-stop", help="Keep stops (*) at the end of sequences.")
-]
-KeepCase = Annotated[
-    bool, typer.Option("--keep-case", help="Do not convert residues to upper case.")
-]
-DropGaps = Annotated[
-    bool,
-    typer.Option(
-        "--drop-gaps",
-        help="Remove gaps (- and .). With --keep-case, also remove lower-case letters "
-        "(A3M insertions).",
-    ),
-]
+plan_argument = argument(
+    "plan", metavar="PLAN", help="A plan that `virnucpro pack` wrote, or its URI."
+)
+keep_stop = option(
+    "--keep-stop", is_flag=True, group=INPUT, help="Keep stops (*) at the end of sequences."
+)
+keep_case = option(
+    "--keep-case", is_flag=True, group=INPUT, help="Do not convert residues to upper case."
+)
+drop_gaps = option(
+    "--drop-gaps",
+    is_flag=True,
+    group=INPUT,
+    help="Remove gaps (- and .). With --keep-case, also remove lower-case letters (A3M "
+    "insertions).",
+)
+overlong = option(
+    "--overlong",
+    type=click.Choice(["truncate", "error", "drop", "split"]),
+    metavar="HOW",
+    default="truncate",
+    group=BATCHES,
+    help="What to do with sequences that have more residues than --max-length: truncate, error, "
+    "drop or split.",
+)
+overlap = option(
+    "--overlap",
+    type=count,
+    metavar="N",
+    default=0,
+    group=BATCHES,
+    help="Residues that neighboring parts of a sequence share, with --overlong split.",
+)
+quiet = option(
+    "-q", "--quiet", is_flag=True, group=RUNNING, help="Print nothing on stderr except errors."
+)

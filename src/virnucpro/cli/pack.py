@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import enum
+import json
 import logging
 import os
 import signal
 import sys
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+import click
 
-from virnucpro.cli.options import (
-    DropGaps,
-    Inputs,
-    KeepCase,
-    KeepStop,
-    OnOverlong,
-    Overlong,
-    Quiet,
-)
+from virnucpro.cli import options as shared
+from virnucpro.cli.hints import kind_of, naming_columns
+from virnucpro.cli.options import BATCHES, INPUT, OUTPUT, PLACES, RUNNING
+from virnucpro.cli.program import Helped, argument, count, option
 from virnucpro.extras import needing
 from virnucpro.terminal import (
     exit_on_error,
     log_to_stderr,
     make_table,
     print_message,
+    print_output,
+    print_warning,
     progress_display,
 )
 from virnucpro.text import shown
@@ -36,88 +33,166 @@ if TYPE_CHECKING:
     from virnucpro.data.packing import GreedyPacker
     from virnucpro.files.plan_summary import Summary
 
+EXAMPLES = """
+virnucpro pack proteins.fasta -o plan.parquet
 
-class Engine(str, enum.Enum):
-    """The engine that packs."""
+# All FASTA files in a folder, in batches of at most 64 sequences.
+virnucpro pack proteomes/ -o plan.arrow --max-tokens 16k --max-sequences 64
 
-    local = "local"
-    ray = "ray"
+# Lose no residues of long proteins.
+virnucpro pack 'proteomes/*.gz' -o plan.parquet --overlong split --overlap 100
 
-
-class Method(str, enum.Enum):
-    """The packing method."""
-
-    ffd = "ffd"
-    tight = "tight"
-
-
-class Duplicates(str, enum.Enum):
-    """How to handle IDs that occur more than once."""
-
-    report = "report"
-    error = "error"
+# From another program; the summary as JSON.
+zcat proteomes/*.gz | virnucpro pack - -o plan.parquet --quiet --json
+"""
 
 
+@click.command(
+    cls=Helped,
+    examples=EXAMPLES,
+    statuses=(
+        "The plan is written.",
+        "An input or the output is not valid. A plan that existed before is unchanged.",
+        "The command is not valid.",
+    ),
+)
+@argument(
+    "inputs",
+    nargs=-1,
+    required=True,
+    metavar="INPUT...",
+    help="FASTA files, plain or compressed (gzip, bgzip, bzip2, xz, Zstandard), - for standard "
+    f"input, or tables of lengths (.fai, .parquet, .arrow, .tsv). {PLACES}",
+)
+@shared.keep_stop
+@shared.keep_case
+@shared.drop_gaps
+@option(
+    "--id-column", metavar="NAME", default="id", group=INPUT, help="The column of IDs in tables."
+)
+@option(
+    "--length-column",
+    metavar="NAME",
+    default="length",
+    group=INPUT,
+    help="The column of lengths in tables, in residues.",
+)
+@option(
+    "--duplicates",
+    type=click.Choice(["report", "error"]),
+    metavar="HOW",
+    default="report",
+    group=INPUT,
+    help="What to do with IDs that occur more than once: report (a warning) or error.",
+)
+@option(
+    "--max-tokens",
+    "max_tokens_per_batch",
+    type=count,
+    metavar="N",
+    default=4096,
+    group=BATCHES,
+    help="Token budget per batch, special tokens included. 16k is 16,384.",
+)
+@option(
+    "--max-length",
+    "max_sequence_length",
+    type=count,
+    metavar="N",
+    default=1022,
+    group=BATCHES,
+    help="Maximum residues kept per sequence.",
+)
+@shared.overlong
+@shared.overlap
+@option(
+    "--max-sequences",
+    "max_sequences_per_batch",
+    type=count,
+    metavar="N",
+    group=BATCHES,
+    help="Maximum sequences per batch. [default: unlimited]",
+)
+@option(
+    "--multiple-of",
+    type=count,
+    metavar="N",
+    default=1,
+    group=BATCHES,
+    help="Round the tokens of each sequence up to a multiple of this.",
+)
+@option(
+    "--special-tokens",
+    type=count,
+    metavar="N",
+    default=2,
+    group=BATCHES,
+    help="Special tokens added to each sequence.",
+)
+@option(
+    "--method",
+    type=click.Choice(["ffd", "tight"]),
+    metavar="NAME",
+    default="ffd",
+    group=BATCHES,
+    help="ffd is exact First-Fit Decreasing. tight (patterns with reservation and column "
+    "generation) makes fewer batches and proves a better lower bound, but takes longer.",
+)
+@option(
+    "-o",
+    "--output",
+    metavar="PLAN",
+    required=True,
+    group=OUTPUT,
+    help="The plan to write, .parquet or .arrow, or its URI. With --engine ray, a folder.",
+)
+@option(
+    "--sequences",
+    is_flag=True,
+    group=OUTPUT,
+    help="Store the residues in the plan too (.parquet, from FASTA).",
+)
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    group=OUTPUT,
+    help="Print the summary as JSON on stdout, like `virnucpro stats --json`.",
+)
+@option(
+    "--threads",
+    "num_threads",
+    type=count,
+    metavar="N",
+    group=RUNNING,
+    help="Maximum number of threads. [default: all cores]",
+)
+@option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    metavar="NAME",
+    default="local",
+    group=RUNNING,
+    help="local is this process. ray is the Ray cluster at RAY_ADDRESS, or else one on this "
+    "machine.",
+)
+@shared.quiet
 def pack(
-    inputs: Inputs,
-    output: Annotated[
-        str,
-        typer.Option(
-            "-o",
-            "--output",
-            metavar="PLAN",
-            help="File to write, or its URI, .parquet or .arrow (a folder with --engine ray).",
-        ),
-    ],
-    max_tokens: Annotated[int, typer.Option(help="Token budget per batch.")] = 4096,
-    max_length: Annotated[int, typer.Option(help="Maximum residues kept per sequence.")] = 1022,
-    max_sequences: Annotated[
-        int | None, typer.Option(help="Maximum sequences per batch.  [default: unlimited]")
-    ] = None,
-    multiple_of: Annotated[
-        int, typer.Option(help="Round the tokens of each sequence up to a multiple of this.")
-    ] = 1,
-    method: Annotated[
-        Method,
-        typer.Option(
-            help="Exact First-Fit Decreasing, or patterns with reservation and column generation: "
-            "fewer batches and a tighter lower bound, but slower."
-        ),
-    ] = Method.ffd,
-    special_tokens: Annotated[int, typer.Option(help="Special tokens added to each sequence.")] = 2,
-    overlong: OnOverlong = Overlong.truncate,
-    overlap: Annotated[
-        int, typer.Option(help="Residues that neighboring fragments share (--overlong split).")
-    ] = 0,
-    sequences: Annotated[
-        bool,
-        typer.Option(
-            "--sequences",
-            help="Store the residues in the plan too (.parquet, from FASTA).",
-        ),
-    ] = False,
-    duplicates: Annotated[
-        Duplicates, typer.Option(help="How to handle IDs that occur more than once.")
-    ] = Duplicates.report,
-    keep_stop: KeepStop = False,
-    keep_case: KeepCase = False,
-    drop_gaps: DropGaps = False,
-    id_column: Annotated[str, typer.Option(help="Column of IDs (tables only).")] = "id",
-    length_column: Annotated[
-        str, typer.Option(help="Column of lengths in residues (tables only).")
-    ] = "length",
-    threads: Annotated[
-        int | None, typer.Option(help="Maximum number of threads.  [default: all cores]")
-    ] = None,
-    engine: Annotated[
-        Engine,
-        typer.Option(
-            help="Run in this process, or on the Ray cluster at RAY_ADDRESS, else on this machine."
-        ),
-    ] = Engine.local,
-    quiet: Quiet = False,
+    inputs: tuple[str, ...],
+    output: str,
+    engine: str,
+    duplicates: str,
+    sequences: bool,
+    id_column: str,
+    length_column: str,
+    keep_stop: bool,
+    keep_case: bool,
+    drop_gaps: bool,
+    as_json: bool,
+    quiet: bool,
+    **parameters: Any,
 ) -> None:
-    """Pack sequences and write the plan.
+    """Pack sequences into batches, and write the plan.
 
     The plan has one row per sequence, in order of batches. Sequences with the same number of tokens
     are in order of their IDs. Dropped sequences come last, without a batch. With --overlong split,
@@ -127,26 +202,17 @@ def pack(
     from virnucpro.data.packing import GreedyPacker
     from virnucpro.files.fasta import ReadOptions
 
+    check_output(output, engine)
     try:
-        packer = GreedyPacker(
-            max_tokens,
-            max_length,
-            special_tokens=special_tokens,
-            overlong=overlong.value,
-            overlap=overlap,
-            max_sequences_per_batch=max_sequences,
-            multiple_of=multiple_of,
-            num_threads=threads,
-            method=method.value,
-        )
+        packer = GreedyPacker(**parameters)
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    if method is Method.tight:
+        raise click.UsageError(str(error)) from error
+    if engine == "ray" and packer.num_threads is not None:
+        raise click.UsageError("--threads has no effect with --engine ray: leave it out")
+    if packer.method == "tight":
         with exit_on_error():
             # Fail before reading the input if highspy is missing.
             column_generation()
-    if engine is Engine.ray and threads is not None:
-        raise typer.BadParameter("--engine ray does not support --threads")
     from virnucpro.files.places import name_of
     from virnucpro.jobs.labels import label_totals
     from virnucpro.jobs.pack import pack_files
@@ -160,24 +226,53 @@ def pack(
     )
     how: dict[str, Any] = {
         "options": options,
-        "duplicates": duplicates.value,
+        "duplicates": duplicates,
         "sequences": sequences,
     }
-    with exit_on_error():
-        if engine is Engine.ray:
+    columns = {"--id-column": id_column, "--length-column": length_column}
+    with exit_on_error(), naming_columns(columns):
+        if engine == "ray":
             summary = pack_on_ray(inputs, output, packer, how, quiet)
-        elif output.endswith("/"):
-            raise ValueError(f"{shown(name_of(output))}: a folder, which needs --engine ray")
         else:
+            warn_of_plans(inputs, quiet)
             with log_to_stderr(quiet), progress_display(quiet) as progress:
                 summary = pack_files(inputs, output, packer, progress=progress, **how)
         if not quiet:
             print_message(make_table(label_totals(summary.totals)))
             print_message(f"Plan written to {shown(name_of(output))}")
+        if as_json:
+            print_output(json.dumps(summary.to_dict(), indent=2))
+
+
+def warn_of_plans(inputs: tuple[str, ...], quiet: bool) -> None:
+    """Warn of inputs that are plans, which can be read as tables of lengths."""
+    for name in inputs if not quiet else ():
+        if name.endswith((".parquet", ".arrow")) and kind_of(name) == "plan":
+            print_warning(
+                f"{shown(name)}: a plan, which is read as a table of lengths: the rows of the new "
+                "plan are those of this one, not of its input"
+            )
+
+
+def check_output(output: str, engine: str) -> None:
+    """Raise UsageError if a plan cannot have this name, whatever else there is."""
+    from virnucpro.files.places import name_of
+    from virnucpro.files.plan_writer import encoding_of
+
+    if output == "-":
+        raise click.UsageError("-o - is not possible: a plan is a file, such as plan.parquet")
+    if engine == "ray":
+        return
+    if output.endswith("/"):
+        raise click.UsageError(f"{shown(name_of(output))}: a folder, which needs --engine ray")
+    try:
+        encoding_of(output)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def pack_on_ray(
-    inputs: list[str], output: str, packer: GreedyPacker, how: dict[str, Any], quiet: bool
+    inputs: tuple[str, ...], output: str, packer: GreedyPacker, how: dict[str, Any], quiet: bool
 ) -> Summary:
     """Pack sequences on a Ray cluster."""
     with needing("--engine ray", "ray"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
 
-import typer
+import click
 
-from virnucpro.cli.options import Plan, Quiet
+from virnucpro.cli import options as shared
+from virnucpro.cli.hints import hinting
+from virnucpro.cli.options import OUTPUT
+from virnucpro.cli.program import Helped, argument, option
 from virnucpro.terminal import (
     exit_on_error,
     format_value,
@@ -22,28 +24,48 @@ from virnucpro.terminal import (
 from virnucpro.text import shown
 
 
-def stats(
-    plan: Annotated[
-        str,
-        typer.Argument(
-            metavar="PLAN", help="Plan written by `pack`, or folder written by `embed`, or a URI."
-        ),
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print all fields as JSON.")] = False,
-    as_tsv: Annotated[
-        bool, typer.Option("--tsv", help="Print parameters and totals as tab-separated values.")
-    ] = False,
-) -> None:
-    """Print the summary of a plan, or of embeddings and the parts that are complete.
+@click.command(
+    cls=Helped,
+    examples="""
+virnucpro stats plan.parquet
 
-    Reads only the metadata of the files.
+# One value for a script.
+virnucpro stats plan.parquet --tsv | awk '$1 == "efficiency" { print $2 }'
+
+# How far embeddings are.
+virnucpro stats out --json
+""",
+    statuses=(
+        "The summary is printed.",
+        "The plan or the embeddings cannot be read.",
+        "The command is not valid.",
+    ),
+)
+@argument(
+    "plan",
+    metavar="PLAN",
+    help="A plan that `virnucpro pack` wrote, a folder that `virnucpro embed` wrote, or the URI of "
+    "one.",
+)
+@option("--json", "as_json", is_flag=True, group=OUTPUT, help="Print all fields as JSON.")
+@option(
+    "--tsv",
+    "as_tsv",
+    is_flag=True,
+    group=OUTPUT,
+    help="Print parameters and totals as lines of a name, a tab and a value.",
+)
+def stats(plan: str, as_json: bool, as_tsv: bool) -> None:
+    """Print the summary of a plan or of embeddings.
+
+    Reads only the metadata of the files. Of embeddings, also shows how many parts are complete.
     """
     if as_json and as_tsv:
-        raise typer.BadParameter("--json and --tsv are mutually exclusive")
+        raise click.UsageError("--json and --tsv exclude each other: give one of them")
     from virnucpro.files.embedding_parts import find_parts, is_embeddings
     from virnucpro.files.embeddings import flatten
     from virnucpro.files.plan_reader import read_summary
-    from virnucpro.jobs.labels import label_embedding_totals, label_totals
+    from virnucpro.jobs.labels import label_totals
 
     with exit_on_error():
         if is_embeddings(plan):
@@ -61,13 +83,14 @@ def stats(
                 lines = (f"{name}\t{format_value(value)}" for name, value in flatten(state))
                 print_output("\n".join(lines))
             else:
-                labels = label_embedding_totals(parts[0].summary.totals)
+                labels = label_totals(parts[0].summary.totals)
                 labels["Unknown residues"] = f"{of_parts['unknown']:,}"
                 labels["Failed sequences"] = f"{of_parts['failed']:,}"
                 labels["Parts"] = f"{len(parts):,} of {parts[0].num_parts:,}"
                 print_output(make_table(labels))
             return
-        summary = read_summary(plan)
+        with hinting(plan):
+            summary = read_summary(plan)
         if as_json:
             print_output(json.dumps(summary.to_dict(), indent=2))
         elif as_tsv:
@@ -78,78 +101,137 @@ def stats(
             print_output(make_table(label_totals(summary.totals)))
 
 
-def verify(
-    plan: Plan,
-    inputs: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[INPUT]...",
-            help="The input of the plan, in the same order.  [default: the files it was made of]",
-            show_default=False,
-        ),
-    ] = None,
-    quiet: Quiet = False,
-) -> None:
+@click.command(
+    cls=Helped,
+    examples="""
+virnucpro verify plan.parquet
+
+# The input has moved.
+virnucpro verify plan.parquet archive/proteins.fasta
+
+# In a script.
+virnucpro verify plan.parquet --quiet || echo 'the plan does not fit'
+""",
+    statuses=(
+        "The plan is correct.",
+        "It has errors, which are printed, one per line.",
+        "The plan or its input cannot be read, or the command is not valid.",
+    ),
+)
+@shared.plan_argument
+@argument(
+    "inputs",
+    nargs=-1,
+    metavar="[INPUT]...",
+    help="The input of the plan, in the same order. [default: the files that the plan names, from "
+    "this folder, or from that of the plan and those above it]",
+)
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    group=OUTPUT,
+    help="Print the plan, its number of sequences and the errors as JSON on stdout.",
+)
+@shared.quiet
+def verify(plan: str, inputs: tuple[str, ...], as_json: bool, quiet: bool) -> None:
     """Verify a plan against its input.
 
     Re-reads the input and checks that the plan contains each sequence exactly once, as in the
     input; that batches are within the limits and, with --method ffd, are those of First-Fit
     Decreasing; and that the totals are correct. A plan without names of its input, which
     `PackingPlan.save` wrote, is checked as far as it can be.
-
-    Prints one line per error found. Exits with status 1 if there are any, and with status 2 if the
-    plan or its input cannot be read.
     """
     from virnucpro.files.fasta import ReadOptions
-    from virnucpro.files.inputs import find_inputs
-    from virnucpro.files.places import is_regular, is_uri
+    from virnucpro.files.inputs import find_inputs, total_size
     from virnucpro.files.plan_reader import open_plan
+    from virnucpro.files.recorded import find_recorded
     from virnucpro.files.sequences import read_files
     from virnucpro.files.verify import verify_plan
 
     with exit_on_error(status=2):
-        file = open_plan(plan)
+        with hinting(plan):
+            file = open_plan(plan)
         plan = file.name
-        names = inputs or [recorded.name for recorded in file.summary.inputs]
-        for name in names if not inputs else ():
-            if name == "-" or not (is_uri(name) or is_regular(name)):
-                found = "is standard input" if name == "-" else "is not found from this folder"
-                raise FileNotFoundError(
-                    f"{shown(name)}: an input of {shown(plan)}, {found}; give the inputs after PLAN"
-                )
+        try:
+            if not inputs and any(each.name == "-" for each in file.summary.inputs):
+                raise FileNotFoundError(f"-: an input of {shown(plan)}, is standard input")
+            names = list(inputs) or find_recorded(file)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{error}; give the inputs after PLAN") from error
         sequences = None
         if names:
             has_residues = "sequence" in file.schema.names
             options = file.summary.options or ReadOptions()
             with log_to_stderr(quiet), progress_display(quiet) as progress:
-                paths = [found.path for found in find_inputs(names)]
+                found_inputs = find_inputs(names)
+                size = total_size(found_inputs)
                 sequences = read_files(
-                    paths, options, lambda done: progress("reading", done), has_residues
+                    [each.path for each in found_inputs],
+                    options,
+                    lambda done: progress("reading", done, size),
+                    has_residues,
                 )
-        findings = verify_plan(file.origin, sequences)
-    for finding in findings:
-        print_error(f"{shown(plan)}: {finding}")
-    if findings:
-        raise typer.Exit(1)
+        errors = verify_plan(file.origin, sequences)
+        number = file.summary.totals.read
+        if as_json:
+            result = {"plan": plan, "sequences": number, "errors": errors}
+            print_output(json.dumps(result, indent=2))
+    for found in errors:
+        print_error(f"{shown(plan)}: {found}")
+    if errors:
+        raise click.exceptions.Exit(1)
     if not quiet:
-        number = f"{file.summary.totals.read:,} sequences"
-        print_message(f"{shown(plan)}: OK ({number}{'' if names else ', without its input'})")
+        without = "" if names else ", without its input"
+        print_message(f"{shown(plan)}: OK ({number:,} sequences{without})")
 
 
-def report(
-    plan: Plan,
-    output: Annotated[
-        str, typer.Option("-o", "--output", metavar="HTML", help="HTML file to write, or its URI.")
-    ],
-) -> None:
+@click.command(
+    cls=Helped,
+    examples="virnucpro report plan.parquet -o report.html",
+    statuses=(
+        "The report is written.",
+        "The plan cannot be read, or the report cannot be written.",
+        "The command is not valid.",
+    ),
+)
+@shared.plan_argument
+@option(
+    "-o",
+    "--output",
+    metavar="HTML",
+    required=True,
+    group=OUTPUT,
+    help="The HTML file to write, or its URI.",
+)
+@option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    group=OUTPUT,
+    help="Print the names of the plan and of the report as JSON on stdout.",
+)
+@shared.quiet
+def report(plan: str, output: str, as_json: bool, quiet: bool) -> None:
     """Write an HTML report on a plan.
 
     The report contains the summary, and plots of sequence lengths, batch fill and sequences per
     batch.
     """
-    from virnucpro.files.places import name_of
+    from virnucpro.files.places import file_name, name_of
     from virnucpro.jobs.report import write_report
 
+    if output == "-":
+        raise click.UsageError("-o - is not possible: a report is a file, such as report.html")
+    if not file_name(output).lower().endswith((".html", ".htm")):
+        raise click.UsageError(
+            f"{shown(name_of(output))}: a report must have the suffix .html, such as report.html"
+        )
     with exit_on_error():
-        write_report(plan, output)
-    print_message(f"Report written to {shown(name_of(output))}")
+        with hinting(plan):
+            write_report(plan, output)
+        if not quiet:
+            print_message(f"Report written to {shown(name_of(output))}")
+        if as_json:
+            names = {"plan": name_of(plan), "report": name_of(output)}
+            print_output(json.dumps(names, indent=2))

@@ -24,6 +24,7 @@ from virnucpro.data.methods import column_generation
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
 from virnucpro.files.inputs import Input
+from virnucpro.files.losses import warn_of_losses
 from virnucpro.files.output_folder import check_folder, write_folder
 from virnucpro.files.places import name_of
 from virnucpro.files.plan_schema import make_schema
@@ -125,6 +126,7 @@ def pack_inputs(
         write_metadata(plan, encode_summary(summary, layout))
     if num_duplicates:
         logger.warning("%s", warning)
+    warn_of_losses(limits, summary.totals)
     return summary
 
 

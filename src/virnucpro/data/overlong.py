@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 from virnucpro.data.layout import TokenCounts
 from virnucpro.data.records import Record, check_sequence
 from virnucpro.kernel.arguments import OrderedIds, take_ids
+
+if TYPE_CHECKING:
+    from virnucpro.data.plan import PackingPlan
 
 # Messages are those of the packer, whichever module handles the sequences.
 logger = logging.getLogger("virnucpro.data.packing")
@@ -205,8 +208,8 @@ def describe_overlong(name: str, lengths: NDArray[Any], limit: int) -> str:
     )
 
 
-def warn_of_truncation(counts: TokenCounts) -> None:
-    """Log the number of truncated sequences, if any."""
+def warn_of_truncation(counts: TokenCounts | PackingPlan) -> None:
+    """Log the number of truncated sequences of counts or a plan, if any."""
     if counts.num_truncated:
         logger.warning(
             "%s of %s sequences exceed max_length (%d), truncating: %s residues removed",

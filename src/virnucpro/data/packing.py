@@ -70,7 +70,7 @@ class GreedyPacker(Counter):
             generation. The latter often makes fewer batches under a limit on sequences, or if
             sequences are large relative to the budget, never more, and may prove a better
             `Layout.lower_bound`. Its batches are in order of decreasing longest sequence. It takes
-            seconds and needs highspy (``pip install 'virnucpro[tight]'``).
+            seconds and needs highspy, which the extra `tight` installs.
 
     Raises:
         ValueError: A parameter is out of range, or the budget has no room for one residue.
@@ -288,15 +288,26 @@ class GreedyPacker(Counter):
             ([[1], [2, 0], [3]], array([0, 1, 3]))
         """
         lengths = check_lengths(lengths)
+        plan = self.pack_silently(lengths, ids, groups)
+        self._warn_of_dropped(lengths, plan.limits.max_residues)
+        warn_of_truncation(plan)
+        return plan
+
+    def pack_silently(
+        self,
+        lengths: ArrayLike,
+        ids: Iterable[Any] | None = None,
+        groups: Iterable[Any] | None = None,
+    ) -> PackingPlan:
+        """Return the result of `pack_lengths` without a WARNING of what is truncated or dropped."""
+        lengths = check_lengths(lengths)
         order = None if ids is None else check_ids(ids, len(lengths))
         numbers = None if groups is None else number_groups(groups, len(lengths))
         limits, threads = self.limits, check_threads(self.num_threads)
         self.check_overlong(lengths, limits)
         how = self.overlong, self.overlap, self.empty
         chosen = choose(lengths, order, limits.max_residues, *how)
-        self._warn_of_dropped(lengths, limits.max_residues)
         counts = TokenCounts(kernel.count(chosen.lengths, limits, threads), limits)
-        warn_of_truncation(counts)
         if numbers is None:
             layout = self.lay_out(counts)
             places, offsets = kernel.list_rows(layout.core, chosen.lengths, chosen.ids, threads)

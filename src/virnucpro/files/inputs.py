@@ -145,6 +145,13 @@ def find_inputs(names: Iterable[str]) -> list[Input]:
     return inputs
 
 
+def total_size(inputs: Iterable[Input]) -> int | None:
+    """Return the size of files in bytes; None if that of one is not known."""
+    sizes = [file.size for file in inputs]
+    known = [size for size in sizes if size is not None]
+    return sum(known) if len(known) == len(sizes) else None
+
+
 def identity_of(path: str) -> tuple[str, ...]:
     """Return what two paths of the same file have in common."""
     if path == "-":

@@ -41,7 +41,8 @@ class RecordFile:
             input, of which a temporary copy is made too.
         options: How to read the file.
         take: Called with the offsets of IDs, the concatenated IDs and the lengths of some records
-            at a time, while the file is scanned.
+            at a time, while the file is scanned, and with the number of bytes of the file read so
+            far, as `num_read`.
 
     Attributes:
         path: The path or URI of the file.
@@ -60,7 +61,7 @@ class RecordFile:
         self,
         path: str,
         options: ReadOptions,
-        take: Callable[..., None] = lambda *_: None,
+        take: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
         self.path, self.name = as_local(path), name_of(path)
         self.options = options
@@ -72,7 +73,7 @@ class RecordFile:
             for _ in scan_fasta(path, scanner, digest, copy):
                 offsets, ids, some_lengths, some_begins = scanner.take_lengths()
                 if len(some_lengths):
-                    take(offsets, ids, some_lengths)
+                    take(offsets, ids, some_lengths, num_read=digest.num_bytes)
                 lengths.append(some_lengths)
                 begins.append(some_begins)
 

@@ -140,7 +140,7 @@ def read_files(
     Args:
         paths: The files, or URIs of files.
         options: How to read them; None for the defaults of `ReadOptions`.
-        progress: Called from time to time with the number of sequences read so far.
+        progress: Called from time to time with the number of bytes of the files read so far.
         keep_texts: Whether to keep the files for random access, which needs regular files: a
             compressed file and standard input are written to a temporary copy. FASTA only.
 
@@ -159,10 +159,10 @@ def read_files(
     lengths: list[NDArray[np.int64]] = []
     inputs = []
     changes = ReadChanges()
-    num_sequences = num_bytes = 0
+    num_sequences = num_bytes = num_done = 0
     texts: list[RecordFile] = []
 
-    def take(chunk_ids: Any, chunk_lengths: NDArray[np.int64]) -> None:
+    def take(chunk_ids: Any, chunk_lengths: NDArray[np.int64], num_read: int) -> None:
         nonlocal num_sequences, num_bytes
         ids.append(chunk_ids)
         lengths.append(chunk_lengths)
@@ -172,7 +172,7 @@ def read_files(
         if num_bytes // SMALL > checked:
             # They are copied when all have been read.
             check_memory(num_bytes, f"{shown(name_of(path))}: {num_sequences:,} IDs and lengths")
-        progress(num_sequences)
+        progress(num_done + num_read)
 
     for path in paths:
         if keep_texts:
@@ -181,7 +181,12 @@ def read_files(
                 raise ValueError(f"{shown(name)}: a table of lengths, which has no residues")
             if path != "-":
                 check_regular(path)
-            text = RecordFile(path, options, lambda *chunk: take(*as_chunk(*chunk)))
+
+            def take_from(*chunk: Any, num_read: int) -> None:
+                text_ids, text_lengths = as_chunk(*chunk)
+                take(text_ids, text_lengths, num_read)
+
+            text = RecordFile(path, options, take_from)
             if len(text) == 0:
                 raise ValueError(f"{shown(name)}: contains no sequences")
             texts.append(text)
@@ -189,10 +194,11 @@ def read_files(
             inputs.append(InputFile(name, text.num_bytes, text.sha256, len(text)))
         else:
             reader = FileReader(path, options)
-            for chunk in reader:
-                take(*chunk)
+            for some_ids, some_lengths in reader:
+                take(some_ids, some_lengths, reader.num_read)
             changes += reader.changes
             inputs.append(reader.input)
+        num_done += inputs[-1].bytes
     if num_sequences == 0:
         raise ValueError(f"{shown(name_of(paths[-1]))}: contains no sequences")
     # Free the chunks of lengths before the IDs are copied.
@@ -219,8 +225,8 @@ def as_chunk(
 
 def read_length_table(
     path: str, kind: str, options: ReadOptions, digest: CountingHash
-) -> Iterator[Chunk]:
-    """Yield IDs and lengths of a table."""
+) -> Iterator[tuple[Any, NDArray[np.int64], float]]:
+    """Yield IDs and lengths of a table, and the share of it that has been read."""
     columns = ["id", "length"] if kind == "fai" else [options.id_column, options.length_column]
     check_regular(path)
     name, stamp = name_of(path), stamp_of(path)
@@ -234,11 +240,11 @@ def read_length_table(
     num_rows = 0
     loader = IdLoader()
     with explain_errors(path):
-        for batch in open_table(path, kind, columns):
+        for batch, share in open_table(path, kind, columns):
             ids = ids_of(batch, columns[0], num_rows, loader).cast(pa.large_string())
             lengths = lengths_of(batch, columns[1], num_rows)
             # Copies, since parts of a batch would keep all of it in memory.
-            yield pa.concat_arrays([ids, ids[:0]]), lengths.copy()
+            yield pa.concat_arrays([ids, ids[:0]]), lengths.copy(), share
             num_rows += batch.num_rows
     if stamp_of(path) != stamp:
         raise OSError(f"{shown(name)}: changed while it was read")
@@ -264,6 +270,7 @@ class FileReader:
         keep_residues: Whether to read the residues too, of FASTA only.
 
     Attributes:
+        num_read: About the number of bytes of the file read so far.
         input: What was read.
         changes: Numbers of characters changed or removed by the options.
 
@@ -276,16 +283,14 @@ class FileReader:
 
     def __init__(self, path: str, options: ReadOptions, keep_residues: bool = False) -> None:
         self.path, self.options, self.keep_residues = path, options, keep_residues
+        self.num_read = 0
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         """Yield IDs, lengths, and with `keep_residues` an Arrow array of residues."""
         digest, num_sequences, name = CountingHash(), 0, name_of(self.path)
         self.changes = ReadChanges()
         kind = table_kind(self.path)
-        if kind is None:
-            chunks = self._read_fasta(digest)
-        else:
-            chunks = read_length_table(self.path, kind, self.options, digest)
+        chunks = self._read_fasta(digest) if kind is None else self._read_table(kind, digest)
         for chunk in chunks:
             num_sequences += len(chunk[1])
             yield chunk
@@ -294,9 +299,15 @@ class FileReader:
             raise ValueError(f"{shown(name)}: contains no sequences")
         self.input = InputFile(name, digest.num_bytes, digest.hexdigest(), num_sequences)
 
+    def _read_table(self, kind: str, digest: CountingHash) -> Iterator[Chunk]:
+        for ids, lengths, share in read_length_table(self.path, kind, self.options, digest):
+            self.num_read = int(share * digest.num_bytes)
+            yield ids, lengths
+
     def _read_fasta(self, digest: CountingHash) -> Iterator[tuple[Any, ...]]:
         scanner = make_scanner(self.options, self.keep_residues)
         for _ in scan_fasta(self.path, scanner, digest):
+            self.num_read = digest.num_bytes
             if not self.keep_residues:
                 offsets, id_bytes, lengths, _ = scanner.take_lengths()
                 if len(lengths):

@@ -44,8 +44,10 @@ MAX_HEADER = 2**20
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
 
 
-def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
+def open_table(path: str, kind: str, columns: list[str]) -> Iterator[tuple[Any, float]]:
     """Yield the record batches of a table, which may have other columns too.
+
+    Each comes with about the share of the file that has been read, from 0 to 1.
 
     Args:
         path: The table.
@@ -59,12 +61,17 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
     if kind == "parquet":
         with open_parquet(path) as file:
             check_table(file.schema_arrow, columns)
-            check_rows(file.metadata.num_rows)
-            yield from read_groups(path, file, range(file.num_row_groups), columns)
+            total = file.metadata.num_rows
+            check_rows(total)
+            num_rows = 0
+            for batch in read_groups(path, file, range(file.num_row_groups), columns):
+                num_rows += batch.num_rows
+                yield batch, num_rows / max(1, total)
     elif kind == "arrow":
         # Not mapped, since the file might shrink while it is read.
         with open_source(path) as source:
-            yield from read_arrow(source, columns, check_table)
+            for batch in read_arrow(source, columns, check_table):
+                yield batch, source.tell() / source.size()
     else:
         yield from read_text(path, kind, columns)
 
@@ -196,15 +203,12 @@ def read_arrow(
         raise ValueError("incomplete: the end-of-stream mark is missing")
 
 
-def read_text(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
-    """Yield the record batches of a table in text, with tabs between its columns."""
+def read_text(path: str, kind: str, columns: list[str]) -> Iterator[tuple[Any, float]]:
+    """Yield what `open_table` does of a table in text, with tabs between its columns."""
     compression = "gzip" if file_name(path).lower().endswith(".gz") else None
 
-    def open_text() -> Any:
-        return pa.input_stream(open_source(path), compression=compression)
-
     names = ["id", "length", "offset", "line_bases", "line_bytes"] if kind == "fai" else None
-    with open_text() as source:
+    with pa.input_stream(open_source(path), compression=compression) as source:
         start = source.read(MAX_HEADER).lstrip(b"\r\n")
     first, *rest = re.split(b"[\r\n]", start, maxsplit=1)
     if len(first) == MAX_HEADER and not rest:
@@ -212,8 +216,9 @@ def read_text(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
     if names is None and first:
         for name in columns:
             find_column(first.decode("utf-8-sig").split("\t"), name)
-    yield from pyarrow.csv.open_csv(
-        open_text(),
+    file = open_source(path)
+    batches = pyarrow.csv.open_csv(
+        pa.input_stream(file, compression=compression),
         pyarrow.csv.ReadOptions(column_names=names, block_size=2**24),
         pyarrow.csv.ParseOptions(delimiter="\t", quote_char=False),
         # Otherwise, IDs such as 007 and NA would become numbers and nulls.
@@ -223,6 +228,9 @@ def read_text(path: str, kind: str, columns: list[str]) -> Iterator[Any]:
             include_columns=list(dict.fromkeys(columns)) if first else None,
         ),
     )
+    for batch in batches:
+        # Blocks are read ahead.
+        yield batch, file.tell() / file.size()
 
 
 def check_table(schema: pa.Schema, columns: list[str]) -> None:

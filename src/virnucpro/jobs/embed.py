@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from importlib.metadata import version
 from os import PathLike
 from pathlib import Path
@@ -24,10 +25,12 @@ from virnucpro.files.embedding_parts import (
 )
 from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo, describe_inputs
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.inputs import find_inputs, names_of, table_kind
+from virnucpro.files.inputs import find_inputs, names_of, table_kind, total_size
+from virnucpro.files.losses import warn_of_losses
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
 from virnucpro.files.plan_reader import METADATA, PlanFile, open_plan, plan_of
 from virnucpro.files.plan_sequences import PlanSequences
+from virnucpro.files.recorded import find_recorded
 from virnucpro.files.sequences import Sequences, read_files
 from virnucpro.jobs.embed_job import EmbeddingRun, Job, Progress
 from virnucpro.jobs.embed_work import Sizes, Work, plan_work, with_parts
@@ -43,8 +46,6 @@ logger = logging.getLogger(__name__)
 # The budget where memory does not limit it, and the largest that is measured.
 DEFAULT_BUDGET = 4096
 MAX_MEASURED = 65536
-# The share of residues that may be truncated without a warning.
-QUIET_SHARE = 0.01
 # The number of lengths that a budget is measured with.
 NUM_MEASURED = 10_000
 ITEM_BYTES = {"float32": 4, "float16": 2}
@@ -99,10 +100,10 @@ def embed_files(
             others.
         max_sequence_length: Maximum residues kept per sequence. If None, 1,022, or fewer if the
             model has positions for fewer.
-        overlong: How to handle longer sequences: "truncate" keeps the first residues, with a
-            WARNING if more than 1 % of all residues are lost; "split" embeds windows of the maximum
-            length and takes the mean over all residues, and for a residue in several windows the
-            mean of its states; "drop" gives them no embedding; "error" raises an error.
+        overlong: How to handle longer sequences: "truncate" keeps the first residues, with
+            one WARNING; "split" embeds windows of the maximum length and takes the mean over all
+            residues, and for a residue in several windows the mean of its states; "drop" gives
+            them no embedding, with one WARNING; "error" raises an error.
         overlap: Residues that neighboring windows share.
         options: How to read FASTA; None for the defaults of `ReadOptions`.
         deduplicate: Whether to run the model once for equal sequences. Those of a plan are run as
@@ -115,8 +116,9 @@ def embed_files(
         shard: (i, n) to do every n-th part, from the i-th on, i from 1 to n. Runs with the same n
             and all i share the output folder, in any order, at the same time or not.
         progress: Called from time to time with the stage, what is done, and the total or None:
-            "loading" (the model), "reading" and "comparing" (sequences), "packing", and "embedding"
-            (residues that the model runs, those of parts that are complete included).
+            "loading" (the model), "reading" (bytes of the files), "comparing" (sequences),
+            "packing", and "embedding" (residues that the model runs, those of parts that are
+            complete included).
 
     Returns:
         The summary and what was done. Runs with failed sequences return, too.
@@ -192,7 +194,8 @@ def embed_files(
         options = plan.summary.options
         deduplicate = False
     else:
-        names = [found.path for found in find_inputs(names)]
+        found = find_inputs(names)
+        names, size = [file.path for file in found], total_size(found)
         check_fasta(names)
         options = check_options(options)
     stored = find_parts(folder)
@@ -206,7 +209,7 @@ def embed_files(
         method = plan.summary.method
     else:
         sequences = read_files(
-            names, options, lambda done: progress("reading", done, None), keep_texts=True
+            names, options, lambda done: progress("reading", done, size), keep_texts=True
         )
         packer = choose_packer(
             embedder, stored, share[1], sequences.lengths, max_tokens, overlong, overlap
@@ -239,7 +242,7 @@ def embed_files(
         versions={name: version(name) for name in ("virnucpro", "torch", "transformers")},
     )
     check_resumable(folder, stored, summary)
-    warn_of_truncation(summary)
+    warn_of_losses(summary.limits, summary.totals)
     return Job(folder, embedder, work, summary, sizes, progress).run(stored, share)
 
 
@@ -261,14 +264,19 @@ def find_plan(names: list[str]) -> PlanFile | None:
         return None
     path = as_local(names[0])
     is_folder = not is_uri(path) and is_regular(Path(path, METADATA))
-    return open_plan(path) if is_folder or table_kind(path) in ("parquet", "arrow") else None
+    if not is_folder and table_kind(path) not in ("parquet", "arrow"):
+        return None
+    try:
+        return open_plan(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; give FASTA files, or one plan alone") from error
 
 
 def check_plan(plan: PlanFile, given: list[str]) -> None:
     """Raise ValueError unless a plan can be run as it is."""
     name = shown(plan.name)
     if given:
-        raise ValueError(f"{name}: is a plan, which has its own {given[0]}")
+        raise ValueError(f"{name}: is a plan, which has its own {given[0]}: leave it out")
     if not plan.summary.inputs:
         raise ValueError(f"{name}: does not have the names of its input (see `pack_files`)")
 
@@ -295,15 +303,18 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
     if "sequence" in file.schema.names and not is_split:
         sequences = PlanSequences(file)
     else:
-        paths = [found.path for found in find_inputs([each.name for each in summary.inputs])]
+        found = find_inputs(find_recorded(file))
+        paths, size = [each.path for each in found], total_size(found)
         check_fasta(paths)
         options = summary.options or ReadOptions()
         sequences = read_files(
-            paths, options, lambda done: progress("reading", done, None), keep_texts=True
+            paths, options, lambda done: progress("reading", done, size), keep_texts=True
         )
         for before, now in zip(summary.inputs, sequences.inputs, strict=True):
             if before.sha256 != now.sha256:
                 raise ValueError(f"{shown(now.name)}: has changed since {name} was made")
+        # The names of the plan, from whichever folder it is run.
+        sequences = replace(sequences, inputs=summary.inputs)
     # The tokens of the plan are those of the batches.
     embedder.collator.multiple_of = summary.limits.multiple_of
     if is_split:
@@ -389,19 +400,3 @@ def choose_budget(
         max_tokens=max(MAX_MEASURED, longest),
     )
     return max(measured.fast_tokens, longest)
-
-
-def warn_of_truncation(summary: EmbeddingSummary) -> None:
-    """Warn if much of the input is not embedded."""
-    totals, limits = summary.totals, summary.limits
-    budget = f", as batches have {limits.max_tokens_per_batch:,} tokens"
-    if totals.residues_truncated > QUIET_SHARE * totals.residues:
-        logger.warning(
-            "%.1f %% of the residues are truncated: %s of %s sequences have more than %s residues"
-            "%s (to embed all residues, split sequences with overlong)",
-            100 * totals.residues_truncated / totals.residues,
-            f"{totals.truncated:,}",
-            f"{totals.sequences:,}",
-            f"{limits.max_residues:,}",
-            budget if limits.max_residues < limits.max_sequence_length else "",
-        )

@@ -219,7 +219,7 @@ def plan_work(
     if packer.overlong == "split" and lengths.max(initial=0) > limit:
         groups = group_split(lengths, np.diff(offsets), limit, int(packer.overlap), sizes)
     ids = sequences.ids.take(as_arrow(distinct))
-    plan = packer.pack_lengths(lengths, ids, groups)
+    plan = packer.pack_silently(lengths, ids, groups)
     return with_parts(Work(sequences, distinct, copies, offsets, plan, []), sizes)
 
 

@@ -9,7 +9,8 @@ from typing import Any
 from virnucpro.files.embeddings import EmbeddingTotals
 from virnucpro.files.plan_summary import Totals
 
-# In display order. `tokens` has no label: only `stats --json` and `--tsv` show it.
+# In display order. Residues are lost from truncated and with dropped sequences. `tokens` has no
+# label: only `stats --json` and `--tsv` show it.
 LABELS = {
     "read": "Sequences",
     "sequences": "Sequences",
@@ -28,8 +29,7 @@ LABELS = {
     "residues": "Residues",
     "residues_kept": "Residues kept",
     "residues_repeated": "Residues repeated",
-    "residues_truncated": "Residues truncated",
-    "residues_dropped": "Residues dropped",
+    "residues_lost": "Residues lost",
     "first_fit_batches": "Batches by FFD",
     "batches": "Batches",
     "efficiency": "Efficiency",
@@ -39,6 +39,7 @@ LABELS = {
 RARE = {
     "dropped",
     "empty",
+    "truncated",
     "split",
     "fragments",
     "duplicate_ids",
@@ -46,32 +47,42 @@ RARE = {
     "lower_case",
     "gaps",
     "insertions",
-    "residues_dropped",
     "residues_repeated",
 }
 
 
-def label_totals(totals: Totals) -> dict[str, str]:
+def label_totals(totals: Totals | EmbeddingTotals) -> dict[str, str]:
     """Return the totals as text by label, without those not known and rare ones that are 0."""
     values = asdict(totals)
-    if totals.first_fit_batches == totals.batches:
+    if values.get("first_fit_batches") == totals.batches:
         del values["first_fit_batches"]
-    return label_values(values)
-
-
-def label_values(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return values as text by label, in the order of `LABELS`."""
+    lost = totals.residues_truncated, totals.residues_dropped
+    values["residues_lost"] = None if None in lost else sum(lost)
     return {
-        label: f"{values[name]:.6f}" if name == "efficiency" else f"{values[name]:,}"
+        label: format_total(name, values)
         for name, label in LABELS.items()
         if values.get(name) is not None and (values[name] or name not in RARE)
     }
 
 
-def label_embedding_totals(totals: EmbeddingTotals) -> dict[str, str]:
-    """Return the totals of embeddings as text by label, without rare ones that are 0."""
-    labels = label_values(asdict(totals))
-    if totals.residues_truncated:
-        share = totals.residues_truncated / totals.residues
-        labels[LABELS["residues_truncated"]] += f" ({100 * share:.2f} %)"
-    return labels
+def format_total(name: str, values: Mapping[str, Any]) -> str:
+    """Return one of the totals as text."""
+    value = values[name]
+    if name == "efficiency":
+        return percent(value)
+    if name == "residues_lost" and value:
+        return f"{value:,} ({percent(value / values['residues'])})"
+    return f"{value:,}"
+
+
+def percent(share: float) -> str:
+    """Return a share as text. Neither a little less than all nor a little more than nothing is.
+
+    Example:
+        >>> percent(0.99999), percent(0.25), percent(0.00001)
+        ('99.99 %', '25.00 %', '0.01 %')
+    """
+    rounded = round(100 * share, 2)
+    if share not in (0, 1):
+        rounded = min(max(rounded, 0.01), 99.99)
+    return f"{rounded:.2f} %"

@@ -14,7 +14,8 @@ from virnucpro.data.methods import column_generation
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.files.fasta import ReadOptions, check_options
-from virnucpro.files.inputs import find_inputs, names_of
+from virnucpro.files.inputs import find_inputs, names_of, total_size
+from virnucpro.files.losses import warn_of_losses
 from virnucpro.files.output import check_output, write_file
 from virnucpro.files.places import name_of
 from virnucpro.files.plan_summary import Summary, compute_totals
@@ -34,7 +35,7 @@ def pack_files(
     options: ReadOptions | None = None,
     duplicates: str = "report",
     sequences: bool = False,
-    progress: Callable[[str, int], None] | None = None,
+    progress: Callable[[str, int, int | None], None] | None = None,
 ) -> Summary:
     r"""Pack the sequences of files and write the plan.
 
@@ -58,8 +59,8 @@ def pack_files(
             `PackedPlanDataset` needs the plan alone. For FASTA and `.parquet` only. The files are
             read twice; those that are compressed or remote, and standard input, are written to a
             temporary copy.
-        progress: Called from time to time with the stage, "reading", "packing" or "writing", and
-            the number of sequences done; when writing, of rows of the plan.
+        progress: Called from time to time with the stage, what is done, and the total or None:
+            "reading" (bytes of the files), "packing" and "writing" (rows of the plan).
 
     Returns:
         The summary that the plan file stores.
@@ -101,11 +102,12 @@ def pack_files(
     limits = packer.limits
 
     with write_file(output, names) as file:
-        files = [found.path for found in find_inputs(names)]
+        inputs_found = find_inputs(names)
+        files, size = [file.path for file in inputs_found], total_size(inputs_found)
         check_output(output, files)
         if sequences:
             check_sequences(output, files)
-        found = read_files(files, options, lambda done: progress("reading", done), sequences)
+        found = read_files(files, options, lambda n: progress("reading", n, size), sequences)
         num_duplicates, examples = found.find_duplicates()
         names_of_some = ", ".join(map(shown, examples))
         warning = f"duplicate IDs: {num_duplicates:,} (for example {names_of_some})"
@@ -113,8 +115,8 @@ def pack_files(
             raise ValueError(warning)
         if packer.overlong == "error":
             check_lengths(found, limits.max_residues)
-        progress("packing", 0)
-        plan = packer.pack_lengths(found.lengths, found.ids)
+        progress("packing", 0, None)
+        plan = packer.pack_silently(found.lengths, found.ids)
         summary = Summary(
             limits=limits,
             method=packer.method,
@@ -126,13 +128,17 @@ def pack_files(
             inputs=found.inputs,
         )
         read = residues_reader(found, limits) if sequences else None
-        write_plan(file, encoding, plan, found, summary, read, lambda n: progress("writing", n))
+        rows = plan.num_sequences + len(plan.dropped)
+        write_plan(
+            file, encoding, plan, found, summary, read, lambda n: progress("writing", n, rows)
+        )
     if num_duplicates:
         logger.warning("%s", warning)
+    warn_of_losses(limits, summary.totals)
     return summary
 
 
-def no_progress(_stage: str, _done: int) -> None:
+def no_progress(_stage: str, _done: int, _total: int | None) -> None:
     """Ignore progress."""
 
 

@@ -2,55 +2,60 @@
 
 from __future__ import annotations
 
-import html
-import io
-import logging
-import warnings
-from collections.abc import Callable, Sequence
+import math
+import os
+import re
 from os import PathLike
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from virnucpro import kernel
-from virnucpro.data.groups import counts_of_groups
-from virnucpro.extras import needing
 from virnucpro.files.output import write_file
-from virnucpro.files.places import file_name, is_regular
-from virnucpro.files.plan_checks import compare_layout
+from virnucpro.files.places import file_name, is_regular, stamp_of
+from virnucpro.files.plan_checks import as_numbers, check_numbers, compare_layout
 from virnucpro.files.plan_reader import PlanFile, open_plan
-from virnucpro.files.plan_summary import Summary
+from virnucpro.files.plan_summary import Summary, Totals
 from virnucpro.jobs.labels import label_totals
-from virnucpro.kernel.limits import Limits
-from virnucpro.memory import check_memory
-from virnucpro.text import shown
+from virnucpro.jobs.report_numbers import (
+    Batches,
+    compare_batches,
+    count_fill,
+    even_edges,
+    log_edges,
+)
+from virnucpro.jobs.report_page import (
+    Column,
+    Markup,
+    escape,
+    html_histogram,
+    html_table,
+    make_page,
+    share_of,
+)
+from virnucpro.text import quoted, shown
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-# Memory that must be available for plots, since libraries that lack it end the process.
-PLOT_BYTES = 3 * 2**26
-
-INK, BLUE, ORANGE = "#334155", "#3b82b6", "#d9480f"
-
-STYLE = f"""
-body {{ font: 16px/1.5 system-ui, sans-serif; color: {INK}; max-width: 60rem;
-       margin: 2rem auto; padding: 0 1rem; }}
-h1 {{ font-size: 1.5rem; }} h2 {{ font-size: 1.15rem; margin-top: 2rem; }}
-dl {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(11rem, 1fr)); gap: .75rem; }}
-dl div {{ background: #f1f5f9; border-radius: .4rem; padding: .6rem .8rem; }}
-dt {{ font-size: .85rem; }} dd {{ margin: 0; font-size: 1.25rem; font-weight: 600; }}
-table {{ border-collapse: collapse; }} td, th {{ padding: .2rem 1rem .2rem 0; text-align: left; }}
-td.number, th.number {{ text-align: right; font-variant-numeric: tabular-nums; }}
-td {{ border-top: 1px solid #e2e8f0; overflow-wrap: anywhere; }}
-svg {{ width: 100%; height: auto; }}
-"""
+# Columns of plans that are read: of all rows, and of the sequences that are listed.
+COLUMNS = ("batch", "row", "fragment", "start", "tokens", "length")
+LISTED_COLUMNS = ("id", "file")
+# Sequences that are listed at most, and batches.
+MAX_LISTED, MAX_BATCHES = 1000, 5
+# A larger share of residues that are lost is marked as bad.
+MAX_LOST = 0.01
+# What happens to sequences above the limit.
+FATES = {"truncate": "truncated", "drop": "dropped", "split": "split"}
+# The IDs of UniProt: accessions as it documents them, alone or as in its FASTA files.
+ACCESSION = r"([OPQ][0-9][A-Z0-9]{3}[0-9]|[A-NR-Z][0-9](?:[A-Z][A-Z0-9]{2}[0-9]){1,2})"
+UNIPROT = re.compile(rf"(?:sp|tr)\|{ACCESSION}(?:-\d+)?\|\w+|{ACCESSION}(?:-\d+)?", re.ASCII)
 
 
 def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None:
     """Write a report on a plan.
+
+    Its date is that of the plan file, or ``SOURCE_DATE_EPOCH`` if it is set, so that the same file
+    gives the same page.
 
     Args:
         plan: The plan file, or a folder of them, or the URI of one.
@@ -66,226 +71,296 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
     inputs = [file.origin, *(name for name in names if is_regular(name))]
     with write_file(output, inputs) as page:
         file.check_size()
-        table = file.read()
-        for error in compare_layout(table, file.layout):
-            raise ValueError(f"{shown(file.name)}: damaged: {error}")
-        content = make_page(file, table)
-        page.write(content.encode())
+        page.write(describe_plan(file, date_of(file)).encode())
 
 
-def make_page(file: PlanFile, table: Any) -> str:
+def date_of(file: PlanFile) -> str:
+    """Return when a plan was last changed; nothing if its store does not tell.
+
+    Raises:
+        ValueError: ``SOURCE_DATE_EPOCH`` is not a date.
+        OSError: The file cannot be read.
+    """
+    text = os.environ.get("SOURCE_DATE_EPOCH")
+    if text is not None:
+        if not text.isdecimal() or len(text) > 12:
+            raise ValueError(f"SOURCE_DATE_EPOCH must be a number of seconds (got {quoted(text)})")
+        seconds = int(text)
+    else:
+        copied = [stamp for _, stamp in file.copy.stamp] if file.copy else None
+        stamps = copied or [stamp_of(part) for part in file.parts]
+        seconds = max((stamp[1] for stamp in stamps), default=0) // 10**9
+        if seconds == 0:
+            return ""
+    return f"{np.datetime64(seconds, 's').astype('datetime64[m]')} UTC".replace("T", " ", 1)
+
+
+def describe_plan(file: PlanFile, date: str) -> str:
     """Return the HTML of a report."""
     summary, layout = file.summary, file.layout
     limits, totals = summary.limits, summary.totals
-    next_fit = sum(
-        count_next_fit_decreasing(counts.tokens[::-1], counts.sequences[::-1], limits)
-        for counts in counts_of_groups(layout.core, limits, file.layout.group_offsets)
-    )
-    cells = {**label_totals(totals), "Batches by NFD": f"{next_fit:,}"}
-    if layout.padding_tokens:
-        cells["Padding tokens"] = f"{layout.padding_tokens:,}"
-    saved = next_fit - totals.batches
-    share = f" ({saved / next_fit:.1%})" if next_fit else ""
-    fill = layout.batch_tokens / limits.max_tokens_per_batch
+    table = file.read(COLUMNS)
+    for error in compare_layout(table, layout):
+        raise ValueError(f"{shown(file.name)}: damaged: {error}")
+    if "length" in table.schema.names and pc.any(pc.less(table["length"], 0)).as_py():
+        raise ValueError(f"{shown(file.name)}: damaged: a length is negative")
+    compared = compare_batches(layout, sizes_in_order(file, table), totals.first_fit_batches)
     sizes = np.diff(kernel.batch_offsets(layout.core))
-    title = escape(file_name(file.name))
+    title = file_name(file.name)
+    made = f"Plan file of {date}; report" if date else "Report"
     sections = [
-        f"<h1>{title}</h1>",
-        "<dl>",
-        *(f"<div><dt>{label}</dt><dd>{value}</dd></div>" for label, value in cells.items()),
-        "</dl>",
-        f"<p>Next-Fit Decreasing (NFD), which keeps a single batch open, needs {next_fit:,} "
-        f"batches; this plan saves {saved:,}{share}. Any packing needs at least "
-        f"{totals.lower_bound:,}.</p>",
-        *show_lengths(table, limits.max_residues),
-        "<h2>Batch fill</h2>",
-        draw(lambda axes: draw_fill(axes, fill)),
-        "<h2>Sequences per batch</h2>",
-        draw(lambda axes: draw_sizes(axes, sizes)),
-        *show_truncated(table, limits.max_residues),
-        "<h2>Parameters</h2>",
-        list_parameters(summary),
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="muted">{totals.read:,} sequences, {totals.batches:,} batches of at most '
+        f"{limits.max_tokens_per_batch:,} tokens. {made} by virnucpro {kernel.__version__}.</p>",
+        *show_cards(totals, compared),
+        *show_comparison(totals, compared),
+        *show_lost(file, table),
+        *show_lengths(summary, table),
+        *show_fill(layout.batch_tokens, sizes, limits.max_tokens_per_batch),
+        *show_sizes(sizes),
+        "<h2>Totals</h2>",
+        html_table([Column(""), Column("", "number")], list(label_totals(totals).items())),
         "<h2>Inputs</h2>",
         list_inputs(summary),
+        "<h2>Parameters</h2>",
+        list_parameters(summary),
     ]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f"<title>{title}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
-        + "\n".join(sections)
-        + "\n</body>\n</html>\n"
-    )
+    return make_page(title, sections)
 
 
-def escape(text: str) -> str:
-    """Return a text from outside for HTML."""
-    return html.escape(shown(text))
+def sizes_in_order(file: PlanFile, table: pa.Table) -> NDArray[np.int64]:
+    """Return the tokens of each sequence or fragment that is packed, in order of the input."""
+    name, end = "row", len(table)
+    if "fragment" in table.schema.names:
+        name, end = "fragment", file.layout.num_sequences
+    numbers = as_numbers(table[name])[:end]
+    check_numbers(file.name, name, numbers)
+    sizes = np.empty(end, np.int64)
+    sizes[numbers] = as_numbers(table["tokens"])[:end]
+    return sizes[sizes >= 0] if file.summary.totals.dropped else sizes
 
 
-def show_lengths(table: Any, max_residues: int) -> list[str]:
+def show_cards(totals: Totals, compared: dict[str, Batches]) -> list[str]:
+    """Return the numbers that a reader wants first: padding, what was lost, and batches."""
+    *_, plan = compared.values()
+    padding = padding_of(plan, totals)
+    cards = []
+    for number, batches in zip((8, 16), compared.values(), strict=False):
+        note = ""
+        if plan.tokens:
+            note = f"these batches have {batches.tokens / plan.tokens:.2f} times the tokens"
+        avoided = " avoided" if batches.tokens > plan.tokens else ""
+        label = f"Padding{avoided}, against batches of {number}"
+        cards.append((label, f"{padding_of(batches, totals)} → {padding}", note, "plain"))
+    cards += lost_cards(totals)
+    bound = f"no packing needs fewer than {totals.lower_bound:,}"
+    if totals.batches == totals.lower_bound:
+        bound = "no packing needs fewer"
+    cards.append(("Batches", f"{totals.batches:,}", bound, "plain"))
+    lines = [
+        f'<div class="{kind}"><dt>{label}</dt><dd>{value}<small>{note}</small></dd></div>'
+        for label, value, note, kind in cards
+    ]
+    return ['<dl class="cards">', *lines, "</dl>"]
+
+
+def lost_cards(totals: Totals) -> list[tuple[str, str, str, str]]:
+    """Return a label, a value, a note and a class for each way in which residues were lost."""
+    cards: list[tuple[str, str, str, str]] = []
+    known = totals.residues or totals.residues_kept + totals.residues_truncated
+    for label, residues, sequences in (
+        ("Residues truncated", totals.residues_truncated, totals.truncated),
+        ("Residues dropped", totals.residues_dropped, totals.dropped),
+    ):
+        note = f"in {sequences:,} of {totals.read:,} sequences"
+        if residues:
+            kind = "bad" if residues > MAX_LOST * known else "warn"
+            cards.append((label, share_of(residues, known), f"{residues:,} residues {note}", kind))
+        elif sequences:
+            kind = "bad" if residues is None and sequences > MAX_LOST * totals.read else "warn"
+            unknown = ", number of residues not known" if residues is None else ", no residues"
+            value = share_of(sequences, totals.read)
+            cards.append((label.replace("Residues", "Sequences"), value, note[3:] + unknown, kind))
+    if not cards:
+        cards.append(("Residues lost", "0", "none truncated, none dropped", "good"))
+    return cards
+
+
+def padding_of(batches: Batches, totals: Totals) -> Markup:
+    """Return the share of padding among the tokens of batches."""
+    return share_of(batches.tokens - totals.tokens, batches.tokens)
+
+
+def show_comparison(totals: Totals, compared: dict[str, Batches]) -> list[str]:
+    """Return the section on other ways to make batches."""
+    fragments = " Fragments of split sequences count as sequences." if totals.split else ""
+    rows = [
+        (name, batches.number, batches.tokens, padding_of(batches, totals))
+        for name, batches in compared.items()
+    ]
+    columns = [Column("Batches"), Column("Number", "number"), Column("Tokens", "number")]
+    return [
+        "<h2>Padding, compared</h2>",
+        html_table([*columns, Column("Padding", "number")], rows, strong=len(rows) - 1),
+        '<p class="muted">Tokens that a model computes, with padding. Padded batches extend each '
+        "sequence to the longest of its batch, as <code>DataCollatorWithPadding</code> of "
+        "transformers does; those sorted by length are batches as "
+        "<code>get_batch_indices</code> of fair-esm makes them. Packed batches are filled up to "
+        "the budget here, as for batches of one shape; without a fixed shape, they have no "
+        f"padding.{fragments}</p>",
+    ]
+
+
+def show_lost(file: PlanFile, table: pa.Table) -> list[str]:
+    """Return the section on sequences that lost residues, if the plan has their IDs."""
+    if "length" not in table.schema.names:
+        return []
+    kept = file.summary.limits.max_residues
+    is_lost = pc.and_(table["batch"].is_null(), pc.greater(table["length"], 0))
+    if "fragment" not in table.schema.names:
+        is_lost = pc.or_(is_lost, pc.greater(table["length"], kept))
+    places = pa.array(np.flatnonzero(is_lost.to_numpy()))
+    total = len(places)
+    if total == 0:
+        return []
+    lost = table.select(["batch", "row", "length"]).take(places).append_column("place", places)
+    keys = [("length", "descending"), ("row", "ascending")]
+    lost = lost.take(pc.select_k_unstable(lost, k=min(MAX_LISTED, total), sort_keys=keys))
+    texts = file.read(LISTED_COLUMNS).take(lost["place"])
+    columns = [
+        *(Column("ID"), Column("Residues", "number"), Column("Lost", "number", "descending")),
+        *(Column("Share", "number"), Column("Row", "number")),
+    ]
+    has_files = len(file.summary.inputs) > 1
+    rows = []
+    for values, text in zip(lost.to_pylist(), texts.to_pylist(), strict=True):
+        length = values["length"]
+        number = length if values["batch"] is None else length - kept
+        share = share_of(number, length)
+        names = [text["file"].rpartition("/")[2]] if has_files else []
+        rows.append((link(text["id"]), length, number, share, values["row"], *names))
+    which = f"The {len(rows):,} longest of" if len(rows) < total else "All"
+    return [
+        "<h2>Sequences that lost residues</h2>",
+        f'<p class="muted">{which} {total:,}. The limit is {kept:,} residues; '
+        "rows are numbered from 0, in order of the input.</p>",
+        html_table([*columns, *([Column("File")] if has_files else [])], rows, "Sequences"),
+    ]
+
+
+def link(identifier: str) -> Markup:
+    """Return an ID as a link to UniProt, if it is one of UniProt's."""
+    match = UNIPROT.fullmatch(identifier)
+    if match is None:
+        return escape(identifier)
+    page = f"https://www.uniprot.org/uniprotkb/{match[1] or match[2]}/entry"
+    return Markup(f'<a href="{page}" rel="noreferrer">{escape(identifier)}</a>')
+
+
+def show_lengths(summary: Summary, table: pa.Table) -> list[str]:
     """Return the section on the lengths of sequences, if the plan has them."""
     if "length" not in table.schema.names:
         return []
     lengths = table["length"].to_numpy()
-    if "fragment" in table.schema.names:
-        lengths = lengths[np.unique(table["row"].to_numpy(), return_index=True)[1]]
-    return [
-        "<h2>Sequence lengths</h2>",
-        draw(lambda axes: draw_lengths(axes, lengths, max_residues)),
-    ]
+    if "start" in table.schema.names:
+        # The first fragment of each, and dropped ones.
+        lengths = lengths[as_numbers(table["start"]) <= 0]
+    kept = summary.limits.max_residues
+    limit = (kept, FATES.get(summary.overlong or "", "over the limit"))
+    positive = lengths[lengths > 0]
+    plot = []
+    if len(positive):
+        low, high = int(positive.min()), int(positive.max())
+        is_log = high > 2 * low
+        edges = (log_edges if is_log else even_edges)(low, high, kept + 1)
+        marked = limit if high > kept else None
+        numbers = count_in_bins(positive, edges)
+        plot = [html_histogram(edges, numbers, "residues", "sequences", is_log, marked)]
+    return ["<h2>Lengths of sequences</h2>", describe(lengths, "residues"), *plot]
 
 
-def count_next_fit_decreasing(sizes: NDArray[Any], counts: NDArray[Any], limits: Limits) -> int:
-    """Return the number of batches that Next-Fit Decreasing makes.
-
-    Args:
-        sizes: Distinct sizes of sequences in tokens, in increasing order.
-        counts: Number of sequences of each size.
-        limits: The limits on batches.
-    """
-    budget = limits.max_tokens_per_batch
-    max_sequences = limits.max_sequences_per_batch or int(counts.sum())
-    num_batches = free_tokens = free_places = 0
-    for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
-        fitting = min(free_tokens // size if size else count, free_places, count)
-        free_tokens, free_places = free_tokens - fitting * size, free_places - fitting
-        rest = count - fitting
-        if rest:
-            per_batch = min(budget // size if size else rest, max_sequences)
-            num_batches += -(-rest // per_batch)
-            in_last = (rest - 1) % per_batch + 1
-            free_tokens, free_places = budget - in_last * size, max_sequences - in_last
-    return num_batches
-
-
-def draw(plot: Callable[[Axes], None]) -> str:
-    """Return a plot as an SVG element."""
-    check_memory(PLOT_BYTES, "the plots")
-    matplotlib = import_matplotlib()
-    # The page is the same whatever a matplotlibrc says, and the IDs of elements are not random.
-    style = {name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"}
-    style |= {"svg.hashsalt": "virnucpro", "svg.fonttype": "none"}
-    with matplotlib.rc_context(style):
-        figure = matplotlib.figure.Figure(figsize=(9, 3.2), layout="constrained")
-        axes = figure.add_subplot()
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
-        axes.tick_params(colors=INK)
-        plot(axes)
-        file = io.StringIO()
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :]
-
-
-def import_matplotlib() -> Any:
-    """Import matplotlib without what it says about a matplotlibrc, which the plots do not follow.
-
-    Raises:
-        ModuleNotFoundError: It is not installed.
-        ValueError: It cannot be imported with this matplotlibrc or environment.
-    """
-    # Without a handler, its messages would go to stderr.
-    logger, handler = logging.getLogger("matplotlib"), logging.NullHandler()
-    logger.addHandler(handler)
-    try:
-        with warnings.catch_warnings(), needing("the report", "cli"):
-            warnings.simplefilter("ignore")
-            import matplotlib.figure
-    except (OSError, ValueError) as error:
-        raise ValueError(
-            "matplotlib cannot be imported with the present matplotlibrc or MPLBACKEND: "
-            f"{shown(error)}"
-        ) from error
-    finally:
-        logger.removeHandler(handler)
-    return matplotlib
-
-
-def draw_lengths(axes: Axes, lengths: NDArray[Any], max_residues: int) -> None:
-    """Draw a histogram of sequence lengths and the maximum length."""
-    longest = int(lengths.max(initial=0))
-    # With a few very long sequences in range, all others would be too small to see.
-    quantile = float(np.quantile(lengths, 0.995)) if len(lengths) else 1.0
-    end = min(max(max_residues * 1.05, quantile), max(longest, 1))
-    axes.hist(lengths[lengths <= end], bins=np.linspace(0, end, 81).tolist(), color=BLUE)
-    if longest > max_residues:
-        number = int((lengths > max_residues).sum())
-        label = f"maximum {max_residues:,} (longer sequences: {number:,}, up to {longest:,})"
-        axes.axvline(max_residues, color=ORANGE, label=label)
-        axes.legend(loc="upper right", framealpha=1, edgecolor="none")
-    axes.set_xlabel("length (residues)")
-    axes.set_ylabel("sequences")
-
-
-def draw_fill(axes: Axes, fill: NDArray[Any]) -> None:
-    """Draw the fill of batches in order of their numbers."""
-    # A line cannot show more points than this, so neighboring batches are summarized.
-    parts = np.array_split(fill, min(len(fill), 400)) if len(fill) else []
-    means = [float(part.mean()) for part in parts]
-    minima = [float(part.min()) for part in parts]
-    ends = np.cumsum([len(part) for part in parts])
-    axes.plot(ends, means, color=BLUE, label="mean of neighboring batches")
-    axes.plot(ends, minima, color=ORANGE, linewidth=0.8, label="minimum of neighboring batches")
-    axes.set_ylim(0, 1.05)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_xlabel("batch")
-    axes.set_ylabel("fill (share of budget)")
-    axes.legend(loc="lower left", frameon=False)
-
-
-def draw_sizes(axes: Axes, sizes: NDArray[Any]) -> None:
-    """Draw a histogram of the number of sequences per batch."""
-    if len(sizes):
-        width = max(1, int(np.ptp(sizes)) // 80)
-        bins = np.arange(sizes.min() - 0.5, sizes.max() + width + 0.5, width)
-        axes.hist(sizes, bins=bins.tolist(), color=BLUE)
-    axes.locator_params("x", integer=True)
-    axes.set_xlabel("sequences per batch")
-    axes.set_ylabel("batches")
-
-
-def show_truncated(table: Any, max_residues: int) -> list[str]:
-    """Return the section on truncated sequences, if the plan has their IDs."""
-    if "truncated" not in table.schema.names:
+def show_sizes(sizes: NDArray[np.int64]) -> list[str]:
+    """Return the section on the numbers of sequences per batch."""
+    if len(sizes) == 0:
         return []
-    title = "<h2>Longest truncated sequences</h2>"
-    truncated = table.filter(table["truncated"])
-    if len(truncated) == 0:
-        return [title, "<p>No sequences were truncated.</p>"]
-    order = pc.sort_indices(truncated, sort_keys=[("length", "descending"), ("id", "ascending")])
+    unit, edges = "sequences per batch", even_edges(int(sizes.min()), int(sizes.max()))
+    plot = html_histogram(edges, count_in_bins(sizes, edges), unit, "batches")
+    return ["<h2>Sequences per batch</h2>", describe(sizes, unit), plot]
+
+
+def count_in_bins(values: NDArray[np.int64], edges: list[int]) -> list[int]:
+    """Return how many values are in each bin."""
+    ends = np.searchsorted(np.array(edges[1:-1], np.int64), values, side="right")
+    numbers: list[int] = np.bincount(ends, minlength=len(edges) - 1).tolist()
+    return numbers
+
+
+def describe(values: NDArray[np.int64], unit: str) -> str:
+    """Return a few numbers about values, in words."""
+    if len(values) == 0:
+        return "<p>There are none.</p>"
+    return (
+        f"<p>Smallest {values.min():,}, median {np.median(values):,.0f}, mean "
+        f"{values.mean():,.1f}, largest {values.max():,} {unit}.</p>"
+    )
+
+
+def show_fill(tokens: NDArray[np.int64], sizes: NDArray[np.int64], budget: int) -> list[str]:
+    """Return the section on the fill of batches."""
+    if len(tokens) == 0:
+        return []
+    classes = count_fill(tokens, budget)
+    most = max(number for _, number in classes)
     rows = [
-        (row["id"], row["length"], row["length"] - max_residues)
-        for row in truncated.take(order[:20]).to_pylist()
+        (
+            Markup(name.replace(" %", "&#160;%")),
+            *(number, share_of(number, len(tokens)), bar(number, most)),
+        )
+        for name, number in classes
     ]
-    return [title, html_table(["ID", "residues", "truncated"], rows)]
+    least = np.argsort(tokens, kind="stable")[:MAX_BATCHES].tolist()
+    emptiest = [
+        (batch, int(sizes[batch]), int(tokens[batch]), share_of(int(tokens[batch]), budget))
+        for batch in least
+    ]
+    of_classes = [Column("Fill"), Column("Batches", "number")]
+    of_classes += [Column("Share", "number"), Column("Log scale", "bar")]
+    of_batches = [Column("Batch"), Column("Sequences", "number"), Column("Tokens", "number")]
+    return [
+        '<div class="pair"><div><h2>Fill of batches</h2>',
+        html_table(of_classes, rows),
+        "</div><div><h2>Least full batches</h2>",
+        html_table([*of_batches, Column("Fill", "number")], emptiest),
+        "</div></div>",
+    ]
+
+
+def bar(number: int, most: int) -> Markup:
+    """Return a bar whose width is the logarithm of a number."""
+    width = 100 * math.log1p(number) / math.log1p(most)
+    return Markup(f'<span style="width:{width:.0f}%"></span>')
 
 
 def list_parameters(summary: Summary) -> str:
     """Return a table of the parameters of a plan."""
-    return html_table([], [(name, str(value)) for name, value in summary.parameters.items()])
+    unknown = {"max_sequences_per_batch": "no limit"}
+    rows = [
+        (name, unknown.get(name, "not known") if value is None else value)
+        for name, value in summary.parameters.items()
+    ]
+    return html_table([Column(""), Column("")], rows)
 
 
 def list_inputs(summary: Summary) -> str:
     """Return a table of the input files of a plan."""
     if not summary.inputs:
         return "<p>The plan was saved without the names of its inputs.</p>"
-    rows = [(file.name, file.sequences, file.bytes, file.sha256) for file in summary.inputs]
-    return html_table(["file", "sequences", "bytes", "SHA-256"], rows)
-
-
-def html_table(header: list[str], rows: Sequence[tuple[str | int, ...]]) -> str:
-    """Return an HTML table, with numbers aligned to the right."""
-    is_number = [isinstance(value, int) for value in rows[0]]
-
-    def line(tag: str, values: Sequence[str | int]) -> str:
-        cells = [
-            f'<{tag} class="number">{value if isinstance(value, str) else f"{value:,}"}</{tag}>'
-            if right
-            else f"<{tag}>{escape(str(value))}</{tag}>"
-            for value, right in zip(values, is_number, strict=True)
-        ]
-        return f"<tr>{''.join(cells)}</tr>"
-
-    lines = [line("td", row) for row in rows]
-    return "\n".join(["<table>", *([line("th", header)] if header else []), *lines, "</table>"])
+    columns = [Column("File"), Column("Sequences", "number"), Column("Bytes", "number")]
+    rows = [
+        (
+            Markup(f"{escape(file.text)}<small>SHA-256 {escape(file.sha256)}</small>"),
+            *(file.sequences, file.bytes),
+        )
+        for file in summary.inputs
+    ]
+    return html_table(columns, rows)

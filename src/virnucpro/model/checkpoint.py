@@ -105,7 +105,10 @@ def choose_device(device: str | torch.device | None) -> torch.device:
         # Raises if the device cannot be used.
         torch.empty(1, device=found).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"device {quoted(str(device))}: {first_line(error)}") from error
+        # Torch answers names that it does not know with all that some build of it knows.
+        reason = first_line(error)
+        reason = "not a device (try cpu or cuda)" if reason.startswith("Expected") else reason
+        raise ValueError(f"device {quoted(str(device))}: {reason}") from error
     return found
 
 

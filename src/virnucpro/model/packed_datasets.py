@@ -223,7 +223,8 @@ class PackedDataset(Dataset[list[Record]]):
         raise TypeError(
             f"{type(self).__name__} returns whole batches: use a DataLoader with batch_size=None, "
             "or its attribute `records` with a batch_sampler; with the Trainer of transformers, "
-            "return such a DataLoader from get_train_dataloader (see docs/how-to/train.md)"
+            "return such a DataLoader from get_train_dataloader (see "
+            "docs/how-to/train-with-the-trainer.md)"
         )
 
 

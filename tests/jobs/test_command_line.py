@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 import virnucpro
 from virnucpro.cli import app
-from virnucpro.cli.program import Helped, count, name_of
+from virnucpro.cli.hints import kind_of
+from virnucpro.cli.program import Helped, count, name_of, wrap
 from virnucpro.terminal import FLAGS, OPTIONS, with_options
 
 COMMANDS = sorted(app.commands)
@@ -74,6 +75,11 @@ def test_help_is_whole_sentences_in_80_columns(words: list[str]) -> None:
             assert sentence.endswith(".")
             assert name in text
             assert " ".join(sentence.split()) in " ".join(text.split())
+
+
+@given(st.lists(st.sampled_from(["--max-length", "lower-case", "a", "-"]), min_size=1))
+def test_lines_of_the_help_break_between_words(words: list[str]) -> None:
+    assert wrap(" ".join(words), 20).split() == words
 
 
 def test_choices_are_in_the_help() -> None:
@@ -225,6 +231,19 @@ def test_columns_that_tables_do_not_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_damaged_plans_and_uris_have_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("damaged.parquet").write_bytes(Path("plan.parquet").read_bytes()[:-9])
+    os.mkfifo("fifo")
+    # A plan that has no summary.
+    shutil.copy(Path(__file__).parents[1] / "stored" / "plan-4.arrow", "old.arrow")
+    for name in ("damaged.parquet", "fifo", "old.arrow"):
+        assert "did you mean" not in run("stats", name).stderr
+        assert run("stats", name).returncode == 1
+    monkeypatch.setattr("virnucpro.files.plan_reader.PlanFile", None)
+    assert kind_of("s3://bucket/plan.parquet") == ""
+
+
+@pytest.mark.usefixtures("folder")
 def test_plans_as_inputs_are_told() -> None:
     result = run("pack", "plan.parquet", "-o", "again.parquet")
     assert result.returncode == 0
@@ -337,6 +356,20 @@ def test_bash_completes_names(folder: Path) -> None:
         "--max-tokens --max-length --max-sequences",
         "truncate",
     ]
+    for words in ("stats p", "pack proteins.fasta -o p", "embed a.fa --model p"):
+        found = subprocess.run(
+            [sys.executable, "-m", "virnucpro"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                **os.environ,
+                "_VIRNUCPRO_COMPLETE": "bash_complete",
+                "COMP_WORDS": f"virnucpro {words}",
+                "COMP_CWORD": str(len(words.split())),
+            },
+        )
+        assert found.stdout == "file,p\n"
 
 
 @pytest.mark.process

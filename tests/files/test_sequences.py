@@ -180,7 +180,7 @@ def test_pipes_are_not_read_twice(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"^{pipe}: not a regular file, so it cannot be read more"):
         read_files([str(pipe)], keep_texts=True)
     for keep_texts in (False, True):
-        with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a directory$"):
+        with pytest.raises(IsADirectoryError, match=f"^{tmp_path}: is a folder$"):
             read_files([str(tmp_path)], keep_texts=keep_texts)
 
 

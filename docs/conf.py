@@ -16,6 +16,7 @@ smartquotes = False
 highlight_language = "none"
 release = importlib.metadata.version("virnucpro")
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"virnucpro {release}"
 html_show_copyright = False
 html_static_path = ["static"]

@@ -164,7 +164,7 @@ def test_names_that_occur_twice(plan: Path) -> None:
 def test_names_of_bytes_that_are_not_utf_8(plan: Path) -> None:
     path = forge(plan, ("inputs", 0, "name"), '"b\\udcff.fa"')
     assert run("stats", path, "--json").returncode == 0
-    assert "is not found from this folder" in run("verify", path).stderr
+    assert "is found neither from this folder" in run("verify", path).stderr
     assert run("report", path, "-o", path.with_suffix(".html")).returncode == 0
 
 

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 
 import virnucpro
 from virnucpro.cli import app
-from virnucpro.cli.program import Helped, count, name_of
+from virnucpro.cli.hints import kind_of
+from virnucpro.cli.program import Helped, count, name_of, wrap
 from virnucpro.terminal import FLAGS, OPTIONS, with_options
 
 COMMANDS = sorted(app.commands)
@@ -74,6 +75,11 @@ def test_help_is_whole_sentences_in_80_columns(words: list[str]) -> None:
             assert sentence.endswith(".")
             assert name in text
             assert " ".join(sentence.split()) in " ".join(text.split())
+
+
+@given(st.lists(st.sampled_from(["--max-length", "lower-case", "a", "-"]), min_size=1))
+def test_lines_of_the_help_break_between_words(words: list[str]) -> None:
+    assert wrap(" ".join(words), 20).split() == words
 
 
 def test_choices_are_in_the_help() -> None:
@@ -225,6 +231,19 @@ def test_columns_that_tables_do_not_have(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_damaged_plans_and_uris_have_no_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("damaged.parquet").write_bytes(Path("plan.parquet").read_bytes()[:-9])
+    os.mkfifo("fifo")
+    # A plan that has no summary.
+    shutil.copy(Path(__file__).parents[1] / "stored" / "plan-4.arrow", "old.arrow")
+    for name in ("damaged.parquet", "fifo", "old.arrow"):
+        assert "did you mean" not in run("stats", name).stderr
+        assert run("stats", name).returncode == 1
+    monkeypatch.setattr("virnucpro.files.plan_reader.PlanFile", None)
+    assert kind_of("s3://bucket/plan.parquet") == ""
+
+
+@pytest.mark.usefixtures("folder")
 def test_plans_as_inputs_are_told() -> None:
     result = run("pack", "plan.parquet", "-o", "again.parquet")
     assert result.returncode == 0
@@ -258,9 +277,12 @@ def test_verify_finds_the_input_from_other_folders(monkeypatch: pytest.MonkeyPat
     Path("plan.parquet").rename("plans/old/plan.parquet")
     monkeypatch.chdir("plans")
     assert run("verify", "old/plan.parquet").returncode == 0
-    # A file with the right size is preferred to one that is nearer.
+    # A file with the right content is preferred to one that is nearer.
+    content = Path("../proteins.fasta").read_bytes()
+    for nearer in (fasta([("other", "M")]), content.replace(b"M", b"K")):
+        Path("proteins.fasta").write_bytes(nearer)
+        assert run("verify", "old/plan.parquet").returncode == 0
     Path("proteins.fasta").write_bytes(fasta([("other", "M")]))
-    assert run("verify", "old/plan.parquet").returncode == 0
     # Else a file of that name is told to be another.
     Path("../proteins.fasta").unlink()
     result = run("verify", "old/plan.parquet")
@@ -285,11 +307,38 @@ def test_verify_finds_an_input_that_moved_with_its_plan(folder: Path) -> None:
     assert run("verify", "moved/plan.parquet").returncode == 0
 
 
+@pytest.mark.usefixtures("folder")
+def test_verify_takes_no_file_for_two_inputs() -> None:
+    for name, text in (("a", "M"), ("b", "K")):
+        Path(name).mkdir()
+        Path(name, "x.fasta").write_bytes(fasta([(name, text)]))
+    assert run("pack", "a/x.fasta", "b/x.fasta", "-o", "plan.parquet").returncode == 0
+    Path("moved").mkdir()
+    shutil.move("plan.parquet", "moved")
+    shutil.move("a/x.fasta", "moved")
+    Path("b/x.fasta").unlink()
+    result = run("verify", "moved/plan.parquet")
+    assert result.returncode == 2
+    assert result.stderr.startswith("virnucpro: error: b/x.fasta: an input of moved/plan.parquet")
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("folder")
+def test_verify_without_a_reader_of_its_output() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    words = [sys.executable, "-m", "virnucpro", "verify", "plan.parquet", "--json"]
+    done = subprocess.run(words, stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (2, b"")
+
+
 def test_messages_name_options() -> None:
     for name, option in OPTIONS.items():
         if "_" in name:
             assert with_options(f"x: {name} was 5 (got 6)") == f"x: {option} was 5 (got 6)"
         assert with_options(f"{name} must be 5") == f"{option} must be 5"
+        assert with_options(f"try {name}=5 or {name}=...") == f"try {option} 5 or {option} ..."
         assert with_options(f"x ({name}='y' is better)") == f"x ({option} y is better)"
         assert with_options(f"a plan with its own {name}: x") == f"a plan with its own {option}: x"
     for name, (option, value) in FLAGS.items():
@@ -301,6 +350,9 @@ def test_messages_name_options() -> None:
         "data/max_tokens.fa: no such file",
         "'max_tokens' (row 3) failed",
         "max_tokens.fa: no such file",
+        "duplicate IDs: 1 (for example max_tokens)",
+        "num_threads: no such file",
+        "x overlap must be.fasta: no such file",
         "the method of the device",
         "overlap of 5 residues",
     ):
@@ -337,6 +389,20 @@ def test_bash_completes_names(folder: Path) -> None:
         "--max-tokens --max-length --max-sequences",
         "truncate",
     ]
+    for words in ("stats p", "pack proteins.fasta -o p", "embed a.fa --model p"):
+        found = subprocess.run(
+            [sys.executable, "-m", "virnucpro"],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={
+                **os.environ,
+                "_VIRNUCPRO_COMPLETE": "bash_complete",
+                "COMP_WORDS": f"virnucpro {words}",
+                "COMP_CWORD": str(len(words.split())),
+            },
+        )
+        assert found.stdout == "file,p\n"
 
 
 @pytest.mark.process

@@ -342,8 +342,8 @@ PACKAGES = {
 @pytest.mark.parametrize("name", sorted(virnucpro.data.LAZY.keys() - {"ReadOptions"}))
 def test_missing_packages_are_named(name: str) -> None:
     extra = virnucpro.data.LAZY[name][1]
-    # The only one with this extra that does not need pyarrow.
-    package = "torch" if name == "Embedder" else PACKAGES[extra]
+    # The only ones with this extra that do not need pyarrow.
+    package = {"Embedder": "torch", "packed_sdpa": "transformers"}.get(name, PACKAGES[extra])
     code = (
         f"import sys; sys.modules[{package!r}] = None\nimport virnucpro.data as data\n"
         f"assert {name!r} in data.__all__ and {name!r} in dir(data)\n"

@@ -151,7 +151,7 @@ def read_report(path: Path, plan: PackingPlan, folder: Path, _records: Records) 
     page = folder / "report.html"
     shown = run("report", path, "-o", page)
     assert shown.returncode == 0, shown.stderr
-    assert f"<dd>{len(plan):,}</dd>" in page.read_text(encoding="utf-8")
+    assert f"<dt>Batches</dt><dd>{len(plan):,}<" in page.read_text(encoding="utf-8")
 
 
 def check_batches(batches: list[Records], plan: PackingPlan, records: Records) -> None:

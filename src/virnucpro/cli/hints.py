@@ -17,11 +17,17 @@ FILES = {
 
 
 def kind_of(name: str) -> str:
-    """Return what a file or folder is: fasta, table, plan or embeddings; "" for anything else."""
+    """Return what a file or folder is: fasta, table, plan or embeddings; "" for anything else.
+
+    What a URI names is not read for this.
+    """
     from virnucpro.files.embedding_parts import is_embeddings
     from virnucpro.files.inputs import FASTA, find_inputs, input_suffix
+    from virnucpro.files.places import is_regular, is_uri
     from virnucpro.files.plan_reader import PlanFile
 
+    if is_uri(name):
+        return ""
     with suppress(ValueError, OSError):
         if is_embeddings(name):
             return "embeddings"
@@ -33,8 +39,9 @@ def kind_of(name: str) -> str:
         suffix = input_suffix(found[0].name)
         if suffix is not None:
             return "fasta" if suffix in FASTA else "table"
-        with Path(found[0].path).open("rb") as file:
-            return "fasta" if file.read(1) == b">" else ""
+        if is_regular(found[0].path):
+            with Path(found[0].path).open("rb") as file:
+                return "fasta" if file.read(1) == b">" else ""
     return ""
 
 
@@ -72,5 +79,7 @@ def hinting(plan: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, IsADirectoryError) as error:
-        hint = "" if kind_of(plan) == "plan" else did_you_mean(plan)
-        raise ValueError(f"{error}{hint}") from error
+        kind = kind_of(plan)
+        # A file that cannot be read may have been a plan.
+        is_damaged = kind == "plan" or (kind == "table" and "(no summary" not in str(error))
+        raise ValueError(f"{error}{'' if is_damaged else did_you_mean(plan)}") from error

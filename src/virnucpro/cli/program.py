@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, NoReturn, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from virnucpro.terminal import print_error
 from virnucpro.text import quoted, shown
@@ -20,6 +21,8 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 WIDTH = 80
 NAMES = 24
 MULTIPLES = {"": 1, "k": 2**10, "m": 2**20}
+# What options that take files are said to take.
+FILES = {"PLAN", "FOLDER", "HTML", "MODEL"}
 # Code, and defaults of a few words.
 UNBROKEN = re.compile(r"`[^`]*`|\[default: [^]]{1,30}\]")
 COMPLETION = 'eval "$(_VIRNUCPRO_COMPLETE=bash_source virnucpro)"'
@@ -40,10 +43,17 @@ def count(value: str | int) -> int:
     return int(found[1].replace(",", "").replace("_", "")) * MULTIPLES[found[2]]
 
 
+def complete_files(_ctx: object, _param: object, incomplete: str) -> list[CompletionItem]:
+    """Have the shell complete names of files."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 class Option(click.Option):
     """An option under a heading of the help."""
 
     def __init__(self, *names: Any, group: str = "Options", **settings: Any) -> None:
+        if settings.get("metavar") in FILES:
+            settings["shell_complete"] = complete_files
         super().__init__(*names, **settings)
         self.group = group
         default = settings.get("default")
@@ -55,7 +65,7 @@ class Argument(click.Argument):
     """An argument with help, under a heading."""
 
     def __init__(self, *names: Any, help: str, group: str = "Input", **settings: Any) -> None:  # noqa: A002
-        super().__init__(*names, **settings)
+        super().__init__(*names, shell_complete=complete_files, **settings)
         self.help, self.group = help, group
 
 

@@ -1,4 +1,4 @@
-"""The process of `virnucpro embed`: its threads, its memory, and what it says when it is stopped."""
+"""The process of `virnucpro embed`: threads, memory, and what it says when it is stopped."""
 
 from __future__ import annotations
 

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,7 @@ pack | INPUT is missing (usage: virnucpro pack INPUT... -o PLAN [OPTIONS])
 pack a.fa | -o PLAN is missing (usage: virnucpro pack INPUT... -o PLAN [OPTIONS])
 pack a.fa -o | option '-o' requires an argument
 pack a.fa -o - | -o - is not possible: a plan is a file, such as plan.parquet
+pack a.fa -o '' | -o '' is not possible: a plan is a file, such as plan.parquet
 pack a.fa -o x.csv | x.csv: a plan file must have the suffix .parquet or .arrow
 pack a.fa -o plan | plan: a plan file must have the suffix .parquet or .arrow
 pack a.fa -o /dev/null | /dev/null: a plan file must have the suffix .parquet or .arrow
@@ -193,7 +195,7 @@ out | no such command: out; did you mean `virnucpro stats out`?
 def test_mistakes_say_what_to_type(mistake: str, folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     typed, message = mistake.split(" | ")
-    result = run(*typed.split())
+    result = run(*shlex.split(typed))
     assert (result.returncode, result.stdout) == (2, "")
     command = typed.split()[0] if typed.split()[0] in COMMANDS else ""
     if "(usage: " not in message:
@@ -305,6 +307,18 @@ def test_verify_finds_an_input_that_moved_with_its_plan(folder: Path) -> None:
     for name in ("archive/proteins.fasta", "plan.parquet"):
         shutil.move(name, "moved")
     assert run("verify", "moved/plan.parquet").returncode == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_reports_replace_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in.html").write_bytes(fasta([("a", "MK")]))
+    assert run("pack", "in.html", "-o", "in.parquet").returncode == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    result = run("report", "../in.parquet", "-o", "../in.html")
+    assert result.returncode == 1
+    assert "is also an input" in result.stderr
+    assert Path("../in.html").read_bytes().startswith(b">a")
 
 
 @pytest.mark.usefixtures("folder")

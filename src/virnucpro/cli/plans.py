@@ -21,7 +21,7 @@ from virnucpro.terminal import (
     print_output,
     progress_display,
 )
-from virnucpro.text import shown
+from virnucpro.text import quoted, shown
 
 
 @click.command(
@@ -221,8 +221,11 @@ def report(plan: str, output: str, as_json: bool, quiet: bool) -> None:
     from virnucpro.files.places import file_name, name_of
     from virnucpro.jobs.report import write_report
 
-    if output == "-":
-        raise click.UsageError("-o - is not possible: a report is a file, such as report.html")
+    if output in ("", "-"):
+        raise click.UsageError(
+            f"-o {output or quoted(output)} is not possible: "
+            "a report is a file, such as report.html"
+        )
     if not file_name(output).lower().endswith((".html", ".htm")):
         raise click.UsageError(
             f"{shown(name_of(output))}: a report must have the suffix .html, such as report.html"

@@ -27,13 +27,12 @@ def find_recorded(plan: PlanFile) -> list[str]:
 
     Cost: reading the files of the right size, where there are several for a name.
     """
-    found: list[str] = []
+    found: dict[tuple[str, ...], str] = {}
     for file in plan.summary.inputs:
         path = find_one(plan, file)
-        if any(identity_of(path) == identity_of(other) for other in found):
+        if found.setdefault(identity_of(path), path) is not path:
             raise not_found(plan, file)
-        found.append(path)
-    return found
+    return list(found.values())
 
 
 def not_found(plan: PlanFile, file: InputFile) -> FileNotFoundError:
@@ -46,22 +45,26 @@ def not_found(plan: PlanFile, file: InputFile) -> FileNotFoundError:
 
 def find_one(plan: PlanFile, file: InputFile) -> str:
     """Return the path of an input that a plan names; see `find_recorded`."""
-    name = file.name
-    if name == "-" or is_uri(name):
-        return name
+    if file.name == "-" or is_uri(file.name):
+        return file.name
+    paths = candidates(plan, file.name)
+    if not paths:
+        raise not_found(plan, file)
+    if len(paths) == 1:
+        return paths[0]
+    fitting = (path for path in paths if Path(path).stat().st_size == file.bytes)
+    return next((path for path in fitting if hash_of(path) == file.sha256), paths[0])
+
+
+def candidates(plan: PlanFile, name: str) -> list[str]:
+    """Return the paths of all files that the name of an input of a plan may mean, nearest first."""
     places = [Path(name)]
     if not is_uri(plan.origin):
         folder = Path(plan.origin).resolve().parent
         places += [above / name for above in (folder, *folder.parents)]
         places.append(folder / Path(name).name)
     found = {os.path.realpath(place): str(place) for place in reversed(places) if is_regular(place)}
-    if not found:
-        raise not_found(plan, file)
-    paths = list(reversed(found.values()))
-    if len(paths) == 1:
-        return paths[0]
-    fitting = (path for path in paths if Path(path).stat().st_size == file.bytes)
-    return next((path for path in fitting if hash_of(path) == file.sha256), paths[0])
+    return list(reversed(found.values()))
 
 
 def hash_of(path: str) -> str:

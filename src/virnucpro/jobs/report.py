@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from virnucpro import kernel
 from virnucpro.files.output import write_file
-from virnucpro.files.places import file_name, is_regular, stamp_of
+from virnucpro.files.places import file_name, is_uri, stamp_of
 from virnucpro.files.plan_checks import as_numbers, check_numbers, compare_layout
 from virnucpro.files.plan_reader import PlanFile, open_plan
 from virnucpro.files.plan_summary import Summary, Totals
+from virnucpro.files.recorded import candidates
 from virnucpro.jobs.labels import label_totals
 from virnucpro.jobs.report_numbers import (
     Batches,
@@ -67,9 +68,9 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
         OSError: A file cannot be read or written.
     """
     file = open_plan(plan)
-    names = (recorded.name for recorded in file.summary.inputs)
-    inputs = [file.origin, *(name for name in names if is_regular(name))]
-    with write_file(output, inputs) as page:
+    names = (each.name for each in file.summary.inputs if not is_uri(each.name))
+    inputs = [path for name in names for path in candidates(file, name)]
+    with write_file(output, [file.origin, *inputs]) as page:
         file.check_size()
         page.write(describe_plan(file, date_of(file)).encode())
 

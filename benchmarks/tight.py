@@ -63,7 +63,7 @@ def limited_cases() -> Iterator[tuple[str, Any, int, dict[str, Any]]]:
     for budget in (32_768, 131_072):
         yield "documents, 1 million", log_normal(1_000_000, 8, 1.3), budget, DOCUMENTS
     for name, lengths in real_sets():
-        for budget in (1024, 4096, 16_384):
+        for budget in (4096, 16_384):
             yield name, lengths, budget, PROTEINS
 
 

@@ -66,14 +66,13 @@ FLAGS = {
     "drop_gaps": ("--drop-gaps", "True"),
     "states": ("--states", "True"),
 }
-# Arguments in messages. Those that are words of English only where nothing else is meant.
+# Arguments in messages, only where no ID or name of a file is.
 ARGUMENT = re.compile(
     rf"(?<![^\s(])(?:"
     rf"(?P<flag>{'|'.join(FLAGS)}) was (?P<value>True|False) \(got \w+\)"
-    rf"|(?P<name>{'|'.join(OPTIONS)})='(?P<choice>\w+)'"
-    rf"|(?P<long>{'|'.join(name for name in OPTIONS if '_' in name)})\b(?![./])"
-    rf"|(?P<word>{'|'.join(OPTIONS)})(?= must | was )"
-    rf"|(?<=its own )(?P<own>{'|'.join(OPTIONS)})\b)"
+    rf"|(?P<name>{'|'.join(OPTIONS)})=(?:'(?P<choice>\w+)'|(?P<number>\d+|\.\.\.))"
+    rf"|(?:^|(?<=: )|(?<=; ))(?P<word>{'|'.join(OPTIONS)})(?= must | was )"
+    rf"|(?:(?<=its own )|(?<=default ))(?P<own>{'|'.join(OPTIONS)})\b)"
 )
 # Seconds that a speed is measured over.
 SPEED_PERIOD = 60.0
@@ -87,8 +86,9 @@ def exit_on_error(status: int = 1) -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        # The reader of the output wants no more, which click knows.
-        raise
+        # The reader of the output wants no more. Otherwise, Python tries again at its exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise click.exceptions.Exit(status) from None
     except MemoryError as error:
         # Otherwise, what the failed functions hold could leave none for the message.
         traceback.clear_frames(error.__traceback__)
@@ -262,8 +262,8 @@ def with_options(message: str) -> str:
             option, value = FLAGS[found["flag"]]
             return f"it was made {'with' if found['value'] == value else 'without'} {option}"
         if found["name"]:
-            return f"{OPTIONS[found['name']]} {found['choice']}"
-        return OPTIONS[found["long"] or found["word"] or found["own"]]
+            return f"{OPTIONS[found['name']]} {found['choice'] or found['number']}"
+        return OPTIONS[found["word"] or found["own"]]
 
     return ARGUMENT.sub(replace, message)
 

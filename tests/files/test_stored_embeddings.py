@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ from store import STORED, make_embeddings
 
 from virnucpro.files.embedding_parts import FailedSequence, check_resumable, find_parts
 from virnucpro.files.embedding_parts import make_table as as_table
-from virnucpro.files.embeddings import VERSION
+from virnucpro.files.embeddings import VERSION, EmbeddingSummary, differences
 
 FOLDERS = sorted(STORED.glob("embeddings-*"))
 
@@ -34,3 +35,20 @@ def test_stored_embeddings_are_read_and_resumed(folder: Path) -> None:
     bare = table.schema.remove_metadata()
     assert table.equals(as_table(rows, summary.inputs, summary, bare))
     assert json.loads(run("stats", folder, "--json").stdout)["unknown"] == 3
+
+
+def test_embeddings_of_a_newer_version_are_refused() -> None:
+    state = make_embeddings()[0].to_dict()
+    with pytest.raises(ValueError, match=rf"^version {VERSION + 1} \(this release reads {VERSION}"):
+        EmbeddingSummary.from_dict({**state, "version": VERSION + 1})
+
+
+def test_embeddings_of_plans_and_standard_input() -> None:
+    summary, _ = make_embeddings()
+    assert EmbeddingSummary.from_dict(replace(summary, options=None).to_dict()).options is None
+    [file] = summary.inputs
+    before, now = ([replace(file, name="-", sha256=digit * 64)] for digit in "12")
+    found = differences(replace(summary, inputs=before), replace(summary, inputs=now))
+    assert found == ["standard input has changed"]
+    named = replace(file, sha256="3" * 64)
+    assert differences(summary, replace(summary, inputs=[named])) == ["a.fasta has changed"]

@@ -277,9 +277,12 @@ def test_verify_finds_the_input_from_other_folders(monkeypatch: pytest.MonkeyPat
     Path("plan.parquet").rename("plans/old/plan.parquet")
     monkeypatch.chdir("plans")
     assert run("verify", "old/plan.parquet").returncode == 0
-    # A file with the right size is preferred to one that is nearer.
+    # A file with the right content is preferred to one that is nearer.
+    content = Path("../proteins.fasta").read_bytes()
+    for nearer in (fasta([("other", "M")]), content.replace(b"M", b"K")):
+        Path("proteins.fasta").write_bytes(nearer)
+        assert run("verify", "old/plan.parquet").returncode == 0
     Path("proteins.fasta").write_bytes(fasta([("other", "M")]))
-    assert run("verify", "old/plan.parquet").returncode == 0
     # Else a file of that name is told to be another.
     Path("../proteins.fasta").unlink()
     result = run("verify", "old/plan.parquet")
@@ -304,11 +307,38 @@ def test_verify_finds_an_input_that_moved_with_its_plan(folder: Path) -> None:
     assert run("verify", "moved/plan.parquet").returncode == 0
 
 
+@pytest.mark.usefixtures("folder")
+def test_verify_takes_no_file_for_two_inputs() -> None:
+    for name, text in (("a", "M"), ("b", "K")):
+        Path(name).mkdir()
+        Path(name, "x.fasta").write_bytes(fasta([(name, text)]))
+    assert run("pack", "a/x.fasta", "b/x.fasta", "-o", "plan.parquet").returncode == 0
+    Path("moved").mkdir()
+    shutil.move("plan.parquet", "moved")
+    shutil.move("a/x.fasta", "moved")
+    Path("b/x.fasta").unlink()
+    result = run("verify", "moved/plan.parquet")
+    assert result.returncode == 2
+    assert result.stderr.startswith("virnucpro: error: b/x.fasta: an input of moved/plan.parquet")
+
+
+@pytest.mark.process
+@pytest.mark.usefixtures("folder")
+def test_verify_without_a_reader_of_its_output() -> None:
+    ours, theirs = os.pipe()
+    os.close(ours)
+    words = [sys.executable, "-m", "virnucpro", "verify", "plan.parquet", "--json"]
+    done = subprocess.run(words, stdout=theirs, stderr=subprocess.PIPE, check=False)
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (2, b"")
+
+
 def test_messages_name_options() -> None:
     for name, option in OPTIONS.items():
         if "_" in name:
             assert with_options(f"x: {name} was 5 (got 6)") == f"x: {option} was 5 (got 6)"
         assert with_options(f"{name} must be 5") == f"{option} must be 5"
+        assert with_options(f"try {name}=5 or {name}=...") == f"try {option} 5 or {option} ..."
         assert with_options(f"x ({name}='y' is better)") == f"x ({option} y is better)"
         assert with_options(f"a plan with its own {name}: x") == f"a plan with its own {option}: x"
     for name, (option, value) in FLAGS.items():
@@ -320,6 +350,9 @@ def test_messages_name_options() -> None:
         "data/max_tokens.fa: no such file",
         "'max_tokens' (row 3) failed",
         "max_tokens.fa: no such file",
+        "duplicate IDs: 1 (for example max_tokens)",
+        "num_threads: no such file",
+        "x overlap must be.fasta: no such file",
         "the method of the device",
         "overlap of 5 residues",
     ):

@@ -237,7 +237,8 @@ def test_files_are_named_if_there_are_several(tmp_path: Path) -> None:
     plan = tmp_path / "plan.parquet"
     assert run("pack", tmp_path / "a.fa", tmp_path / "b.fa", "-o", plan).returncode == 0
     tables = tables_of(report(plan))
-    assert [row[-1] for row in tables["Sequences that lost residues"]] == ["File", "a.fa", "b.fa"]
+    files = [str(tmp_path / "a.fa"), str(tmp_path / "b.fa")]
+    assert [row[-1] for row in tables["Sequences that lost residues"]] == ["File", *files]
     (_, first, _) = tables["Inputs"]
     assert first[0].startswith(f"{tmp_path / 'a.fa'}SHA-256 ")
     assert first[1:] == ["1", f"{(tmp_path / 'a.fa').stat().st_size:,}"]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from virnucpro.files.places import is_regular, is_uri
+from virnucpro.files.fasta import CountingHash, read_chunks
+from virnucpro.files.inputs import identity_of
+from virnucpro.files.places import is_regular, is_uri, open_input
 from virnucpro.files.plan_reader import PlanFile
+from virnucpro.files.sequences import InputFile
 from virnucpro.text import shown
 
 
@@ -13,17 +17,36 @@ def find_recorded(plan: PlanFile) -> list[str]:
     """Return the paths of the inputs that a plan names.
 
     A name is that of a file from the current folder; else from the folder of the plan, or from one
-    above it; else of a file beside the plan. Of several, the first with the size that the plan has
-    is taken, or else the first. Names of standard input and URIs are returned as they are.
+    above it; else of a file beside the plan. Of several, the first with the content that the plan
+    was made of is taken, or else the first. Names of standard input and URIs are returned as they
+    are.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: There is no such file, or only one that is another input.
+        OSError: A file cannot be read.
+
+    Cost: reading the files of the right size, where there are several for a name.
     """
-    return [find_one(plan, file.name, file.bytes) for file in plan.summary.inputs]
+    found: list[str] = []
+    for file in plan.summary.inputs:
+        path = find_one(plan, file)
+        if any(identity_of(path) == identity_of(other) for other in found):
+            raise not_found(plan, file)
+        found.append(path)
+    return found
 
 
-def find_one(plan: PlanFile, name: str, size: int) -> str:
+def not_found(plan: PlanFile, file: InputFile) -> FileNotFoundError:
+    """Return the error for an input that is not found."""
+    return FileNotFoundError(
+        f"{shown(file.name)}: an input of {shown(plan.name)}, is found neither from this folder "
+        "nor from that of the plan"
+    )
+
+
+def find_one(plan: PlanFile, file: InputFile) -> str:
     """Return the path of an input that a plan names; see `find_recorded`."""
+    name = file.name
     if name == "-" or is_uri(name):
         return name
     places = [Path(name)]
@@ -31,11 +54,20 @@ def find_one(plan: PlanFile, name: str, size: int) -> str:
         folder = Path(plan.origin).resolve().parent
         places += [above / name for above in (folder, *folder.parents)]
         places.append(folder / Path(name).name)
-    found = list(filter(is_regular, places))
+    found = {os.path.realpath(place): str(place) for place in reversed(places) if is_regular(place)}
     if not found:
-        raise FileNotFoundError(
-            f"{shown(name)}: an input of {shown(plan.name)}, is found neither from this folder nor "
-            "from that of the plan"
-        )
-    fitting = (place for place in found if place.stat().st_size == size)
-    return str(next(fitting, found[0]))
+        raise not_found(plan, file)
+    paths = list(reversed(found.values()))
+    if len(paths) == 1:
+        return paths[0]
+    fitting = (path for path in paths if Path(path).stat().st_size == file.bytes)
+    return next((path for path in fitting if hash_of(path) == file.sha256), paths[0])
+
+
+def hash_of(path: str) -> str:
+    """Return the SHA-256 of the bytes of a file."""
+    digest = CountingHash()
+    with open_input(path) as file:
+        for _ in read_chunks(file, path, digest):
+            pass
+    return digest.hexdigest()

@@ -113,7 +113,7 @@ def describe_plan(file: PlanFile, date: str) -> str:
         f'<p class="muted">{totals.read:,} sequences, {totals.batches:,} batches of at most '
         f"{limits.max_tokens_per_batch:,} tokens. {made} by virnucpro {kernel.__version__}.</p>",
         *show_cards(totals, compared),
-        *show_comparison(totals, compared),
+        *show_comparison(totals, compared, layout.padding_tokens),
         *show_lost(file, table),
         *show_lengths(summary, table),
         *show_fill(layout.batch_tokens, sizes, limits.max_tokens_per_batch),
@@ -191,13 +191,14 @@ def padding_of(batches: Batches, totals: Totals) -> Markup:
     return share_of(batches.tokens - totals.tokens, batches.tokens)
 
 
-def show_comparison(totals: Totals, compared: dict[str, Batches]) -> list[str]:
+def show_comparison(totals: Totals, compared: dict[str, Batches], rounding: int) -> list[str]:
     """Return the section on other ways to make batches."""
     fragments = " Fragments of split sequences count as sequences." if totals.split else ""
     rows = [
         (name, batches.number, batches.tokens, padding_of(batches, totals))
         for name, batches in compared.items()
     ]
+    rest = f"{share_of(rounding, totals.tokens + rounding)} padding" if rounding else "no padding"
     columns = [Column("Batches"), Column("Number", "number"), Column("Tokens", "number")]
     return [
         "<h2>Padding, compared</h2>",
@@ -206,8 +207,8 @@ def show_comparison(totals: Totals, compared: dict[str, Batches]) -> list[str]:
         "sequence to the longest of its batch, as <code>DataCollatorWithPadding</code> of "
         "transformers does; those sorted by length are batches as "
         "<code>get_batch_indices</code> of fair-esm makes them. Packed batches are filled up to "
-        "the budget here, as for batches of one shape; without a fixed shape, they have no "
-        f"padding.{fragments}</p>",
+        "the budget here, as for batches of one shape; without a fixed shape, they have "
+        f"{rest}.{fragments}</p>",
     ]
 
 
@@ -237,7 +238,7 @@ def show_lost(file: PlanFile, table: pa.Table) -> list[str]:
         length = values["length"]
         number = length if values["batch"] is None else length - kept
         share = share_of(number, length)
-        names = [text["file"].rpartition("/")[2]] if has_files else []
+        names = [text["file"]] if has_files else []
         rows.append((link(text["id"]), length, number, share, values["row"], *names))
     which = f"The {len(rows):,} longest of" if len(rows) < total else "All"
     return [

@@ -17,6 +17,7 @@ from strategies import Case, cases, texts
 
 from virnucpro import kernel
 from virnucpro.data import GreedyPacker, Layout, PackingPlan
+from virnucpro.data.groups import counts_of_groups
 
 OVERLONG = ["truncate", "drop", "split"]
 
@@ -304,3 +305,23 @@ def test_reservation_is_not_run_for_groups(monkeypatch: pytest.MonkeyPatch) -> N
     lengths = random_lengths(5000)
     plan = GreedyPacker(16384).pack_lengths(lengths, groups=np.arange(len(lengths)) % 2)
     assert plan.shape.sequences == plan.max_sequences
+
+
+def test_counts_of_groups() -> None:
+    packer = GreedyPacker(10, special_tokens=0, overlong="drop")
+    for lengths, expected in {
+        (7, 3, 7, 11, 2): [([7], [1]), ([7, 3], [1, 1]), ([2], [1])],
+        (11, 11, 11, 11, 11): [],
+    }.items():
+        layout = packer.pack_lengths(lengths, groups=[1, 1, 0, 2, 3])
+        counts = counts_of_groups(layout.core, layout.limits, layout.group_offsets)
+        assert [(each.tokens.tolist(), each.sequences.tolist()) for each in counts] == expected
+
+
+def test_far_more_batches_in_groups_are_reported(caplog: pytest.LogCaptureFixture) -> None:
+    lengths = random_lengths(2000)
+    packer = GreedyPacker(4096, max_sequences_per_batch=12)
+    packer.pack_lengths(lengths, groups=np.arange(2000) // 1000)
+    [message] = [text for text in caplog.messages if "above the lower bound" in text]
+    assert message.startswith("First-Fit Decreasing makes ")
+    assert message.endswith(": use method='tight'")

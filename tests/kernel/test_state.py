@@ -109,6 +109,7 @@ def test_fields_of_a_state_are_named_in_errors() -> None:
         ),
         ({"first_run": [0, 1]}, TypeError, r"first_run in .* must be int64 \(got <class 'list"),
         ({"runs": {}}, ValueError, "runs must have one array per field"),
+        ({"num_batches": 2**63}, ValueError, rf"num_batches in .* exceeds 64 bits \(got {2**63}"),
         ({"colour": 1}, ValueError, "Layout has an unknown field 'colour'"),
     ):
         with pytest.raises(error, match=message):

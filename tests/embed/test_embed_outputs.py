@@ -90,8 +90,8 @@ def outputs(job: Job) -> dict[str, tuple[Path, str]]:
     (job.folder / "plan").mkdir()
     return {
         "file": (job.folder / "a file", "a file: is not a folder"),
-        "in a file": (job.input / "out", "its directory does not exist"),
-        "parent": (job.folder / "missing" / "out", "its directory does not exist"),
+        "in a file": (job.input / "out", "its folder does not exist"),
+        "parent": (job.folder / "missing" / "out", "its folder does not exist"),
         "input": (job.input, "is not a folder"),
         "in the input": (job.folder / "in" / "out", "output is inside an input folder"),
         "model": (job.model, "model: has config.json, which is not a part"),

@@ -96,7 +96,7 @@ def writes(content: bytes) -> Callable[[Path], Any]:
 
 BAD_FASTA: list[tuple[str, Callable[[Path], Any], str]] = [
     ("missing.fa", lambda _: None, "no such file"),
-    ("directory.fa", lambda path: path.mkdir(), "is a directory"),
+    ("directory.fa", lambda path: path.mkdir(), "is a folder"),
     ("empty.fa", writes(b""), "not FASTA: empty file"),
     ("blank.fa", writes(b"\n\n  \n"), "not FASTA: no records"),
     ("empty.fa.gz", writes(gzip.compress(b"")), "not FASTA: empty file"),

@@ -156,7 +156,7 @@ def link(target: str) -> Callable[[Path], None]:
         ("a\0b", lambda _: None, FileNotFoundError, r"a\\x00b: no such file"),
         ("in/*", lambda _: None, FileNotFoundError, "matches no file: .*in is not a folder"),
         ("in/*.fa", Path.mkdir, FileNotFoundError, r"in/\*.fa: matches no file"),
-        ("in", Path.mkdir, ValueError, "in: is a directory without FASTA files or tables"),
+        ("in", Path.mkdir, ValueError, "in: is a folder without FASTA files or tables"),
         ("in", lambda path: make(path, "README"), ValueError, r"1 others, such as .*README\)"),
         ("in", lambda path: make(path, ".a.fa"), ValueError, "without FASTA files or tables"),
         ("in", link("in"), OSError, "cannot be read"),

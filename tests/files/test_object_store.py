@@ -90,7 +90,7 @@ def test_what_is_not_there(store: ObjectStore) -> None:
         store.uri("b.fa"): "no such file",
         store.uri("b/*"): "matches no file: s3://proteins/b?.* is not a folder",
         store.uri("a/*.fa"): "matches no file",
-        store.uri("a"): r"is a directory without FASTA files or tables \(it has 1 others, .*README",
+        store.uri("a"): r"is a folder without FASTA files or tables \(it has 1 others, .*README",
         f"s3://missing/a{store.query}": "no such file",
         f"s3://missing/*{store.query}": "matches no file",
         f"s3://{store.query}": "Missing bucket name",
@@ -321,8 +321,8 @@ def test_failures_leave_nothing(store: ObjectStore, temporary: Path) -> None:
     [
         ("in/a.fa", ["in/a.fa"], "output is also an input"),
         ("in/b", ["in"], "output is inside an input folder"),
-        ("in", [], "is a directory"),
-        ("new/", [], "is a directory"),
+        ("in", [], "is a folder"),
+        ("new/", [], "is a folder"),
     ],
 )
 def test_bad_outputs(store: ObjectStore, output: str, inputs: list[str], message: str) -> None:

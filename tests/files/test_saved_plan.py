@@ -315,11 +315,11 @@ def test_paths_where_a_plan_cannot_be_saved(tmp_path: Path, suffix: str) -> None
     plan = GreedyPacker(100).pack_lengths([1])
     path = tmp_path / f"plan{suffix}"
     path.mkdir()
-    with pytest.raises(IsADirectoryError, match=f"^{path}: is a directory$"):
+    with pytest.raises(IsADirectoryError, match=f"^{path}: is a folder$"):
         plan.save(path)
     path.rmdir()
     missing = tmp_path / "missing" / path.name
-    with pytest.raises(FileNotFoundError, match=f"^{missing}: its directory does not exist$"):
+    with pytest.raises(FileNotFoundError, match=f"^{missing}: its folder does not exist$"):
         plan.save(missing)
     os.mkfifo(path)
     with pytest.raises(OSError, match=f"^{path}: not a regular file$"):

@@ -225,8 +225,8 @@ def test_failure_keeps_the_old_plan(tmp_path: Path) -> None:
     ("output", "message"),
     [
         ("good.parquet", "is also an input"),
-        ("folder.arrow", "is a directory"),
-        ("missing/plan.parquet", "its directory does not exist"),
+        ("folder.arrow", "is a folder"),
+        ("missing/plan.parquet", "its folder does not exist"),
         ("null.parquet", "not a regular file"),
     ],
 )

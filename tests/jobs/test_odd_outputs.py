@@ -58,8 +58,8 @@ def make_chain(path: Path) -> None:
 
 # How the place is made, its name, and the error.
 REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
-    "folder": (Path.mkdir, "plan{}", "is a directory"),
-    "link to folder": (link("."), "plan{}", "is a directory"),
+    "folder": (Path.mkdir, "plan{}", "is a folder"),
+    "link to folder": (link("."), "plan{}", "is a folder"),
     "fifo": (os.mkfifo, "plan{}", "not a regular file"),
     "socket": (make_socket, "plan{}", "not a regular file"),
     "link to device": (link("/dev/null"), "plan{}", "not a regular file"),
@@ -69,9 +69,9 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "link to process": (link("/proc/self/fd/1"), "plan{}", "not a regular file"),
     "loop": (make_loop, "plan{}", "a loop of links|Too many levels"),
     "long chain": (make_chain, "plan{}", "a loop of links|Too many levels"),
-    "link to nowhere": (link("missing/plan"), "plan{}", "its directory does not exist"),
-    "missing folder": (lambda _: None, "missing/plan{}", "its directory does not exist"),
-    "file as folder": (lambda _: None, "a.fa/plan{}", "its directory does not exist"),
+    "link to nowhere": (link("missing/plan"), "plan{}", "its folder does not exist"),
+    "missing folder": (lambda _: None, "missing/plan{}", "its folder does not exist"),
+    "file as folder": (lambda _: None, "a.fa/plan{}", "its folder does not exist"),
     "long name": (lambda _: None, "x" * 300 + "{}", "File name too long"),
     "null": (lambda _: None, "x\0{}", "a name with a null character"),
 }
@@ -327,7 +327,7 @@ def test_the_command_says_what_is_wrong_in_one_line(folder: Path, command: str) 
     found = run(command, folder / name, "-o", path)
     assert (found.returncode, found.stderr) == (
         1,
-        f"virnucpro: error: {path}: its directory does not exist\n",
+        f"virnucpro: error: {path}: its folder does not exist\n",
     )
 
 

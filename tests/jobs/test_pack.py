@@ -114,7 +114,7 @@ def test_overlong_sequences_are_named(path: Path, tmp_path: Path) -> None:
         ({"options": {}}, TypeError, r"^options must be ReadOptions \(got dict\)$"),
         ({"inputs": []}, ValueError, "^inputs must name at least one file$"),
         ({"output": "plan.csv"}, ValueError, "^plan.csv: a plan file must have the suffix"),
-        ({"output": "no/plan.arrow"}, FileNotFoundError, "plan.arrow: its directory does not exi"),
+        ({"output": "no/plan.arrow"}, FileNotFoundError, "plan.arrow: its folder does not exi"),
         (
             {"output": "plan.arrow", "sequences": True},
             ValueError,

@@ -150,7 +150,7 @@ def read_fasta(
 
     Raises:
         FileNotFoundError: The file does not exist.
-        IsADirectoryError: The path is a directory.
+        IsADirectoryError: The path is a folder.
         ValueError: The file is empty, not FASTA, damaged or incomplete. If its text is not FASTA,
             the message names the line and the record. Earlier records have been yielded.
         ModuleNotFoundError: The library needed to decompress the file is not installed.

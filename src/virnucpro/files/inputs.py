@@ -178,7 +178,7 @@ def find_in_folder(folder: str, ignored: list[str]) -> list[Input]:
     if not inputs:
         example = f" (it has {len(others):,} others, such as {shown(others[0])})" if others else ""
         name = shown(name_of(folder))
-        raise ValueError(f"{name}: is a directory without FASTA files or tables{example}")
+        raise ValueError(f"{name}: is a folder without FASTA files or tables{example}")
     ignored += others
     return inputs
 

@@ -110,7 +110,7 @@ def check_remote(uri: str, inputs: Iterable[str | PathLike[str]]) -> None:
     place = parse(uri)
     name = shown(place.name)
     if place.path.endswith("/") or info_of(uri).type.name == "Directory":
-        raise IsADirectoryError(f"{name}: is a directory")
+        raise IsADirectoryError(f"{name}: is a folder")
     for other in filter(is_uri, map(os.fsdecode, inputs)):
         given = parse(other)
         if given[:2] == place[:2]:
@@ -176,7 +176,7 @@ def find_target(path: Path) -> Path:
     # Not by `is_dir`, which hides errors.
     mode = target.stat().st_mode
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError("is a directory")
+        raise IsADirectoryError("is a folder")
     if not stat.S_ISREG(mode):
         raise OSError("not a regular file")
     if not os.access(target, os.W_OK, effective_ids=os.access in os.supports_effective_ids):
@@ -189,11 +189,11 @@ def find_parent(path: Path) -> Path:
     try:
         parent = path.parent.resolve(strict=True)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise type(error)("its directory does not exist") from error
+        raise type(error)("its folder does not exist") from error
     except RuntimeError as error:
         raise OSError("a loop of links") from error
     if not parent.is_dir():
-        raise NotADirectoryError("its directory does not exist")
+        raise NotADirectoryError("its folder does not exist")
     return parent
 
 

@@ -325,7 +325,7 @@ def stamp_of(path: str | PathLike[str]) -> tuple[int, ...]:
         return found.st_size, found.st_mtime_ns, found.st_ino
     info = info_of(path)
     if info.type.name == "Directory":
-        raise IsADirectoryError(f"{shown(name_of(path))}: is a directory")
+        raise IsADirectoryError(f"{shown(name_of(path))}: is a folder")
     if info.type.name == "NotFound":
         raise FileNotFoundError(f"{shown(name_of(path))}: no such file")
     return info.size, info.mtime_ns or 0
@@ -339,7 +339,7 @@ def info_of(uri: str) -> Any:
 
 
 def check_exists(path: str | PathLike[str]) -> None:
-    """Raise OSError if a path on this machine does not exist or is a directory."""
+    """Raise OSError if a path on this machine does not exist or is a folder."""
     try:
         mode = Path(path).stat().st_mode
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
@@ -347,7 +347,7 @@ def check_exists(path: str | PathLike[str]) -> None:
     except OSError as error:
         raise OSError(f"{shown(path)}: cannot be read ({error.strerror})") from error
     if stat.S_ISDIR(mode):
-        raise IsADirectoryError(f"{shown(path)}: is a directory")
+        raise IsADirectoryError(f"{shown(path)}: is a folder")
 
 
 def is_regular(path: str | PathLike[str]) -> bool:

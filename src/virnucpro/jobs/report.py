@@ -238,7 +238,7 @@ def show_lost(file: PlanFile, table: pa.Table) -> list[str]:
         length = values["length"]
         number = length if values["batch"] is None else length - kept
         share = share_of(number, length)
-        names = [text["file"].rpartition("/")[2]] if has_files else []
+        names = [text["file"]] if has_files else []
         rows.append((link(text["id"]), length, number, share, values["row"], *names))
     which = f"The {len(rows):,} longest of" if len(rows) < total else "All"
     return [

@@ -33,9 +33,9 @@ def test_dicts_and_files(tmp_path: Path) -> None:
 
 def test_without_the_solver(monkeypatch: pytest.MonkeyPatch) -> None:
     packer = tight(GreedyPacker(10, special_tokens=0))
-    monkeypatch.delitem(sys.modules, "virnucpro.kernel.column_generation")
-    monkeypatch.delitem(sys.modules, "virnucpro.kernel.restricted_master")
-    monkeypatch.delattr(kernel, "column_generation")
+    monkeypatch.delitem(sys.modules, "virnucpro.kernel.column_generation", raising=False)
+    monkeypatch.delitem(sys.modules, "virnucpro.kernel.restricted_master", raising=False)
+    monkeypatch.delattr(kernel, "column_generation", raising=False)
     monkeypatch.setitem(sys.modules, "highspy", None)
     message = r"^method='tight' needs highspy: in a checkout .* pip install '\.\[tight\]' "
     with pytest.raises(ModuleNotFoundError, match=message) as found:

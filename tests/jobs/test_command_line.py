@@ -146,6 +146,7 @@ pack | INPUT is missing (usage: virnucpro pack INPUT... -o PLAN [OPTIONS])
 pack a.fa | -o PLAN is missing (usage: virnucpro pack INPUT... -o PLAN [OPTIONS])
 pack a.fa -o | option '-o' requires an argument
 pack a.fa -o - | -o - is not possible: a plan is a file, such as plan.parquet
+'' | no such command: ''
 pack a.fa -o '' | -o '' is not possible: a plan is a file, such as plan.parquet
 pack a.fa -o x.csv | x.csv: a plan file must have the suffix .parquet or .arrow
 pack a.fa -o plan | plan: a plan file must have the suffix .parquet or .arrow
@@ -295,10 +296,22 @@ def test_verify_finds_the_input_from_other_folders(monkeypatch: pytest.MonkeyPat
     result = run("verify", "old/plan.parquet")
     assert result.returncode == 2
     assert result.stderr == (
-        "virnucpro: error: proteins.fasta: an input of old/plan.parquet, is found neither from "
+        "virnucpro: error: old/plan.parquet: its input proteins.fasta is found neither from "
         "this folder nor from that of the plan; give the inputs after PLAN\n"
     )
     assert run("verify", "old/plan.parquet", "../archive/proteins.fasta").returncode == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_verify_finds_an_input_beside_a_link_to_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data", "store"):
+        Path(name).mkdir()
+    Path("data/l.fasta").write_bytes(fasta([("a", "MK")]))
+    monkeypatch.chdir("data")
+    assert run("pack", "l.fasta", "-o", "../store/l.parquet").returncode == 0
+    Path("l.parquet").symlink_to("../store/l.parquet")
+    monkeypatch.chdir("..")
+    assert run("verify", "data/l.parquet").returncode == 0
 
 
 def test_verify_finds_an_input_that_moved_with_its_plan(folder: Path) -> None:
@@ -333,7 +346,12 @@ def test_verify_takes_no_file_for_two_inputs() -> None:
     Path("b/x.fasta").unlink()
     result = run("verify", "moved/plan.parquet")
     assert result.returncode == 2
-    assert result.stderr.startswith("virnucpro: error: b/x.fasta: an input of moved/plan.parquet")
+    message = "moved/plan.parquet: its input b/x.fasta is found neither from this folder"
+    assert result.stderr.startswith(f"virnucpro: error: {message}")
+    Path("c.fasta").write_bytes(fasta([("b", "K")]))
+    result = run("verify", "moved/plan.parquet", "c.fasta", "moved/x.fasta")
+    assert result.returncode == 1
+    assert result.stderr.endswith("moved/plan.parquet: its inputs are given in another order\n")
 
 
 @pytest.mark.process

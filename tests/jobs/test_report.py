@@ -143,7 +143,7 @@ def test_a_thousand_sequences_are_listed_at_most(overlong: str, tmp_path: Path) 
     lengths = [2000 + (7 * i) % 1500 for i in range(1500)]
     plan = pack_table(tmp_path, [f"s{i}" for i in range(1500)], lengths, overlong=overlong)
     page = report(plan)
-    assert "The 1,000 longest of 1,500. The limit is 1,022 residues" in page
+    assert "The 1,000 longest of 1,500; the table scrolls. The limit is 1,022 residues" in page
     rows = tables_of(page)["Sequences that lost residues"][1:]
     kept = 1022 if overlong == "truncate" else 0
     order = sorted(range(1500), key=lambda row: (-lengths[row], row))[:1000]

@@ -246,8 +246,13 @@ def pack(
 
 def warn_of_plans(inputs: tuple[str, ...], quiet: bool) -> None:
     """Warn of inputs that are plans, which can be read as tables of lengths."""
+    from virnucpro.cli.hints import kind_of
+    from virnucpro.files.inputs import table_kind
+    from virnucpro.files.places import is_uri
+
     for name in inputs if not quiet else ():
-        if name.endswith((".parquet", ".arrow")) and kind_of(name) == "plan":
+        is_table = not is_uri(name) and table_kind(name) in ("parquet", "arrow")
+        if is_table and kind_of(name) == "plan":
             print_warning(
                 f"{shown(name)}: a plan, which is read as a table of lengths: the rows of the new "
                 "plan are those of this one, not of its input"

@@ -38,8 +38,8 @@ def find_recorded(plan: PlanFile) -> list[str]:
 def not_found(plan: PlanFile, file: InputFile) -> FileNotFoundError:
     """Return the error for an input that is not found."""
     return FileNotFoundError(
-        f"{shown(file.name)}: an input of {shown(plan.name)}, is found neither from this folder "
-        "nor from that of the plan"
+        f"{shown(plan.name)}: its input {shown(file.name)} is found neither from this folder nor "
+        "from that of the plan"
     )
 
 
@@ -60,9 +60,10 @@ def candidates(plan: PlanFile, name: str) -> list[str]:
     """Return the paths of all files that the name of an input of a plan may mean, nearest first."""
     places = [Path(name)]
     if not is_uri(plan.origin):
-        folder = Path(plan.origin).resolve().parent
-        places += [above / name for above in (folder, *folder.parents)]
-        places.append(folder / Path(name).name)
+        # Beside a link to the plan, too.
+        for folder in (Path(plan.origin).absolute().parent, Path(plan.origin).resolve().parent):
+            places += [above / name for above in (folder, *folder.parents)]
+            places.append(folder / Path(name).name)
     found = {os.path.realpath(place): str(place) for place in reversed(places) if is_regular(place)}
     return list(reversed(found.values()))
 

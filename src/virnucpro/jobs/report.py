@@ -43,6 +43,8 @@ COLUMNS = ("batch", "row", "fragment", "start", "tokens", "length")
 LISTED_COLUMNS = ("id", "file")
 # Sequences that are listed at most, and batches.
 MAX_LISTED, MAX_BATCHES = 1000, 5
+# Of them, as many as a page shows without scrolling the table, about.
+MAX_IN_VIEW = 14
 # A larger share of residues that are lost is marked as bad.
 MAX_LOST = 0.01
 # What happens to sequences above the limit.
@@ -242,9 +244,10 @@ def show_lost(file: PlanFile, table: pa.Table) -> list[str]:
         names = [text["file"]] if has_files else []
         rows.append((link(text["id"]), length, number, share, values["row"], *names))
     which = f"The {len(rows):,} longest of" if len(rows) < total else "All"
+    scrolls = "; the table scrolls" if len(rows) > MAX_IN_VIEW else ""
     return [
         "<h2>Sequences that lost residues</h2>",
-        f'<p class="muted">{which} {total:,}. The limit is {kept:,} residues; '
+        f'<p class="muted">{which} {total:,}{scrolls}. The limit is {kept:,} residues; '
         "rows are numbered from 0, in order of the input.</p>",
         html_table([*columns, *([Column("File")] if has_files else [])], rows, "Sequences"),
     ]

@@ -246,7 +246,6 @@ def pack(
 
 def warn_of_plans(inputs: tuple[str, ...], quiet: bool) -> None:
     """Warn of inputs that are plans, which can be read as tables of lengths."""
-    from virnucpro.cli.hints import kind_of
     from virnucpro.files.inputs import table_kind
     from virnucpro.files.places import is_uri
 

@@ -92,6 +92,8 @@ def test_repr_is_one_line() -> None:
         "efficiency 0.9400, lower bound 1)"
     )
     assert plan.max_sequences_per_batch == 3
+    of_fragments = GreedyPacker.for_documents(100).pack_lengths([250, 30])
+    assert repr(of_fragments).startswith("PackingPlan(4 fragments in 3 batches of at most 100 tok")
     assert repr(packer) == (
         "GreedyPacker(100, 1022, special_tokens=2, overlong='truncate', "
         "overlap=0, max_sequences_per_batch=3, multiple_of=1, empty='pack', num_threads=None, "

@@ -41,7 +41,8 @@ class PackingPlan(Layout):
     """A layout with rows: a sequence of batches, each an array of row numbers.
 
     Returned by `GreedyPacker.pack_lengths`. ``plan[i]`` is a view of the rows of batch i, and
-    ``len(plan)`` is the number of batches.
+    ``len(plan)`` is the number of batches. If a sequence was split, the numbers are those of
+    `fragments` instead of rows.
 
     Attributes:
         summary: How the plan was made, and from which files: the `Summary` of a plan that was
@@ -135,6 +136,10 @@ class PackingPlan(Layout):
 
     def __len__(self) -> int:
         return self.num_batches
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return text if self._fragments is None else text.replace(" sequences ", " fragments ", 1)
 
     def __getitem__(self, batch: int) -> NDArray[Any]:
         """Return the rows of a batch; negative numbers count from the end.

@@ -25,6 +25,8 @@ STEPS = (
     "saved_plans",
     "cluster",
 )
+# Starts Ray several times.
+LONG = "cluster"
 MEASURE = """
 from pathlib import Path
 from results import Result
@@ -136,7 +138,9 @@ def test_page_has_a_section_of_each_step() -> None:
 
 @pytest.mark.process
 @pytest.mark.slow
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize(
+    "step", [pytest.param(step, marks=[pytest.mark.long] * (step == LONG)) for step in STEPS]
+)
 def test_step(step: str, tmp_path: Path) -> None:
     """A step fills its section with tables and leaves the rest of the page as it is."""
     script = ROOT / "benchmarks" / "bench.py"

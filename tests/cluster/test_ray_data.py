@@ -112,7 +112,7 @@ def test_dropped_rows_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
         found = columns_of(packed)["number"]
         assert found == ([1, 4] if order == "rows" else [[4, 1]])
         assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-            "2 of 5 sequences exceed max_length (18), dropping: 500 residues",
+            "2 of 5 sequences exceed the room of a batch (18), dropping: 500 residues",
             "1 of 5 sequences are empty, dropping",
         ]
     everything = GreedyPacker(20, 1, overlong="drop", empty="drop")
@@ -221,8 +221,10 @@ def test_first_bad_block_is_named() -> None:
 def test_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     pack_dataset(cut({"length": [2000] * 10}, [2, 4]), GreedyPacker(4096))
     (message,) = (record.message for record in caplog.records if record.levelname == "WARNING")
-    assert (
-        message == "10 of 10 sequences exceed max_length (1022), truncating: 9,780 residues removed"
+    assert message == (
+        "10 of 10 sequences exceed max_sequence_length (1022), truncating: 9,780 residues removed, "
+        "48.90 % of all; this default is for proteins: for the tokens of documents, use "
+        "GreedyPacker.for_documents(4096)"
     )
 
 
@@ -298,7 +300,9 @@ def test_bad_blocks_are_named(
 
 def test_overlong_and_empty_data_sets() -> None:
     ds = cut({"length": [3, 9, 1]}, [1])
-    with pytest.raises(ValueError, match=r"block 1: lengths\[0\] exceeds max_length \(9 > 6\)"):
+    with pytest.raises(
+        ValueError, match=r"block 1: lengths\[0\] exceeds the room of a batch \(9 > 6\)"
+    ):
         pack_dataset(ds, GreedyPacker(8, overlong="error"))
     for empty in (ray.data.from_items([]), cut({"length": np.array([], np.int64)}, [])):
         with pytest.raises(ValueError, match="the data set has no rows"):

@@ -90,7 +90,11 @@ def test_parameters_at_their_bounds(parameters: dict[str, Any]) -> None:
         ([5, True], TypeError, r"lengths\[1\] must be an integer \(got True\)"),
         ([5, 6.0], TypeError, r"lengths\[1\] must be an integer \(got 6.0\)"),
         ([5, None], TypeError, r"lengths\[1\] must be an integer \(got None\)"),
-        ([5, [6]], TypeError, r"lengths\[1\] must be an integer \(got \[6\]\)"),
+        (
+            [5, [6]],
+            TypeError,
+            r"lengths\[1\] must be an integer \(got list; .* pass \[len\(each\) ",
+        ),
         ([5, 2**63], ValueError, r"lengths\[1\] does not fit in int64 \(got 9223372036854775808\)"),
         ([5, -(2**63) - 1], ValueError, r"lengths\[1\] does not fit in int64 \(got -922"),
         ([2**63 - 1, -(2**63), 2**64], ValueError, r"lengths\[2\] does not fit in int64"),

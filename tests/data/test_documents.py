@@ -218,3 +218,53 @@ def test_errors_name_the_position_before_empty_sequences_were_dropped(
         with pytest.raises(ValueError, match=r"^lengths\[2\] exceeds .*: 1 of 3$"):
             call([0, 5, 2000])
     assert not caplog.records
+
+
+@pytest.mark.parametrize("call", CALLS[:3] + CALLS[4:5])
+def test_documents_under_the_limit_for_proteins_are_warned_of(
+    call: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    hint = "for the tokens of documents, use GreedyPacker.for_documents(8192)"
+    call(GreedyPacker(8192), [5, 4000, 1022])
+    assert caplog.messages == [
+        "1 of 3 sequences exceed max_sequence_length (1022), truncating: 2,978 residues removed, "
+        f"59.24 % of all; this default is for proteins: {hint}"
+    ]
+    for packer in (GreedyPacker(8192, 1022), GreedyPacker(100), GreedyPacker(1024)):
+        caplog.clear()
+        call(packer, [5, 4000, 1022])
+        (message,) = caplog.messages
+        assert "of all" in message
+        assert hint not in message
+
+
+def test_limits_are_named_by_what_sets_them(caplog: pytest.LogCaptureFixture) -> None:
+    GreedyPacker(100).pack_lengths([200])
+    GreedyPacker(100, 50).pack_lengths([200])
+    GreedyPacker.for_documents(100, overlong="truncate").pack_lengths([200])
+    assert [message.partition(", ")[0] for message in caplog.messages] == [
+        "1 of 1 sequences exceed the room of a batch (98)",
+        "1 of 1 sequences exceed max_sequence_length (50)",
+        "1 of 1 sequences exceed the room of a batch (100)",
+    ]
+
+
+def test_batches_of_several_contexts() -> None:
+    packer = GreedyPacker.for_documents(8192, max_sequence_length=2048)
+    plan = packer.pack_lengths([5000, 0, 4000])
+    assert plan.fragments is not None
+    assert plan.fragments.stops.tolist() == [2048, 4096, 5000, 2048, 4000]
+    assert [sum(plan.tokens(batch)) for batch in range(len(plan))] == [8096, 904]
+
+
+@pytest.mark.parametrize("budget", [0, "8192", 8192.0, None, 2**63])
+def test_budgets_are_named(budget: Any) -> None:
+    with pytest.raises((ValueError, TypeError), match="^max_tokens_per_batch must be "):
+        GreedyPacker.for_documents(budget)
+
+
+def test_documents_in_place_of_lengths() -> None:
+    for document in ([1, 2, 3], "MKT", np.arange(3), [1] * 100_000):
+        with pytest.raises(TypeError, match=r"got \w+; .* \[len\(each\) for each in ") as error:
+            GreedyPacker.for_documents(100).pack_lengths([document])  # type: ignore[list-item]
+        assert len(str(error.value)) < 120

@@ -135,12 +135,13 @@ def test_one_warning_has_the_totals(caplog: pytest.LogCaptureFixture) -> None:
     GreedyPacker(100, 50).pack_lengths(lengths, groups=groups)
     (record,) = caplog.records
     assert record.getMessage() == (
-        "3 of 5 sequences exceed max_length (50), truncating: 60 residues removed"
+        "3 of 5 sequences exceed max_sequence_length (50), truncating: 60 residues removed, "
+        "28.57 % of all"
     )
     caplog.clear()
     GreedyPacker(100, 50, overlong="drop", empty="drop").pack_lengths(lengths, groups=groups)
     assert [record.getMessage() for record in caplog.records] == [
-        "3 of 5 sequences exceed max_length (50), dropping: 210 residues",
+        "3 of 5 sequences exceed max_sequence_length (50), dropping: 210 residues",
         "2 of 5 sequences are empty, dropping",
     ]
 

@@ -259,7 +259,7 @@ def test_all_sequences_may_be_dropped(ids: Any) -> None:
 
 def test_what_is_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     packer = GreedyPacker(20, 5, overlong="drop")
-    message = "2 of 3 sequences exceed max_length (5), dropping: 1,017 residues"
+    message = "2 of 3 sequences exceed max_sequence_length (5), dropping: 1,017 residues"
     lengths = [6, 1011, 5]
     records = [{"id": n, "sequence": "M" * n} for n in lengths]
     calls: list[Callable[[], Any]] = [
@@ -285,7 +285,7 @@ def test_what_is_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_fragments_are_not_counted() -> None:
     packer = GreedyPacker(20, 5, overlong="split")
     for call in (packer.count, packer.assign_batches):
-        with pytest.raises(ValueError, match="overlong='split' needs pack_lengths, pack_sequences"):
+        with pytest.raises(ValueError, match="overlong='split', .* needs pack_lengths, .* pass "):
             call([5])
 
 

@@ -15,6 +15,10 @@ from reference import batches_of
 from virnucpro.data import GreedyPacker
 
 LOGGER = "virnucpro.data.packing"
+DEFAULT = (
+    "; this default is for proteins: for the tokens of documents, use "
+    "GreedyPacker.for_documents(4096)"
+)
 
 
 def test_ffd_sorting() -> None:
@@ -106,8 +110,8 @@ def test_truncation_warnings_are_limited_per_packer(caplog: pytest.LogCaptureFix
         assert levels == ["WARNING"] * 30 + ["DEBUG"] * 20 + ["WARNING"]
         last = caplog.records[-1].getMessage()
         assert last == (
-            "50 sequences exceed max_length (1022), truncating: 100 residues removed; "
-            "120 sequences since this packer was created"
+            "50 sequences exceed max_sequence_length (1022), truncating: 100 residues removed, "
+            f"0.20 % of all; 120 sequences since this packer was created{DEFAULT}"
         )
         caplog.clear()
         packer.pack_sequences(make_records([10]))
@@ -129,21 +133,24 @@ def test_truncation_of_arrays_is_one_warning(caplog: pytest.LogCaptureFixture) -
             call([2000, 5, 1500])
         (entry,) = caplog.records
         assert entry.getMessage() == (
-            "2 of 3 sequences exceed max_length (1022), truncating: 1,456 residues removed"
+            "2 of 3 sequences exceed max_sequence_length (1022), truncating: 1,456 residues "
+            f"removed, 41.54 % of all{DEFAULT}"
         )
 
 
 def test_overlong_error() -> None:
     packer = GreedyPacker(4096, overlong="error")
     with pytest.raises(
-        ValueError, match=r"Sequence seq001 exceeds max_length \(1023 > 1022\); .* limit: 2 of 3$"
+        ValueError,
+        match=r"Sequence seq001 exceeds max_sequence_length \(1023 > 1022\); .*: 2 of 3$",
     ):
         packer.pack_sequences(make_records([5, 1023, 4000]))
     with pytest.raises(
-        ValueError, match=r"lengths\[1\] exceeds max_length \(1023 > 1022\); .* limit: 2 of 3$"
+        ValueError,
+        match=r"lengths\[1\] exceeds max_sequence_length \(1023 > 1022\); .* limit: 2 of 3$",
     ):
         packer.pack_lengths([5, 1023, 4000])
-    with pytest.raises(ValueError, match=r"lengths\[0\] exceeds max_length .* limit: 3 of 3$"):
+    with pytest.raises(ValueError, match=r"lengths\[0\] exceeds max_sequence_length .*: 3 of 3$"):
         packer.pack_lengths(np.full(3, 2**63, np.uint64))
     assert len(packer.pack_sequences(make_records([1022]))) == 1
     assert len(packer.sort_by_length(make_records([4000]))) == 1

@@ -20,8 +20,12 @@ def test_plan_indexing_and_shards() -> None:
     for wrong in (len(plan), -len(plan) - 1):
         with pytest.raises(IndexError, match=f"batch {wrong} is out of range for {len(plan)}"):
             plan[wrong]
-    with pytest.raises(TypeError, match="'slice' object cannot be interpreted as an integer"):
+    with pytest.raises(TypeError, match=r"batch must be an integer \(got slice\(0"):
         plan[0:2]  # type: ignore[index]
+    with pytest.raises(TypeError, match=r"^batch must be an integer \(got 'a'\)$"):
+        plan["a"]  # type: ignore[index]
+    with pytest.raises(TypeError, match=r"^index must be an integer \(got 'a'\)$"):
+        plan.shard(0, 3)["a"]  # type: ignore[index]
     shards = [plan.shard(rank, 3) for rank in range(3)]
     assert [len(shard) for shard in shards] == [len(batches[rank::3]) for rank in range(3)]
     for rank, shard in enumerate(shards):

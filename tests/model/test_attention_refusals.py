@@ -25,7 +25,7 @@ from virnucpro.model.attention import packed_sdpa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"cu_seq_lens_q": None}, "needs cu_seq_lens_q"),
+        ({"cu_seq_lens_q": None}, "needs cu_seq_lens_q: .*return_flash_attn_kwargs=True"),
         ({"cu_seq_lens_q": torch.tensor([0, 3, 8])}, r"increase from 0 to 7 \(got \[0, 3, 8\]\)"),
         ({"cu_seq_lens_q": torch.tensor([1, 7])}, "increase from 0"),
         ({"cu_seq_lens_q": torch.tensor([0, 5, 3, 7])}, "increase from 0"),

@@ -23,7 +23,8 @@ from models import (
 from transformers.models.esm.modeling_esm import EsmEmbeddings
 
 import virnucpro.model.attention  # noqa: F401  (registers packed_sdpa)
-from virnucpro.data import VarlenCollator, check_packed, model_inputs
+from virnucpro.data import VarlenCollator, check_packed, measure_token_budget, model_inputs
+from virnucpro.model.inputs import warn_of_attention
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -227,3 +228,23 @@ def test_collator_is_left_unchanged(caplog: pytest.LogCaptureFixture) -> None:
     state = torch.get_rng_state()
     check_packed(model, fair_esm_converter())
     assert torch.get_rng_state().equal(state)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_no_warning_advises_the_check_that_is_running(
+    attention: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    warn_of_attention.cache_clear()
+    model = tiny_model("llama")
+    model.set_attn_implementation(attention)
+    check_packed(model)
+    assert caplog.messages == []
+
+
+def test_what_is_not_a_model() -> None:
+    for check in (check_packed, measure_token_budget):
+        with pytest.raises(TypeError, match=r"^model must be a torch.nn.Module \(got NoneType\)$"):
+            check(None)
+    with pytest.raises(ValueError, match="Linear refuses .*: it has no config") as error:
+        check_packed(torch.nn.Linear(1, 1))
+    assert "state" not in str(error.value)

@@ -131,7 +131,7 @@ def test_truncated_sequences_keep_their_eos(
     assert batch["truncated"].tolist() == [True, False, True, False]
     assert batch["truncated"].dtype == torch.bool
     assert sequences == records_of(["MKTAY", "MKT", "MK<mask>TAY", "M<mask>K"])
-    assert caplog.messages == ["2 of 4 sequences exceed max_length (3), truncating"]
+    assert caplog.messages == ["2 of 4 sequences exceed max_sequence_length (3), truncating"]
     # The budget limits them too.
     tight = VarlenCollator(batch_converter, max_tokens_per_batch=4)
     assert tokens_of(tight(records_of(["MKTAY"]))) == [converted(batch_converter, "MK")]

@@ -97,3 +97,21 @@ def test_configurations_that_packing_does_not_support(
     found = find_unsupported(SimpleNamespace(**config), longest)
     assert (found is None) == (message is None)
     assert message is None or message in str(found)
+
+
+def test_batches_of_transformers() -> None:
+    from transformers import DataCollatorWithFlattening
+
+    records = [{"input_ids": [5] * 7}, {"input_ids": [6] * 4}]
+    flat = DataCollatorWithFlattening(return_flash_attn_kwargs=True)(records)
+    model = tiny_model("bamba", **STATEFUL["bamba"])
+    for inputs in (model_inputs(flat), model_inputs(flat, model)):
+        assert inputs["input_ids"].tolist() == [[5] * 7 + [6] * 4]
+        assert inputs["position_ids"].tolist() == [[*range(7), *range(4)]]
+        assert inputs["cu_seq_lens_q"].tolist() == [0, 7, 11]
+    assert inputs["seq_idx"].tolist() == [[0] * 7 + [1] * 4]
+    flat = DataCollatorWithFlattening()(records)
+    with pytest.raises(KeyError, match="no cu_seq_lens_q: .*return_flash_attn_kwargs=True"):
+        model_inputs(flat)
+    with pytest.raises(KeyError, match="the batch has no input_ids: "):
+        model_inputs({})

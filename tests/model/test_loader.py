@@ -32,6 +32,7 @@ from virnucpro.data import (
     VarlenCollator,
     create_async_dataloader,
 )
+from virnucpro.text import percent
 
 Record = dict[str, Any]
 REAL = Path(os.environ.get("VIRNUCPRO_REAL_DATA", ""), "uniprot_viruses.faa.gz")
@@ -166,10 +167,12 @@ def test_truncated_and_unknown_residues_are_reported(caplog: pytest.LogCaptureFi
     assert sum(batch["num_unknown"] for batch in batches) == collate.unknown_residues["J"] == 511
     assert collate.num_residues == sum(len(batch["input_ids"]) for batch in batches) - 2 * 98
     unknown, truncated = caplog.messages
+    total = sum(len(record["sequence"]) for record in records)
+    lost = sum(max(0, len(record["sequence"]) - 1022) for record in records)
     assert unknown.endswith("J (511); later ones are counted in each batch (num_unknown)")
     assert truncated == (
-        f"{num_truncated} of 98 sequences exceed max_length (1022), truncating: "
-        f"{sum(max(0, len(record['sequence']) - 1022) for record in records):,} residues removed"
+        f"{num_truncated} of 98 sequences exceed max_sequence_length (1022), truncating: "
+        f"{lost:,} residues removed, {percent(lost / total)} of all"
     )
     list(loader(records, collate))
     assert len(caplog.messages) == 3

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fasta import fasta
 from models import AMINO_ACIDS
-from torch.utils.data import ConcatDataset, DataLoader
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 from transformers import DataCollatorWithFlattening
 
 from virnucpro.data import (
@@ -18,6 +19,7 @@ from virnucpro.data import (
     PackedBatchSampler,
     PackedDataset,
     PackedFastaDataset,
+    PackedStream,
     PackingPlan,
     VarlenCollator,
     pack_files,
@@ -205,3 +207,62 @@ def test_damaged_plans_of_fasta_files(tmp_path: Path) -> None:
         damaged = PackingPlan.from_dict({**plan.to_dict(), **change})
         with pytest.raises(ValueError, match=r"the plan is damaged|the plan is for"):
             PackedFastaDataset(path, damaged)
+
+
+@pytest.mark.parametrize("overlong", ["truncate", "split", "error"])
+@pytest.mark.parametrize("key", ["labels", "attention_mask"])
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+def test_values_that_are_not_as_long_as_their_record_are_named(
+    overlong: str, key: str, kind: Any
+) -> None:
+    """Also if another record of the batch makes up for the difference."""
+    limit = 10 if overlong == "error" else 4
+    packer = GreedyPacker.for_documents(10, max_sequence_length=limit, overlong=overlong)
+    plan = packer.pack_lengths([5, 3])
+    for first, wrong in ((4, 5), (6, 5)):
+        records = documents([5, 3])
+        records[0][key], records[1][key] = kind([7] * first), kind([7] * (8 - first))
+        message = f"record of row 0 has {first} values in '{key}' for {wrong} tokens"
+        with pytest.raises(ValueError, match=message):
+            PackedDataset(records, plan)[0]
+    records = documents([5, 3])
+    records[0][key], records[1][key] = kind([7] * 5), kind([7] * 3)
+    batches = batches_of(PackedDataset(records, plan))
+    for record in [record for batch in batches for record in batch]:
+        assert len(record[key]) == len(record["input_ids"])
+
+
+def test_values_of_whole_records_are_left_as_they_are() -> None:
+    records = documents([5, 3])
+    for record in records:
+        record.update(labels=torch.tensor(3), position_ids=None, tags=["a", "b"])
+    found = PackedDataset(records, GreedyPacker.for_documents(4).pack_lengths([5, 3]))
+    for record in [record for batch in batches_of(found) for record in batch]:
+        assert (record["labels"], record["position_ids"]) == (torch.tensor(3), None)
+        assert record["tags"] == ["a", "b"]
+
+
+def test_labels_of_full_sequences_are_cut_with_their_fragment() -> None:
+    """A record that was truncated elsewhere may have the labels of its full sequence."""
+    record = {"id": 1, "sequence": "MKTAY", "labels": list(range(9)), "truncated": True}
+    plan = GreedyPacker(5, 3, overlong="split").pack_lengths([5])
+    found = [record for batch in batches_of(PackedDataset([record], plan)) for record in batch]
+    assert [part["labels"] for part in found] == [[0, 1, 2], [3, 4]]
+
+
+def test_sequences_that_are_also_tokens() -> None:
+    """`input_ids` may have special tokens, unless the record is cut."""
+    record = {"sequence": "MKT", "input_ids": [0, 5, 6, 7, 2], "labels": [1] * 5}
+    assert PackedDataset([record], GreedyPacker(10).pack_lengths([3]))[0][0]["labels"] == [1] * 5
+    with pytest.raises(ValueError, match="row 0 has 5 values in 'input_ids' for 3 tokens"):
+        PackedDataset([record], GreedyPacker(4).pack_lengths([3]))[0]
+
+
+def test_streams_name_labels_too() -> None:
+    class Documents(IterableDataset[dict[str, Any]]):
+        def __iter__(self) -> Any:
+            return iter([{"input_ids": [1, 2, 3], "labels": [1, 2]}])
+
+    stream = PackedStream(Documents(), GreedyPacker.for_documents(10))
+    with pytest.raises(ValueError, match="row 0 has 2 values in 'labels' for 3 tokens"):
+        list(stream)

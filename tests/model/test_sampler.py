@@ -329,3 +329,13 @@ def test_stateful_data_loader_resumes(num_workers: int, stop: int | None) -> Non
         assert [batch.tolist() for batch in resumed] == epochs[2]
         return
     assert before + [batch.tolist() for batch in resumed] == epochs[1]
+
+
+@pytest.mark.parametrize("name", ["shuffle", "even", "drop_last"])
+def test_truth_values(name: str) -> None:
+    plan = GreedyPacker(100).pack_lengths([60, 60])
+    for wrong in ("yes", None, 2, 1.0):
+        with pytest.raises(TypeError, match=f"^{name} must be True or False .got {wrong!r}.$"):
+            PackedBatchSampler(plan, **{name: wrong})
+    for value in (True, 1, np.True_):
+        assert getattr(PackedBatchSampler(plan, **{name: value}), name) is True

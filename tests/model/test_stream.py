@@ -114,8 +114,11 @@ def test_what_is_truncated_or_dropped_is_logged(caplog: pytest.LogCaptureFixture
         packed = PackedStream(Documents(lengths), packer, buffer_size=2)
         for _ in range(2):
             list(packed)
-    truncated = "2 of 5 sequences exceed max_length (60), truncating: 91 residues removed"
-    dropped = "2 of 5 sequences exceed max_length (60), dropping: 211 residues"
+    truncated = (
+        "2 of 5 sequences exceed max_sequence_length (60), truncating: 91 residues removed, "
+        "29.74 % of all"
+    )
+    dropped = "2 of 5 sequences exceed max_sequence_length (60), dropping: 211 residues"
     assert caplog.messages == [truncated, truncated, dropped, dropped]
     caplog.clear()
     packer = GreedyPacker.for_documents(100)
@@ -128,7 +131,7 @@ def test_what_is_truncated_or_dropped_is_logged(caplog: pytest.LogCaptureFixture
         list(PackedStream(Documents(lengths), packer, even=True, rank=rank, world_size=3))
     assert caplog.messages == [truncated]
     packer.overlong = "error"
-    message = r"record 'd7' \(row 1\) exceeds max_length \(61 > 60\); .*: 2 of 4$"
+    message = r"record 'd7' \(row 1\) exceeds max_sequence_length \(61 > 60\); .*: 2 of 4$"
     with pytest.raises(ValueError, match=message):
         list(PackedStream(Documents([60, 61, 3, 99]), packer))
     message = r"record 'd7' \(row 1\) exceeds the default max_sequence_length, .* proteins"
@@ -309,7 +312,11 @@ def test_bad_parameters(arguments: Any, error: type[Exception], message: str) ->
 @pytest.mark.parametrize(
     ("records", "error", "message"),
     [
-        ([{"input_ids": [1]}, [2]], TypeError, r"record of row 1 must be a dict \(got list\)"),
+        (
+            [{"input_ids": [1]}, [2]],
+            TypeError,
+            r"record of row 1 must be a dict \(got list\); .*input_ids",
+        ),
         ([{"input_ids": []}], ValueError, "record of row 0 has no tokens: pack with empty='drop'"),
         ([{"text": "MK"}], ValueError, "row 0 has no 'sequence' and no 'input_ids'"),
         ([{"input_ids": [1], "tokens": 3}], ValueError, "row 0 has a key 'tokens', which is added"),

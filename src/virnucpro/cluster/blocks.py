@@ -118,10 +118,10 @@ def merge_counts(counted: Iterable[Counted]) -> Counted:
     return reduce(Counted.merge, counted)
 
 
-def warn_of_limits(total: Counted) -> None:
-    """Log the numbers of sequences that are truncated or dropped, if any."""
-    warn_of_truncation(total.counts)
-    warn_of_dropped(total.dropped, total.rows, total.counts.limits.max_residues)
+def warn_of_limits(total: Counted, hint: str) -> None:
+    """Log the numbers of sequences that are truncated, with a hint, or dropped, if any."""
+    warn_of_truncation(total.counts, hint)
+    warn_of_dropped(total.dropped, total.rows, total.counts.limits)
 
 
 def count_block(block: Any, number: int, job: Job) -> Counted | Exception | None:

@@ -143,7 +143,7 @@ def pack_dataset(
 def lay_out(packer: GreedyPacker, total: Counted) -> Layout:
     """Return the layout of all sequences, and log the numbers of those truncated and dropped."""
     layout = packer.lay_out(total.counts)
-    warn_of_limits(total)
+    warn_of_limits(total, packer.describe_default())
     logger.info("Counted: %s", total.counts)
     return layout
 

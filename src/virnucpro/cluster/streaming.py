@@ -295,7 +295,7 @@ def count_dataset(
     paths, sorted_pieces = sort_pieces(described, row_column)
     total, index = index_pieces(counting, blocks, paths, sorted_pieces)
     logger.info("Counted %s files: %s", f"{len(paths):,}", total)
-    warn_of_truncation(total)
+    warn_of_truncation(total, packer.describe_default())
     return CountedDataset(total, ray.put(index), length_column, row_column)
 
 

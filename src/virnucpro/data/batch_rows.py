@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
+
+from virnucpro.kernel.arguments import check_index
 
 if TYPE_CHECKING:
     from virnucpro.data.plan import PackingPlan
@@ -24,7 +25,7 @@ class BatchRows:
 
     def __getitem__(self, index: int) -> NDArray[Any]:
         """Return the rows of the batch at an index; see `PackingPlan`."""
-        return self._plan[self._batches[operator.index(index)]]
+        return self._plan[self._batches[check_index(index, "index")]]
 
     def __iter__(self) -> Iterator[NDArray[Any]]:
         return (self._plan[batch] for batch in self._batches)

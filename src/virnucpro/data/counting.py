@@ -91,15 +91,19 @@ class Counter(Parameters):
         """
         lengths = check_lengths(lengths)
         counts = self.count_silently(lengths)
-        warn_of_truncation(counts)
-        self._warn_of_dropped(lengths, counts.limits.max_residues)
+        warn_of_truncation(counts, self.describe_default())
+        self._warn_of_dropped(lengths, counts.limits)
         return counts
 
     def count_silently(self, lengths: ArrayLike) -> TokenCounts:
         """Return the result of `count` without logging the WARNING."""
         lengths = check_lengths(lengths)
         if self.overlong == "split":
-            raise ValueError("overlong='split' needs pack_lengths, pack_sequences or pack_files")
+            raise ValueError(
+                "overlong='split', the default of GreedyPacker.for_documents, needs pack_lengths, "
+                "pack_sequences or pack_files; for count and assign_batches, pass "
+                "overlong='truncate', 'drop' or 'error'"
+            )
         limits = self.limits
         self.check_overlong(lengths, limits)
         is_dropped = self._find_dropped(lengths, limits)
@@ -110,11 +114,11 @@ class Counter(Parameters):
         """Return whether each sequence is dropped; None if none is."""
         return find_dropped(lengths, limits.max_residues, self.overlong, self.empty)
 
-    def _warn_of_dropped(self, lengths: NDArray[Any], limit: int) -> None:
+    def _warn_of_dropped(self, lengths: NDArray[Any], limits: Limits) -> None:
         """Log the numbers of sequences that are dropped, if any."""
         if "drop" in (self.overlong, self.empty):
-            dropped = count_dropped(lengths, limit, self.overlong, self.empty)
-            warn_of_dropped(dropped, len(lengths), limit)
+            dropped = count_dropped(lengths, limits.max_residues, self.overlong, self.empty)
+            warn_of_dropped(dropped, len(lengths), limits)
 
     def check_overlong(self, lengths: NDArray[Any], limits: Limits) -> None:
         """Raise ValueError if a length exceeds a limit and is neither truncated nor dropped."""
@@ -122,7 +126,7 @@ class Counter(Parameters):
         limit = limits.max_residues
         if self.overlong == "error" and lengths.max(initial=0) > limit:
             name = f"lengths[{np.argmax(lengths > limit)}]"
-            raise ValueError(describe_overlong(name, lengths, limit))
+            raise ValueError(describe_overlong(name, lengths, limits))
 
     def lay_out(self, counts: TokenCounts) -> Layout:
         """Return the layout of counted sequences.

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from virnucpro.data.layout import TokenCounts
 from virnucpro.data.records import Record, check_sequence
 from virnucpro.kernel.arguments import OrderedIds, take_ids
+from virnucpro.kernel.limits import Limits
+from virnucpro.text import percent
 
 if TYPE_CHECKING:
     from virnucpro.data.plan import PackingPlan
@@ -199,24 +201,30 @@ def take_records(
     return result
 
 
-def describe_overlong(name: str, lengths: NDArray[Any], limit: int) -> str:
+def describe_overlong(name: str, lengths: NDArray[Any], limits: Limits) -> str:
     """Return the error message for lengths above the limit; `name` is the first such sequence."""
+    limit = limits.max_residues
     overlong = lengths > limit
     return (
-        f"{name} exceeds max_length ({lengths[np.argmax(overlong)]} > {limit}); "
+        f"{name} exceeds {limits.bound} ({lengths[np.argmax(overlong)]} > {limit}); "
         f"sequences above the limit: {np.count_nonzero(overlong):,} of {len(lengths):,}"
     )
 
 
-def warn_of_truncation(counts: TokenCounts | PackingPlan) -> None:
-    """Log the number of truncated sequences of counts or a plan, if any."""
+def warn_of_truncation(counts: TokenCounts | PackingPlan, hint: str = "") -> None:
+    """Log the number of truncated sequences of counts or a plan, if any; `hint` is the remedy."""
     if counts.num_truncated:
+        limits, removed = counts.limits, counts.truncated_residues
+        kept = counts.total_tokens - limits.special_tokens * counts.num_sequences
         logger.warning(
-            "%s of %s sequences exceed max_length (%d), truncating: %s residues removed",
+            "%s of %s sequences exceed %s (%d), truncating: %s residues removed, %s of all%s",
             f"{counts.num_truncated:,}",
             f"{counts.num_sequences:,}",
-            counts.limits.max_residues,
-            f"{counts.truncated_residues:,}",
+            limits.bound,
+            limits.max_residues,
+            f"{removed:,}",
+            percent(removed / (kept + removed)),
+            hint,
         )
 
 
@@ -241,14 +249,15 @@ def count_dropped(lengths: NDArray[Any], limit: int, overlong: str, empty: str) 
     return Dropped(len(dropped), int(dropped.sum(dtype=object)), num_empty)
 
 
-def warn_of_dropped(dropped: Dropped, num_sequences: int, limit: int) -> None:
+def warn_of_dropped(dropped: Dropped, num_sequences: int, limits: Limits) -> None:
     """Log the numbers of sequences dropped because they exceed the limit or are empty, if any."""
     if dropped.overlong:
         logger.warning(
-            "%s of %s sequences exceed max_length (%d), dropping: %s residues",
+            "%s of %s sequences exceed %s (%d), dropping: %s residues",
             f"{dropped.overlong:,}",
             f"{num_sequences:,}",
-            limit,
+            limits.bound,
+            limits.max_residues,
             f"{dropped.residues:,}",
         )
     if dropped.empty:

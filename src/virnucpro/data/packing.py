@@ -32,7 +32,7 @@ from virnucpro.kernel.arguments import (
     check_threads,
 )
 from virnucpro.kernel.limits import MAX_TOKENS, Limits
-from virnucpro.text import quoted, shown
+from virnucpro.text import percent, quoted, shown
 
 __all__ = ["GreedyPacker", "PackingPlan", "calculate_token_budget"]
 
@@ -119,6 +119,7 @@ class GreedyPacker(Counter):
         cls,
         max_tokens_per_batch: int,
         *,
+        max_sequence_length: int | None = None,
         overlong: str = "split",
         overlap: int = 0,
         max_sequences_per_batch: int | None = None,
@@ -129,17 +130,19 @@ class GreedyPacker(Counter):
     ) -> GreedyPacker:
         """Return a packer for tokenized documents, whose tokens are all in their lengths.
 
-        Documents have no special tokens besides, and no limit but the budget: longer ones are
-        split. Empty ones are dropped. Arguments and errors are those of the class.
+        Documents have no special tokens besides, and no limit but the budget unless
+        `max_sequence_length` is given, such as a model's context: longer ones are split. Empty ones
+        are dropped. Arguments and errors are those of the class.
 
         Example:
             >>> plan = GreedyPacker.for_documents(4096).pack_lengths([5000, 0, 3000])
             >>> [rows.tolist() for rows in plan], plan.fragments.stops, plan.dropped
             ([[0], [2, 1]], array([4096, 5000, 3000]), array([1], dtype=int32))
         """
+        budget = check_integer(max_tokens_per_batch, "max_tokens_per_batch", 1, MAX_TOKENS)
         return cls(
-            max_tokens_per_batch,
-            max_tokens_per_batch,
+            budget,
+            budget if max_sequence_length is None else max_sequence_length,
             special_tokens=0,
             overlong=overlong,
             overlap=overlap,
@@ -188,9 +191,9 @@ class GreedyPacker(Counter):
             self._warn_of_truncation(records, lengths, limit)
         elif self.overlong == "error" and lengths.max(initial=0) > limit:
             name = f"Sequence {shown(records[np.argmax(lengths > limit)].get('id'))}"
-            raise ValueError(describe_overlong(name, lengths, limit))
+            raise ValueError(describe_overlong(name, lengths, limits))
         chosen = choose(lengths, ids, limit, self.overlong, self.overlap, self.empty)
-        self._warn_of_dropped(lengths, limit)
+        self._warn_of_dropped(lengths, limits)
         records = take_records(records, chosen, lengths, limit)
         layout = self.lay_out(TokenCounts(kernel.count(chosen.lengths, limits, threads), limits))
         places, offsets = kernel.list_rows(layout.core, chosen.lengths, chosen.ids, threads)
@@ -289,8 +292,8 @@ class GreedyPacker(Counter):
         """
         lengths = check_lengths(lengths)
         plan = self.pack_silently(lengths, ids, groups)
-        self._warn_of_dropped(lengths, plan.limits.max_residues)
-        warn_of_truncation(plan)
+        self._warn_of_dropped(lengths, plan.limits)
+        warn_of_truncation(plan, self.describe_default())
         return plan
 
     def pack_silently(
@@ -337,13 +340,17 @@ class GreedyPacker(Counter):
         for row in overlong[named:].tolist() if logger.isEnabledFor(logging.DEBUG) else ():
             logger.debug(truncating, shown(records[row].get("id")), lengths[row], limit, limit)
         if len(overlong) > named:
+            removed = int(lengths[overlong].sum()) - limit * len(overlong)
             logger.warning(
-                "%s sequences exceed max_length (%d), truncating: %s residues removed; "
-                "%s sequences since this packer was created",
+                "%s sequences exceed %s (%d), truncating: %s residues removed, %s of all; "
+                "%s sequences since this packer was created%s",
                 f"{len(overlong):,}",
+                self.limits.bound,
                 limit,
-                f"{int(lengths[overlong].sum()) - limit * len(overlong):,}",
+                f"{removed:,}",
+                percent(removed / int(lengths.sum())),
                 f"{self._num_truncated:,}",
+                self.describe_default(),
             )
 
 

@@ -65,6 +65,17 @@ class Parameters:
             self._checked = parameters, limits
         return limits
 
+    def describe_default(self) -> str:
+        """Return the remedy, for a WARNING, if the limit is the default that nobody chose."""
+        limits = self.limits
+        is_default = isinstance(self.max_sequence_length, DefaultLength)
+        if not is_default or limits.bound != "max_sequence_length":
+            return ""
+        return (
+            "; this default is for proteins: for the tokens of documents, use "
+            f"GreedyPacker.for_documents({limits.max_tokens_per_batch})"
+        )
+
     def check_documents(
         self, lengths: NDArray[Any], describe: Callable[[int], str] = "lengths[{}]".format
     ) -> None:

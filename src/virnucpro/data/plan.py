@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,13 @@ from virnucpro.data.layout import Layout
 from virnucpro.data.overlong import Fragments
 from virnucpro.data.states import read_state
 from virnucpro.extras import needing
-from virnucpro.kernel.arguments import check_integer, check_list, check_threads, plain
+from virnucpro.kernel.arguments import (
+    check_index,
+    check_integer,
+    check_list,
+    check_threads,
+    plain,
+)
 
 if TYPE_CHECKING:
     from virnucpro.files.plan_reader import PlanRows
@@ -186,7 +191,7 @@ class PackingPlan(Layout):
         return kernel.tokens_of_batches(self.core, batch, batch + 1)
 
     def _check_batch(self, batch: int) -> int:
-        batch, num_batches = operator.index(batch), len(self)
+        batch, num_batches = check_index(batch, "batch"), len(self)
         if not -num_batches <= batch < num_batches:
             raise IndexError(f"batch {batch} is out of range for {num_batches:,} batches")
         return batch % num_batches

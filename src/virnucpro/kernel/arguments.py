@@ -41,6 +41,21 @@ def check_integer(value: object, name: str, minimum: int, maximum: int | None = 
     return number
 
 
+def check_bool(value: object, name: str) -> bool:
+    """Return a truth value as a bool; 0 and 1 are such values too."""
+    if not isinstance(value, (int, np.bool_)) or value not in (0, 1):
+        raise TypeError(f"{name} must be True or False (got {quoted(value)})")
+    return bool(value)
+
+
+def check_index(value: Any, name: str) -> int:
+    """Return an index, of any type that Python accepts as one, as an int."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an integer (got {quoted(value)})") from None
+
+
 def check_threads(num_threads: int | None) -> int:
     """Return the number of threads, by default the number of cores available to this process."""
     if num_threads is not None:
@@ -93,7 +108,11 @@ def check_integer_objects(values: list[Any], name: str) -> NDArray[np.int64]:
     """Return a list of Python integers as an array."""
     if not all(map(is_integer_type, set(map(type, values)))):
         position = next(i for i, n in enumerate(values) if not is_integer_type(type(n)))
-        raise TypeError(f"{name}[{position}] must be an integer (got {quoted(values[position])})")
+        wrong = values[position]
+        found = quoted(wrong)
+        if name == "lengths" and hasattr(wrong, "__len__"):
+            found = f"{type(wrong).__name__}; for sequences, pass [len(each) for each in sequences]"
+        raise TypeError(f"{name}[{position}] must be an integer (got {found})")
     numbers = list(map(int, values))
     try:
         return np.array(numbers, dtype=np.int64)

@@ -82,6 +82,12 @@ class Limits:
         """Maximum residues kept per sequence, `max_sequence_length` or fewer to fit in a batch."""
         return min(self.max_sequence_length, self.usable_tokens - self.special_tokens)
 
+    @property
+    def bound(self) -> str:
+        """What sets `max_residues`, for messages."""
+        room = self.usable_tokens - self.special_tokens
+        return "max_sequence_length" if self.max_sequence_length < room else "the room of a batch"
+
     @overload
     def tokens(self, lengths: int) -> int: ...
     @overload

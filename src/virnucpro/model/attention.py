@@ -151,7 +151,8 @@ def packed_sdpa(
     num_tokens = query.shape[2]
     if cu_seq_lens_q is None:
         raise ValueError(
-            "packed_sdpa needs cu_seq_lens_q: pass model_inputs(batch, model) to the model"
+            "packed_sdpa needs cu_seq_lens_q: pass model_inputs(batch, model) to the model, or "
+            "make its batches with DataCollatorWithFlattening(return_flash_attn_kwargs=True)"
         )
     if query.shape[0] != 1 or key.shape[2] != num_tokens:
         raise ValueError(

@@ -17,10 +17,11 @@ from virnucpro.model.batches import make_batch, to_device
 from virnucpro.model.collator import VarlenCollator
 from virnucpro.model.configuration import (
     attention_implementation,
+    check_model,
     text_config,
     unsupported_layers,
 )
-from virnucpro.model.inputs import model_inputs, run_model
+from virnucpro.model.inputs import packed_inputs, run_model
 from virnucpro.model.positions import first_position
 from virnucpro.text import quoted
 
@@ -64,7 +65,7 @@ def check_packed(
     Raises:
         ValueError: The outputs differ (the message names the likely cause), or the model refuses
             packed batches.
-        TypeError: `batch_converter` has another type.
+        TypeError: `model` is not a module of PyTorch, or `batch_converter` has another type.
 
     Cost: one run with all sequences, and up to sixteen with one sequence each, of at most 64
     tokens, or of 1,024 if the model has a shorter window.
@@ -77,6 +78,7 @@ def check_packed(
         ...     intermediate_size=8, attn_implementation="packed_sdpa")
         >>> check_packed(LlamaModel(config))
     """
+    check_model(model)
     batch = make_check_batch(model, batch_converter)
     parameter = next(model.parameters())
     if tolerance is None:
@@ -249,7 +251,7 @@ def run(model: Any, inputs: dict[str, Any]) -> torch.Tensor:
 def run_packed(model: Any, batch: dict[str, Any]) -> torch.Tensor:
     """Return the output of a model for each token of a batch; raise ValueError if it fails."""
     try:
-        return run(model, model_inputs(batch, model))
+        return run(model, packed_inputs(batch, model))
     except (ValueError, TypeError, RuntimeError) as error:
         causes = [cause for cause in likely_causes(model) if cause not in str(error)]
         name = type(model).__name__
@@ -283,7 +285,7 @@ def inputs_alone(model: Any, tokens: torch.Tensor) -> dict[str, Any]:
         "max_length_q": len(tokens),
         "max_length_k": len(tokens),
     }
-    return model_inputs(batch, model)
+    return packed_inputs(batch, model)
 
 
 def compare(packed: torch.Tensor, alone: torch.Tensor, batch: dict[str, Any]) -> list[float]:
@@ -321,7 +323,9 @@ def likely_causes(model: Any) -> Iterator[str]:
     """Yield reasons why the output for packed sequences may differ."""
     config = text_config(model)
     attention = attention_implementation(model)
-    if getattr(config, "num_attention_heads", None) is None:
+    if config is None:
+        yield "it has no config: only Hugging Face models take packed sequences"
+    elif getattr(config, "num_attention_heads", None) is None:
         yield "layers without attention, which carry a state from token to token"
     elif attention is not None and attention != "packed_sdpa" and "flash" not in attention:
         yield f'the model\'s attention is "{attention}", not "packed_sdpa" or FlashAttention'

@@ -194,9 +194,10 @@ class VarlenCollator:
         num_truncated = np.count_nonzero(tokenized.full_lengths > limits.max_residues)
         if num_truncated:
             logger.warning(
-                "%s of %s sequences exceed max_length (%d), truncating",
+                "%s of %s sequences exceed %s (%d), truncating",
                 f"{num_truncated:,}",
                 f"{len(records):,}",
+                limits.bound,
                 limits.max_residues,
             )
         total = int(limits.tokens(tokenized.lengths).sum())

@@ -22,6 +22,12 @@ LENGTH_DEPENDENT_ROPES = {
 }
 
 
+def check_model(model: Any) -> None:
+    """Raise TypeError unless a model is a module of PyTorch."""
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module (got {type(model).__name__})")
+
+
 def text_config(model: Any) -> Any:
     """Return a model's configuration; that of the text part if the model has several parts."""
     config = getattr(model, "config", None)

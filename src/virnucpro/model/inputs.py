@@ -24,9 +24,15 @@ logger = logging.getLogger(__name__)
 # Attention implementations of transformers that ignore boundaries.
 IGNORE_BOUNDARIES = frozenset({"eager", "flex_attention", "sdpa"})
 
+# What a batch must have; the first two as rows.
+INPUTS = (
+    *("input_ids", "position_ids"),
+    *("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"),
+)
+
 
 def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
-    """Return the arguments of a Hugging Face model for a batch of `VarlenCollator`.
+    """Return the arguments of a Hugging Face model for a batch of packed sequences.
 
     They are ``input_ids`` and ``position_ids``, int64 [1, tokens], and the boundaries
     ``cu_seq_lens_q``, ``cu_seq_lens_k``, ``max_length_q`` and ``max_length_k``.
@@ -39,11 +45,12 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
     WARNING says so.
 
     Args:
-        batch: A batch of `VarlenCollator`.
+        batch: A batch of `VarlenCollator`, or of transformers'
+            ``DataCollatorWithFlattening(return_flash_attn_kwargs=True)``.
         model: The model that will run the batch.
 
     Raises:
-        KeyError: The batch is empty or does not come from a `VarlenCollator`.
+        KeyError: The batch is empty, or lacks boundaries or positions.
         ValueError: The model is an encoder-decoder, or has layers with a state but does not accept
             ``seq_idx``.
 
@@ -60,12 +67,27 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
         >>> model_inputs(batch)["input_ids"].shape
         torch.Size([1, 3])
     """
-    boundaries = ("cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
-    inputs = {
-        "input_ids": batch["input_ids"][None],
-        "position_ids": batch["position_ids"][None],
-        **{name: batch[name] for name in boundaries},
-    }
+    inputs = packed_inputs(batch, model)
+    if model is not None and not find_stateful(model):
+        attention = attention_implementation(model)
+        if attention in IGNORE_BOUNDARIES:
+            warn_of_attention(type(model).__name__, attention)
+    return inputs
+
+
+def packed_inputs(batch: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Return the result of `model_inputs` without a WARNING of the model's attention."""
+    for name in INPUTS:
+        if name not in batch:
+            raise KeyError(
+                f"the batch has no {name}: model_inputs takes batches of VarlenCollator, or of "
+                "DataCollatorWithFlattening(return_flash_attn_kwargs=True)"
+            )
+    inputs = {name: batch[name] for name in INPUTS}
+    for name in INPUTS[:2]:
+        # Batches of transformers are rows already.
+        if inputs[name].ndim == 1:
+            inputs[name] = inputs[name][None]
     if model is None:
         return inputs
     config = text_config(model)
@@ -78,10 +100,7 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
     first = first_position(model)
     if first:
         inputs["position_ids"] = inputs["position_ids"] + first
-    stateful = [kind for kind in unsupported_layers(config) if not is_attention_layer(kind)]
-    attention = attention_implementation(model)
-    if attention in IGNORE_BOUNDARIES and not stateful:
-        warn_of_attention(type(model).__name__, attention)
+    stateful = find_stateful(model)
     accepts_seq_idx = accepts(model, "seq_idx", or_kwargs=bool(stateful))
     if stateful and not accepts_seq_idx:
         raise ValueError(
@@ -89,8 +108,14 @@ def model_inputs(batch: dict[str, Any], model: Any = None) -> dict[str, Any]:
             f"state from token to token, and {type(model).__name__} does not accept seq_idx"
         )
     if accepts_seq_idx:
-        inputs["seq_idx"] = make_seq_idx(batch)[None]
+        inputs["seq_idx"] = make_seq_idx(inputs)
     return inputs
+
+
+def find_stateful(model: Any) -> list[str]:
+    """Return the types of a model's layers that carry a state from token to token."""
+    layer_types = unsupported_layers(text_config(model))
+    return [kind for kind in layer_types if not is_attention_layer(kind)]
 
 
 @cache
@@ -105,12 +130,12 @@ def warn_of_attention(model_name: str, attention: str) -> None:
     )
 
 
-def make_seq_idx(batch: dict[str, Any]) -> torch.Tensor:
-    """Return the number of each token's sequence, int32 [tokens]."""
-    tokens, boundaries = batch["input_ids"], batch["cu_seq_lens_q"]
-    indices = torch.arange(len(tokens), dtype=boundaries.dtype, device=boundaries.device)
+def make_seq_idx(inputs: dict[str, Any]) -> torch.Tensor:
+    """Return the number of each token's sequence, int32 [1, tokens]."""
+    tokens, boundaries = inputs["input_ids"], inputs["cu_seq_lens_q"]
+    indices = torch.arange(tokens.shape[1], dtype=boundaries.dtype, device=boundaries.device)
     seq_idx = torch.bucketize(indices, boundaries[1:], right=True, out_int32=True)
-    return seq_idx.to(tokens.device)
+    return seq_idx.to(tokens.device)[None]
 
 
 def accepts(model: Any, name: str, or_kwargs: bool) -> bool:

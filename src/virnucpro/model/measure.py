@@ -22,6 +22,7 @@ from virnucpro.kernel.arguments import check_integer, check_lengths
 from virnucpro.kernel.limits import Limits
 from virnucpro.model.batches import MAX_TOKENS, to_device
 from virnucpro.model.check import draw_tokens, evaluating, max_sequence_tokens
+from virnucpro.model.configuration import check_model
 from virnucpro.model.inputs import model_inputs
 from virnucpro.text import quoted
 
@@ -168,6 +169,7 @@ def measure_token_budget(
             ...
         ValueError: measure_token_budget needs a model on one CUDA device (got cpu); ...
     """
+    check_model(model)
     check_integer(max_tokens, "max_tokens", 1, MAX_TOKENS)
     if min_tokens is None:
         min_tokens = min(1024, max_tokens)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from os import PathLike
 from typing import Any, Protocol
@@ -19,11 +19,9 @@ from virnucpro.data.records import Record
 from virnucpro.files.fasta import ReadChanges, ReadOptions, check_options
 from virnucpro.files.record_file import RecordFile
 from virnucpro.kernel.limits import Limits
+from virnucpro.model.cut_records import check_record, cut_record, describe
 from virnucpro.model.datasets import Paths, check_paths, warn_of_changes
 from virnucpro.text import quoted, shown
-
-# Keys that are added to records, which they must not have before.
-NEW_KEYS = ("row", "tokens", "start", "stop")
 
 
 class MapDataset(Protocol):
@@ -150,12 +148,7 @@ class PlannedRecords(Dataset[Record]):
                     f"the plan is for other sequences: {describe(item, row)} has {tokens:,} "
                     f"tokens, the plan has {expected:,}"
                 )
-            record = dict(item)
-            if stop - start < length:
-                record = {
-                    key: value[start:stop] if has_length(key, value, length) else value
-                    for key, value in item.items()
-                }
+            record = cut_record(item, row, start, stop, length)
             records.append({**record, **added, "row": row, "tokens": tokens})
         return PlannedBatch(records, self.limits)
 
@@ -186,8 +179,9 @@ class PackedDataset(Dataset[list[Record]]):
 
     Raises:
         ValueError: The plan is for another number of records. When a batch is read: a record is not
-            as long as the plan says, has no `sequence` and no `input_ids`, has a key that is added,
-            or has no tokens in its `input_ids` (pack with empty="drop").
+            as long as the plan says, or its `labels` or `attention_mask` are not as long as the
+            record; it has no `sequence` and no `input_ids`, has a key that is added, or has no
+            tokens in its `input_ids` (pack with empty="drop").
         TypeError: `plan` is not a plan or a path. When a batch is read: a record is not a dict.
         OSError: The file of the plan cannot be read.
 
@@ -363,43 +357,6 @@ def get_items(dataset: MapDataset, rows: list[int]) -> list[Any]:
         return [dataset[row] for row in rows]
     items: list[Any] = list(get_together(rows))
     return items
-
-
-def check_record(item: Any, row: int, is_split: bool) -> int:
-    """Return the length of a record; raise unless it is a dict that can be cut."""
-    if not isinstance(item, Mapping):
-        raise TypeError(f"the record of row {row:,} must be a dict (got {type(item).__name__})")
-    for key in NEW_KEYS if is_split else NEW_KEYS[:2]:
-        if key in item:
-            raise ValueError(
-                f"{describe(item, row)} has a key {quoted(key)}, which is added to records"
-            )
-    for key in ("sequence", "input_ids"):
-        if key in item:
-            return len(item[key])
-    keys = ", ".join(map(repr, item)) or "no keys"
-    raise ValueError(
-        f"{describe(item, row)} has no 'sequence' and no 'input_ids' (it has {shown(keys)})"
-    )
-
-
-def describe(item: Mapping[str, Any], row: int) -> str:
-    """Return a record's name for a message."""
-    return (
-        f"record {quoted(item['id'])} (row {row:,})"
-        if "id" in item
-        else f"the record of row {row:,}"
-    )
-
-
-def has_length(key: str, value: Any, length: int) -> bool:
-    """Return whether a value of a record is cut with it."""
-    if key in ("id", "file") or isinstance(value, (Mapping, Set)):
-        return False
-    try:
-        return len(value) == length
-    except TypeError:
-        return False
 
 
 def choose_options(options: ReadOptions | None, plan: PackingPlan) -> ReadOptions:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from virnucpro.data.plan import PackingPlan, as_plan
-from virnucpro.kernel.arguments import check_integer, plain
+from virnucpro.kernel.arguments import check_bool, check_integer, plain
 from virnucpro.model.epochs import Batches, Epoch, batch_costs, deal, pack_windows
 from virnucpro.model.ranks import check_rank, find_rank
 from virnucpro.model.sampler_state import STATE_VERSION, check_state
@@ -111,12 +111,12 @@ class PackedBatchSampler(Sampler[list[int]]):
     ) -> None:
         self.plan = as_plan(plan)
         self._given_rank = check_rank(rank, world_size)
-        self.shuffle = bool(shuffle)
+        self.shuffle = check_bool(shuffle, "shuffle")
         self.seed = check_integer(seed, "seed", 0, 2**64 - 1)
-        if drop_last and not even:
+        self.even = check_bool(even, "even")
+        self.drop_last = check_bool(drop_last, "drop_last")
+        if self.drop_last and not self.even:
             raise ValueError("drop_last=True needs even=True: all ranks get equally many batches")
-        self.even = bool(even)
-        self.drop_last = bool(drop_last)
         if repack is not None:
             repack = check_integer(repack, "repack", 1)
             if not shuffle:

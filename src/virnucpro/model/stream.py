@@ -14,10 +14,11 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from virnucpro.data.packing import GreedyPacker
 from virnucpro.data.records import Record
-from virnucpro.kernel.arguments import OrderedIds, check_ids, check_integer
+from virnucpro.kernel.arguments import OrderedIds, check_bool, check_ids, check_integer
+from virnucpro.model.cut_records import check_record, cut_record, describe
 from virnucpro.model.datasets import SharedDataset
 from virnucpro.model.open_batches import Batch, Part
-from virnucpro.model.packed_datasets import PlannedBatch, check_record, describe, has_length
+from virnucpro.model.packed_datasets import PlannedBatch
 from virnucpro.model.ranks import check_rank
 from virnucpro.model.sharing import check_stream_reader
 from virnucpro.model.stream_epoch import NOTHING, Buffered, Epoch, Segment
@@ -142,7 +143,7 @@ class PackedStream(SharedDataset):
         self.packer = copy.copy(packer)
         self.buffer_size = check_integer(buffer_size, "buffer_size", 1)
         self.max_open = check_integer(max_open, "max_open", 0)
-        self.even = isinstance(dataset, SharedDataset) if even is None else bool(even)
+        self.even = isinstance(dataset, SharedDataset) if even is None else check_bool(even, "even")
         # Whether to warn that records may come several times.
         self._warns = even is None and not self.even
         self._given = check_rank(rank, world_size)
@@ -213,12 +214,7 @@ class PackedStream(SharedDataset):
         return PlannedBatch(map(self._cut, batch), self.packer.limits)
 
     def _cut(self, part: Part) -> Record:
-        record = dict(part.record)
-        if part.stop - part.start < part.length:
-            record = {
-                key: value[part.start : part.stop] if has_length(key, value, part.length) else value
-                for key, value in record.items()
-            }
+        record = cut_record(part.record, part.row, part.start, part.stop, part.length)
         if self.packer.overlong == "split":
             record.update(start=part.start, stop=part.stop)
         elif part.stop < part.length:

@@ -14,9 +14,9 @@ from torch.utils.data._utils import worker as torch_worker
 
 from virnucpro.data.overlong import describe_overlong, find_dropped, split
 from virnucpro.kernel.arguments import take_ids
+from virnucpro.model.cut_records import describe
 from virnucpro.model.datasets import SharedDataset
 from virnucpro.model.open_batches import Batch, OpenBatches, Part, largest_first, split_evenly
-from virnucpro.model.packed_datasets import describe
 from virnucpro.model.stream_totals import Totals
 from virnucpro.model.workers import sendable_errors
 
@@ -128,7 +128,7 @@ class Epoch:
                 yield from self._last_steps()
             finally:
                 if self.rank == self.place == 0:
-                    self.totals.log(self.stream.packer.limits.max_residues)
+                    self.totals.log(self.stream.packer)
 
     def _complete_steps(self) -> Iterator[Any]:
         segment = self.segments[-1]
@@ -214,7 +214,7 @@ class Epoch:
         packer.check_documents(lengths, name)
         if overlong == "error" and lengths.max(initial=0) > limit:
             row = int(np.argmax(lengths > limit))
-            raise ValueError(describe_overlong(name(row), lengths, limit))
+            raise ValueError(describe_overlong(name(row), lengths, limits))
         is_dropped = find_dropped(lengths, limit, overlong, empty)
         rows = np.arange(len(records)) if is_dropped is None else np.flatnonzero(~is_dropped)
         starts, stops = np.zeros(len(rows), np.int64), np.minimum(lengths[rows], limit)

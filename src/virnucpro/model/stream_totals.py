@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from virnucpro.data.packing import GreedyPacker
+from virnucpro.text import percent
+
 logger = logging.getLogger("virnucpro.model.stream")
 
 
@@ -29,6 +32,7 @@ class Totals:
         """
         over = lengths[lengths > limit]
         self.counts["all"] += len(lengths)
+        self.counts["all_residues"] += int(lengths.sum())
         if overlong == "truncate":
             self.counts["truncated"] += len(over)
             self.counts["residues"] += int(over.sum()) - limit * len(over)
@@ -38,23 +42,28 @@ class Totals:
         if empty == "drop":
             self.counts["empty"] += int(np.count_nonzero(lengths == 0))
 
-    def log(self, limit: int) -> None:
-        """Log the numbers of sequences that were truncated or dropped, if any."""
+    def log(self, packer: GreedyPacker) -> None:
+        """Log the numbers of sequences that were truncated or dropped by a packer, if any."""
+        limits = packer.limits
         counts: dict[str, Any] = {name: f"{self.counts[name]:,}" for name in self.counts}
         if self.counts["truncated"]:
             logger.warning(
-                "%s of %s sequences exceed max_length (%d), truncating: %s residues removed",
+                "%s of %s sequences exceed %s (%d), truncating: %s residues removed, %s of all%s",
                 counts["truncated"],
                 counts["all"],
-                limit,
+                limits.bound,
+                limits.max_residues,
                 counts["residues"],
+                percent(self.counts["residues"] / self.counts["all_residues"]),
+                packer.describe_default(),
             )
         if self.counts["dropped"]:
             logger.warning(
-                "%s of %s sequences exceed max_length (%d), dropping: %s residues",
+                "%s of %s sequences exceed %s (%d), dropping: %s residues",
                 counts["dropped"],
                 counts["all"],
-                limit,
+                limits.bound,
+                limits.max_residues,
                 counts["residues"],
             )
         if self.counts["empty"]:

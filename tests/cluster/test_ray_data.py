@@ -300,9 +300,7 @@ def test_bad_blocks_are_named(
 
 def test_overlong_and_empty_data_sets() -> None:
     ds = cut({"length": [3, 9, 1]}, [1])
-    with pytest.raises(
-        ValueError, match=r"block 1: lengths\[0\] exceeds the room of a batch \(9 > 6\)"
-    ):
+    with pytest.raises(ValueError, match=r"block 1: lengths\[0\] exceeds the room .* \(9 > 6\)"):
         pack_dataset(ds, GreedyPacker(8, overlong="error"))
     for empty in (ray.data.from_items([]), cut({"length": np.array([], np.int64)}, [])):
         with pytest.raises(ValueError, match="the data set has no rows"):

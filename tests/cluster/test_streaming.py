@@ -313,9 +313,7 @@ def test_bad_input(table: Any, options: dict[str, Any], message: str) -> None:
 def test_bad_blocks_and_packers() -> None:
     table = make_table({"a": [5, 6, 7, 8]})
     packer = GreedyPacker(8, overlong="error")
-    with pytest.raises(
-        ValueError, match=r"'a': lengths\[1\] exceeds the room of a batch \(7 > 6\)"
-    ):
+    with pytest.raises(ValueError, match=r"'a': lengths\[1\] exceeds the room .* \(7 > 6\)"):
         count_dataset(cut(table.slice(1), []), packer)
     packer = GreedyPacker(8)
     twice = ray.data.from_arrow([table, table.slice(1, 2)])

@@ -259,7 +259,7 @@ def test_batches_of_several_contexts() -> None:
 
 @pytest.mark.parametrize("budget", [0, "8192", 8192.0, None, 2**63])
 def test_budgets_are_named(budget: Any) -> None:
-    with pytest.raises((ValueError, TypeError), match="^max_tokens_per_batch must be "):
+    with pytest.raises((ValueError, TypeError), match=r"^max_tokens_per_batch must be "):
         GreedyPacker.for_documents(budget)
 
 

@@ -285,7 +285,7 @@ def test_what_is_dropped_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 def test_fragments_are_not_counted() -> None:
     packer = GreedyPacker(20, 5, overlong="split")
     for call in (packer.count, packer.assign_batches):
-        with pytest.raises(ValueError, match="overlong='split', .* needs pack_lengths, .* pass "):
+        with pytest.raises(ValueError, match=r"overlong='split', .* needs pack_lengths, .* pass "):
             call([5])
 
 

@@ -111,7 +111,7 @@ def test_batches_of_transformers() -> None:
         assert inputs["cu_seq_lens_q"].tolist() == [0, 7, 11]
     assert inputs["seq_idx"].tolist() == [[0] * 7 + [1] * 4]
     flat = DataCollatorWithFlattening()(records)
-    with pytest.raises(KeyError, match="no cu_seq_lens_q: .*return_flash_attn_kwargs=True"):
+    with pytest.raises(KeyError, match=r"no cu_seq_lens_q: .*return_flash_attn_kwargs=True"):
         model_inputs(flat)
     with pytest.raises(KeyError, match="the batch has no input_ids: "):
         model_inputs({})

@@ -120,7 +120,7 @@ def test_records_are_not_modified() -> None:
         ([{"id": "a", "sequence": "MKTA"}, "MK"], "row 1 must be a dict .got str.; .*sequence"),
         (
             [{"id": "a", "sequence": "MKTA"}, {"sequence": "MK", "tokens": 7}],
-            "'tokens', .*: rename",
+            "'tokens', .* rename",
         ),
         ([{"sequence": "MKTA"}, {"sequence": "MK", "row": 1}], "row 1 has a key 'row'"),
     ],

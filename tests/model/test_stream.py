@@ -315,7 +315,7 @@ def test_bad_parameters(arguments: Any, error: type[Exception], message: str) ->
         (
             [{"input_ids": [1]}, [2]],
             TypeError,
-            r"record of row 1 must be a dict \(got list\); .*input_ids",
+            r"row 1 must be a dict \(got list\); .*input_ids",
         ),
         ([{"input_ids": []}], ValueError, "record of row 0 has no tokens: pack with empty='drop'"),
         ([{"text": "MK"}], ValueError, "row 0 has no 'sequence' and no 'input_ids'"),

@@ -25,7 +25,7 @@ matplotlib.rcParams["svg.hashsalt"] = "virnucpro"
 def save(path: Path, figure: Figure, axes: Axes) -> None:
     """Finish a plot and write it."""
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, ncols=2, loc="lower center", bbox_to_anchor=(0.5, 1))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
     plt.close(figure)

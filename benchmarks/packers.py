@@ -105,15 +105,17 @@ def from_plan(plan: Any, tokens: Tokens) -> Batches:
 
 def from_packed(dataset: Any, _: Tokens) -> Batches:
     """Read a data set packed by TRL, with the sizes of sequences."""
-    lists = dataset.with_format("arrow")[:]["seq_lengths"].combine_chunks()
+    lists = dataset.data.column("seq_lengths").combine_chunks()
     sizes = np.asarray(lists.flatten(), np.int64)
     return Batches(sizes, np.asarray(lists.offsets, np.int64) - lists.offsets[0].as_py())
 
 
 def from_wrapped(dataset: Any, tokens: Tokens) -> Batches:
     """Read a data set wrapped by TRL, whose batches begin and end anywhere."""
-    counts = dataset.with_format("arrow")[:]["input_ids"].combine_chunks().value_lengths()
-    ends = np.cumsum(np.asarray(counts, np.int64))
+    import pyarrow.compute as pc
+
+    counts = pc.list_value_length(dataset.data.column("input_ids"))
+    ends = np.cumsum(counts.to_numpy().astype(np.int64))
     of_sequences = np.cumsum(tokens, dtype=np.int64)
     inside = ends[~np.isin(ends, of_sequences)]
     cut = len(np.unique(np.searchsorted(of_sequences, inside)))

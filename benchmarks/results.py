@@ -52,9 +52,11 @@ class Stored(Result):
 
     @classmethod
     def load(cls, folder: Path, step: str) -> Stored | None:
-        """Return the result of a step in a folder, or None."""
-        path = folder / f"{step}.json"
-        return cls(**json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+        """Return the result of a step in a folder; None without one that can be read."""
+        try:
+            return cls(**json.loads(Path(folder, f"{step}.json").read_text(encoding="utf-8")))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
 
     def origin(self) -> str:
         """Return the line that says where the figures come from."""

@@ -146,7 +146,9 @@ def progress_display(quiet: bool, interval: float | None = None) -> Iterator[Sho
 
     def show(stage: str, done: int, total: int | None = None) -> None:
         rate = speed.update(stage, done)
-        text = describe_progress(stage, done, total, rate).capitalize()
+        text = describe_progress(stage, done, total, rate)
+        # Not capitalize, which changes KiB.
+        text = text[:1].upper() + text[1:]
         if stage not in tasks:
             for task in tasks.values():
                 display.update(task, total=1, completed=1)

@@ -66,3 +66,16 @@ def quoted(value: object) -> str:
     except ValueError:
         # Of an int with more digits than Python converts.
         return f"a {type(value).__name__} that is too large to show"
+
+
+def percent(share: float) -> str:
+    """Return a share as text. Neither a little less than all nor a little more than nothing is.
+
+    Example:
+        >>> percent(0.99999), percent(0.25), percent(0.00001)
+        ('99.99 %', '25.00 %', '0.01 %')
+    """
+    rounded = round(100 * share, 2)
+    if share not in (0, 1):
+        rounded = min(max(rounded, 0.01), 99.99)
+    return f"{rounded:.2f} %"

@@ -298,10 +298,10 @@ def test_what_cannot_be_read_is_not_a_wrong_plan(tmp_path: Path, proteins: Path)
     rewrite(stdin, with_summary(lambda state: state["inputs"][0].update(name="-")))
     (tmp_path / "bad.fa").write_text("MKTAY\n")
     for arguments, message in (
-        ([plan], f"{path}: an input of {plan}, is found neither from this folder nor from that"),
+        ([plan], f"{plan}: its input {path} is found neither from this folder nor from that"),
         ([plan, path], f"{path}: no such file"),
         ([plan, tmp_path / "bad.fa"], f"{tmp_path / 'bad.fa'}: "),
-        ([stdin], f"-: an input of {stdin}, is standard input; give the inputs after PLAN"),
+        ([stdin], f"{stdin}: its input - is standard input; give the inputs after PLAN"),
         ([tmp_path / "none.parquet"], f"{tmp_path / 'none.parquet'}: no such file"),
         ([tmp_path], f"{tmp_path}: not a plan file (a folder without a file _common_metadata)"),
     ):

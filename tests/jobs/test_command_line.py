@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -145,6 +146,8 @@ pack | INPUT is missing (usage: virnucpro pack INPUT... -o PLAN [OPTIONS])
 pack a.fa | -o PLAN is missing (usage: virnucpro pack INPUT... -o PLAN [OPTIONS])
 pack a.fa -o | option '-o' requires an argument
 pack a.fa -o - | -o - is not possible: a plan is a file, such as plan.parquet
+'' | no such command: ''
+pack a.fa -o '' | -o '' is not possible: a plan is a file, such as plan.parquet
 pack a.fa -o x.csv | x.csv: a plan file must have the suffix .parquet or .arrow
 pack a.fa -o plan | plan: a plan file must have the suffix .parquet or .arrow
 pack a.fa -o /dev/null | /dev/null: a plan file must have the suffix .parquet or .arrow
@@ -193,7 +196,7 @@ out | no such command: out; did you mean `virnucpro stats out`?
 def test_mistakes_say_what_to_type(mistake: str, folder: Path) -> None:
     before = sorted(folder.rglob("*"))
     typed, message = mistake.split(" | ")
-    result = run(*typed.split())
+    result = run(*shlex.split(typed))
     assert (result.returncode, result.stdout) == (2, "")
     command = typed.split()[0] if typed.split()[0] in COMMANDS else ""
     if "(usage: " not in message:
@@ -293,10 +296,22 @@ def test_verify_finds_the_input_from_other_folders(monkeypatch: pytest.MonkeyPat
     result = run("verify", "old/plan.parquet")
     assert result.returncode == 2
     assert result.stderr == (
-        "virnucpro: error: proteins.fasta: an input of old/plan.parquet, is found neither from "
+        "virnucpro: error: old/plan.parquet: its input proteins.fasta is found neither from "
         "this folder nor from that of the plan; give the inputs after PLAN\n"
     )
     assert run("verify", "old/plan.parquet", "../archive/proteins.fasta").returncode == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_verify_finds_an_input_beside_a_link_to_its_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("data", "store"):
+        Path(name).mkdir()
+    Path("data/l.fasta").write_bytes(fasta([("a", "MK")]))
+    monkeypatch.chdir("data")
+    assert run("pack", "l.fasta", "-o", "../store/l.parquet").returncode == 0
+    Path("l.parquet").symlink_to("../store/l.parquet")
+    monkeypatch.chdir("..")
+    assert run("verify", "data/l.parquet").returncode == 0
 
 
 def test_verify_finds_an_input_that_moved_with_its_plan(folder: Path) -> None:
@@ -305,6 +320,18 @@ def test_verify_finds_an_input_that_moved_with_its_plan(folder: Path) -> None:
     for name in ("archive/proteins.fasta", "plan.parquet"):
         shutil.move(name, "moved")
     assert run("verify", "moved/plan.parquet").returncode == 0
+
+
+@pytest.mark.usefixtures("folder")
+def test_reports_replace_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("in.html").write_bytes(fasta([("a", "MK")]))
+    assert run("pack", "in.html", "-o", "in.parquet").returncode == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    result = run("report", "../in.parquet", "-o", "../in.html")
+    assert result.returncode == 1
+    assert "is also an input" in result.stderr
+    assert Path("../in.html").read_bytes().startswith(b">a")
 
 
 @pytest.mark.usefixtures("folder")
@@ -319,7 +346,12 @@ def test_verify_takes_no_file_for_two_inputs() -> None:
     Path("b/x.fasta").unlink()
     result = run("verify", "moved/plan.parquet")
     assert result.returncode == 2
-    assert result.stderr.startswith("virnucpro: error: b/x.fasta: an input of moved/plan.parquet")
+    message = "moved/plan.parquet: its input b/x.fasta is found neither from this folder"
+    assert result.stderr.startswith(f"virnucpro: error: {message}")
+    Path("c.fasta").write_bytes(fasta([("b", "K")]))
+    result = run("verify", "moved/plan.parquet", "c.fasta", "moved/x.fasta")
+    assert result.returncode == 1
+    assert result.stderr.endswith("moved/plan.parquet: its inputs are given in another order\n")
 
 
 @pytest.mark.process

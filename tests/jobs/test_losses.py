@@ -16,13 +16,13 @@ KEEPS = "(overlong='split' keeps all residues)"
 @pytest.mark.parametrize(
     ("budget", "options", "messages"),
     [
-        (4096, {}, ["47.8 % of the residues are lost (978 of 2,045): sequences with more than "
+        (4096, {}, ["47.82 % of the residues are lost (978 of 2,045): sequences with more than "
          f"1,022 residues are truncated {KEEPS}"]),
-        (500, {}, ["73.4 % of the residues are lost (1,502 of 2,045): sequences with more than the "
-         "498 residues that a budget of 500 tokens per batch leaves room for are truncated "
+        (500, {}, ["73.45 % of the residues are lost (1,502 of 2,045): sequences with more than "
+         "the 498 residues that a budget of 500 tokens per batch leaves room for are truncated "
          f"{KEEPS}"]),
-        (4096, {"overlong": "drop"}, ["97.8 % of the residues are lost (2,000 of 2,045): sequences "
-         f"with more than 1,022 residues are dropped {KEEPS}"]),
+        (4096, {"overlong": "drop"}, ["97.80 % of the residues are lost (2,000 of 2,045): "
+         f"sequences with more than 1,022 residues are dropped {KEEPS}"]),
         (4096, {"overlong": "split"}, []),
         (4096, {"max_sequence_length": 2000}, []),
     ],

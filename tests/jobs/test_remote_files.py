@@ -41,7 +41,7 @@ def test_folders_and_patterns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert run("pack", "in/[b].tsv", "-o", "other.parquet", "-q").stderr == ""
     Path("in/[b].tsv").rename("in/b.tsv")
     result = run("verify", "other.parquet")
-    assert (result.returncode, "in/[b].tsv: an input of" in result.stderr) == (2, True)
+    assert (result.returncode, "its input in/[b].tsv is found" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".arrow"])

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
-from xml.etree.ElementTree import Element
 
 import numpy as np
 import pyarrow as pa
@@ -19,95 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from command import run
 from fasta import fasta
-
-from virnucpro.data import GreedyPacker, pack_files
-from virnucpro.jobs.report_page import STYLE, html_histogram, share_of
-
-BROWSER = next(
-    filter(None, map(shutil.which, ["chromium", "chromium-browser", "google-chrome"])), None
+from report_pages import (
+    LENGTHS,
+    UNIPROT,
+    cards_of,
+    pack,
+    pack_table,
+    parse,
+    report,
+    tables_of,
+    text_of,
 )
-UNIPROT = "https://www.uniprot.org/uniprotkb/"
-LENGTHS = [30, 2000, *range(20, 1500, 3)]
 
-
-def report(plan: Path) -> str:
-    """Return the page about a plan, which the command writes."""
-    page = plan.with_suffix(".html")
-    result = run("report", plan, "-o", page)
-    assert (result.returncode, result.stdout) == (0, ""), result.stderr
-    assert result.stderr == f"Report written to {page}\n"
-    return page.read_text(encoding="utf-8")
-
-
-def pack(folder: Path, lengths: list[int], *options: object) -> Path:
-    """Return a plan for proteins of these lengths."""
-    path, plan = folder / "a.fa", folder / "plan.parquet"
-    path.write_bytes(fasta((f"<s{i}&>", "M" * n) for i, n in enumerate(lengths)))
-    assert run("pack", path, "-o", plan, *options).returncode == 0
-    return plan
-
-
-def pack_table(
-    folder: Path, ids: list[str], lengths: list[int], max_tokens: int = 4096, **options: Any
-) -> Path:
-    """Return a plan for a table of IDs and lengths, by a packer with these options."""
-    path, plan = folder / "lengths.parquet", folder / "plan.parquet"
-    pq.write_table(pa.table({"id": ids, "length": lengths}), path)
-    pack_files(path, plan, GreedyPacker(max_tokens, **options))
-    return plan
-
-
-def parse(page: str) -> Element:
-    """Return the tree of a page, which is well-formed XML, after checking it."""
-    tree = ElementTree.fromstring(page)
-    assert tree.tag == "html"
-    policy = list(tree.iter("meta"))[1].attrib
-    assert policy["http-equiv"] == "Content-Security-Policy"
-    allowed = "default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-"
-    assert policy["content"].startswith(allowed)
-    names = [element.attrib["id"] for element in tree.iter() if "id" in element.attrib]
-    assert len(names) == len(set(names))
-    for element in tree.iter():
-        assert element.tag not in ("link", "img", "iframe", "object", "embed", "form", "base")
-        assert not {"src", "srcset", "data", "onclick", "onerror"} & element.attrib.keys()
-        if element.tag == "a":
-            assert element.attrib["href"].startswith(UNIPROT)
-        else:
-            assert "href" not in element.attrib
-    (style,) = tree.iter("style")
-    assert not re.search(r"url\(|@import|expression", text_of(style))
-    assert len(list(tree.iter("script"))) == 1
-    for table in tree.iter("table"):
-        assert len({len(row) for row in table.iter("tr")}) == 1
-    return tree
-
-
-def text_of(element: Element) -> str:
-    return "".join(element.itertext()).replace("\xa0", " ")
-
-
-def tables_of(page: str) -> dict[str, list[list[str]]]:
-    """Return the cells of the tables of a page by the heading before each."""
-    found, heading = {}, ""
-    for element in parse(page).iter():
-        if element.tag == "h2":
-            heading = text_of(element)
-        elif element.tag == "table":
-            found[heading] = [[text_of(cell) for cell in row] for row in element.iter("tr")]
-    return found
-
-
-def cards_of(page: str) -> dict[str, tuple[str, str, str]]:
-    """Return the class, value and note of each number at the top by its label."""
-    (cards,) = (part for part in parse(page).iter("dl"))
-    found = {}
-    for card in cards:
-        label, value = card
-        found[text_of(label)] = (card.attrib["class"], value.text or "", text_of(value[0]))
-    return {
-        label: (kind, value.replace("\xa0", " "), note)
-        for label, (kind, value, note) in found.items()
-    }
+from virnucpro.data import GreedyPacker
+from virnucpro.jobs.report_page import STYLE, html_histogram, share_of
 
 
 def padding_of(sizes: list[int], number: int) -> str:
@@ -223,7 +143,7 @@ def test_a_thousand_sequences_are_listed_at_most(overlong: str, tmp_path: Path) 
     lengths = [2000 + (7 * i) % 1500 for i in range(1500)]
     plan = pack_table(tmp_path, [f"s{i}" for i in range(1500)], lengths, overlong=overlong)
     page = report(plan)
-    assert "The 1,000 longest of 1,500. The limit is 1,022 residues" in page
+    assert "The 1,000 longest of 1,500; the table scrolls. The limit is 1,022 residues" in page
     rows = tables_of(page)["Sequences that lost residues"][1:]
     kept = 1022 if overlong == "truncate" else 0
     order = sorted(range(1500), key=lambda row: (-lengths[row], row))[:1000]
@@ -237,7 +157,8 @@ def test_files_are_named_if_there_are_several(tmp_path: Path) -> None:
     plan = tmp_path / "plan.parquet"
     assert run("pack", tmp_path / "a.fa", tmp_path / "b.fa", "-o", plan).returncode == 0
     tables = tables_of(report(plan))
-    assert [row[-1] for row in tables["Sequences that lost residues"]] == ["File", "a.fa", "b.fa"]
+    files = [str(tmp_path / "a.fa"), str(tmp_path / "b.fa")]
+    assert [row[-1] for row in tables["Sequences that lost residues"]] == ["File", *files]
     (_, first, _) = tables["Inputs"]
     assert first[0].startswith(f"{tmp_path / 'a.fa'}SHA-256 ")
     assert first[1:] == ["1", f"{(tmp_path / 'a.fa').stat().st_size:,}"]
@@ -445,68 +366,3 @@ def test_colors_have_enough_contrast() -> None:
 
 
 # Sorts by two columns in turn, and says what the reader then has.
-CLICKS = """
-const [id, residues] = document.querySelectorAll("th button");
-const seen = () => Array.from(document.querySelectorAll("table.sortable tbody tr"),
-  (row) => row.cells[0].textContent).join(" ");
-const orders = () => Array.from(document.querySelectorAll("th[aria-sort]"),
-  (head) => head.textContent + " " + head.getAttribute("aria-sort")).join(" ");
-const states = [orders(), seen()];
-for (const button of [id, id, residues, residues]) {
-  button.click();
-  states.push(orders(), seen());
-}
-document.title = states.join("; ");
-"""
-# Says how wide a page is in a window of a width.
-FRAME = """
-<!DOCTYPE html><title></title><iframe style="width:{width}px" srcdoc="{page}"></iframe>
-<script>onload = () => {{ const inside = document.querySelector("iframe").contentDocument;
-  document.title = inside.documentElement.scrollWidth; }};</script>
-"""
-
-
-def browse(folder: Path, page: str) -> str:
-    """Return a page after a browser has loaded it, without a network."""
-    path = folder / "browsed.html"
-    path.write_text(page, encoding="utf-8")
-    command = [
-        *(str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom"),
-        *("--host-resolver-rules=MAP * ~NOTFOUND", path.as_uri()),
-    ]
-    result = subprocess.run(command, capture_output=True, check=True, timeout=60)
-    return result.stdout.decode()
-
-
-def title_of(page: str) -> str:
-    match = re.search("<title>(.*?)</title>", page)
-    assert match is not None
-    return match[1]
-
-
-@pytest.mark.process
-@pytest.mark.skipif(BROWSER is None, reason="no browser")
-def test_a_browser_sorts_sequences(tmp_path: Path) -> None:
-    page = report(pack_table(tmp_path, ["b", "c", "a"], [1100, 12000, 2000]))
-    # The policy of the page allows its script, and no other.
-    assert browse(tmp_path, page).count("<button") == 5
-    changed = page.replace("</body>", f"<script>{CLICKS}</script></body>")
-    assert title_of(browse(tmp_path, changed)) == "plan.parquet"
-    changed = re.sub("<meta http-equiv=[^>]*>", "", changed)
-    assert title_of(browse(tmp_path, changed)).split("; ") == [
-        *("Lost descending", "c a b"),
-        *("ID ascending", "a b c"),
-        *("ID descending", "c b a"),
-        *("Residues descending", "c a b"),
-        *("Residues ascending", "b a c"),
-    ]
-
-
-@pytest.mark.process
-@pytest.mark.skipif(BROWSER is None, reason="no browser")
-@pytest.mark.parametrize("width", [320, 360, 768])
-def test_pages_do_not_scroll_sideways(tmp_path: Path, width: int) -> None:
-    ids = ["sp|A0A024B7W1|A_VERY_LONG_NAME_" + "M" * 300, "b"]
-    page = report(pack_table(tmp_path, ids, [2**40, 30]))
-    frame = FRAME.format(width=width, page=html.escape(page))
-    assert int(title_of(browse(tmp_path, frame))) <= width

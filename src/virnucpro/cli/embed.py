@@ -292,8 +292,11 @@ def check_output(output: str) -> None:
     from virnucpro.files.places import file_name, name_of
 
     name = shown(name_of(output))
-    if output == "-":
-        raise click.UsageError("-o - is not possible: embeddings are a folder of Parquet files")
+    if output in ("", "-"):
+        raise click.UsageError(
+            f"-o {output or quoted(output)} is not possible: "
+            "embeddings are a folder of Parquet files"
+        )
     suffix = Path(file_name(output)).suffix.lower()
     # One that exists may have parts of an earlier run.
     if suffix in FILES and not Path(output).is_dir():

@@ -26,7 +26,7 @@ from virnucpro.terminal import (
     print_warning,
     progress_display,
 )
-from virnucpro.text import shown
+from virnucpro.text import quoted, shown
 
 # Each command imports what it needs, so that --help and --version are fast.
 if TYPE_CHECKING:
@@ -246,8 +246,12 @@ def pack(
 
 def warn_of_plans(inputs: tuple[str, ...], quiet: bool) -> None:
     """Warn of inputs that are plans, which can be read as tables of lengths."""
+    from virnucpro.files.inputs import table_kind
+    from virnucpro.files.places import is_uri
+
     for name in inputs if not quiet else ():
-        if name.endswith((".parquet", ".arrow")) and kind_of(name) == "plan":
+        is_table = not is_uri(name) and table_kind(name) in ("parquet", "arrow")
+        if is_table and kind_of(name) == "plan":
             print_warning(
                 f"{shown(name)}: a plan, which is read as a table of lengths: the rows of the new "
                 "plan are those of this one, not of its input"
@@ -259,8 +263,10 @@ def check_output(output: str, engine: str) -> None:
     from virnucpro.files.places import name_of
     from virnucpro.files.plan_writer import encoding_of
 
-    if output == "-":
-        raise click.UsageError("-o - is not possible: a plan is a file, such as plan.parquet")
+    if output in ("", "-"):
+        raise click.UsageError(
+            f"-o {output or quoted(output)} is not possible: a plan is a file, such as plan.parquet"
+        )
     if engine == "ray":
         return
     if output.endswith("/"):

@@ -21,7 +21,7 @@ from virnucpro.terminal import (
     print_output,
     progress_display,
 )
-from virnucpro.text import shown
+from virnucpro.text import quoted, shown
 
 
 @click.command(
@@ -155,7 +155,7 @@ def verify(plan: str, inputs: tuple[str, ...], as_json: bool, quiet: bool) -> No
         plan = file.name
         try:
             if not inputs and any(each.name == "-" for each in file.summary.inputs):
-                raise FileNotFoundError(f"-: an input of {shown(plan)}, is standard input")
+                raise FileNotFoundError(f"{shown(plan)}: its input - is standard input")
             names = list(inputs) or find_recorded(file)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error}; give the inputs after PLAN") from error
@@ -172,13 +172,18 @@ def verify(plan: str, inputs: tuple[str, ...], as_json: bool, quiet: bool) -> No
                     lambda done: progress("reading", done, size),
                     has_residues,
                 )
-        errors = verify_plan(file.origin, sequences)
+        hashes = [each.sha256 for each in file.summary.inputs]
+        found = [each.sha256 for each in sequences.inputs] if sequences else hashes
+        if found != hashes and sorted(found) == sorted(hashes):
+            errors = ["its inputs are given in another order"]
+        else:
+            errors = verify_plan(file.origin, sequences)
         number = file.summary.totals.read
         if as_json:
             result = {"plan": plan, "sequences": number, "errors": errors}
             print_output(json.dumps(result, indent=2))
-    for found in errors:
-        print_error(f"{shown(plan)}: {found}")
+    for fault in errors:
+        print_error(f"{shown(plan)}: {fault}")
     if errors:
         raise click.exceptions.Exit(1)
     if not quiet:
@@ -221,8 +226,11 @@ def report(plan: str, output: str, as_json: bool, quiet: bool) -> None:
     from virnucpro.files.places import file_name, name_of
     from virnucpro.jobs.report import write_report
 
-    if output == "-":
-        raise click.UsageError("-o - is not possible: a report is a file, such as report.html")
+    if output in ("", "-"):
+        raise click.UsageError(
+            f"-o {output or quoted(output)} is not possible: "
+            "a report is a file, such as report.html"
+        )
     if not file_name(output).lower().endswith((".html", ".htm")):
         raise click.UsageError(
             f"{shown(name_of(output))}: a report must have the suffix .html, such as report.html"

@@ -177,12 +177,12 @@ class Program(Helped, click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Return the command that is called, or say which one may have been meant."""
         name = args[0]
-        if name not in self.commands and not ctx.resilient_parsing and name[0] != "-":
+        if name not in self.commands and not ctx.resilient_parsing and not name.startswith("-"):
             from virnucpro.cli.hints import did_you_mean
 
             close = difflib.get_close_matches(name, self.commands, 1, 0.7)
             hint = f"; did you mean {close[0]}?" if close else did_you_mean(name)
-            raise click.UsageError(f"no such command: {shown(name)}{hint}", ctx)
+            raise click.UsageError(f"no such command: {shown(name) or quoted(name)}{hint}", ctx)
         return super().resolve_command(ctx, args)
 
     def main(self, *given: Any, **settings: Any) -> NoReturn:

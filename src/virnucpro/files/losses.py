@@ -7,6 +7,7 @@ import logging
 from virnucpro.files.embeddings import EmbeddingTotals
 from virnucpro.files.plan_summary import Totals
 from virnucpro.kernel.limits import Limits
+from virnucpro.text import percent
 
 logger = logging.getLogger(__name__)
 
@@ -23,9 +24,9 @@ def warn_of_losses(limits: Limits, totals: Totals | EmbeddingTotals) -> None:
     ):
         if number and totals.residues:
             logger.warning(
-                "%.1f %% of the residues are lost (%s of %s): sequences with more than %s are %s "
+                "%s of the residues are lost (%s of %s): sequences with more than %s are %s "
                 "(overlong='split' keeps all residues)",
-                100 * number / totals.residues,
+                percent(number / totals.residues),
                 f"{number:,}",
                 f"{totals.residues:,}",
                 kept,

@@ -27,41 +27,45 @@ def find_recorded(plan: PlanFile) -> list[str]:
 
     Cost: reading the files of the right size, where there are several for a name.
     """
-    found: list[str] = []
+    found: dict[tuple[str, ...], str] = {}
     for file in plan.summary.inputs:
         path = find_one(plan, file)
-        if any(identity_of(path) == identity_of(other) for other in found):
+        if found.setdefault(identity_of(path), path) is not path:
             raise not_found(plan, file)
-        found.append(path)
-    return found
+    return list(found.values())
 
 
 def not_found(plan: PlanFile, file: InputFile) -> FileNotFoundError:
     """Return the error for an input that is not found."""
     return FileNotFoundError(
-        f"{shown(file.name)}: an input of {shown(plan.name)}, is found neither from this folder "
-        "nor from that of the plan"
+        f"{shown(plan.name)}: its input {shown(file.name)} is found neither from this folder nor "
+        "from that of the plan"
     )
 
 
 def find_one(plan: PlanFile, file: InputFile) -> str:
     """Return the path of an input that a plan names; see `find_recorded`."""
-    name = file.name
-    if name == "-" or is_uri(name):
-        return name
-    places = [Path(name)]
-    if not is_uri(plan.origin):
-        folder = Path(plan.origin).resolve().parent
-        places += [above / name for above in (folder, *folder.parents)]
-        places.append(folder / Path(name).name)
-    found = {os.path.realpath(place): str(place) for place in reversed(places) if is_regular(place)}
-    if not found:
+    if file.name == "-" or is_uri(file.name):
+        return file.name
+    paths = candidates(plan, file.name)
+    if not paths:
         raise not_found(plan, file)
-    paths = list(reversed(found.values()))
     if len(paths) == 1:
         return paths[0]
     fitting = (path for path in paths if Path(path).stat().st_size == file.bytes)
     return next((path for path in fitting if hash_of(path) == file.sha256), paths[0])
+
+
+def candidates(plan: PlanFile, name: str) -> list[str]:
+    """Return the paths of all files that the name of an input of a plan may mean, nearest first."""
+    places = [Path(name)]
+    if not is_uri(plan.origin):
+        # Beside a link to the plan, too.
+        for folder in (Path(plan.origin).absolute().parent, Path(plan.origin).resolve().parent):
+            places += [above / name for above in (folder, *folder.parents)]
+            places.append(folder / Path(name).name)
+    found = {os.path.realpath(place): str(place) for place in reversed(places) if is_regular(place)}
+    return list(reversed(found.values()))
 
 
 def hash_of(path: str) -> str:

@@ -70,8 +70,7 @@ def open_table(path: str, kind: str, columns: list[str]) -> Iterator[tuple[Any, 
     elif kind == "arrow":
         # Not mapped, since the file might shrink while it is read.
         with open_source(path) as source:
-            for batch in read_arrow(source, columns, check_table):
-                yield batch, source.tell() / source.size()
+            yield from read_arrow_parts(source, columns, check_table)
     else:
         yield from read_text(path, kind, columns)
 
@@ -183,6 +182,14 @@ def read_arrow(
     check: Callable[[pa.Schema, list[str]], None] = lambda *_: None,
 ) -> Iterator[Any]:
     """Yield some columns of an Arrow file or stream, in its order, once its schema is checked."""
+    for batch, _ in read_arrow_parts(source, columns, check):
+        yield batch
+
+
+def read_arrow_parts(
+    source: Any, columns: list[str], check: Callable[[pa.Schema, list[str]], None]
+) -> Iterator[tuple[Any, float]]:
+    """Yield what `read_arrow` does, with about the share that has been read."""
     is_file = check_messages(source)
     open_source = pa.ipc.open_file if is_file else pa.ipc.open_stream
     source.seek(0)
@@ -193,9 +200,11 @@ def read_arrow(
     source.seek(0)
     reader = open_source(source, options=pa.ipc.IpcReadOptions(included_fields=fields))
     if is_file:
-        yield from map(reader.get_batch, range(reader.num_record_batches))
+        for number in range(reader.num_record_batches):
+            yield reader.get_batch(number), (number + 1) / reader.num_record_batches
         return
-    yield from reader
+    for batch in reader:
+        yield batch, source.tell() / source.size()
     if source.read(1) or source.size() < 8:
         raise ValueError("more than one Arrow stream")
     source.seek(source.size() - 8)

@@ -24,7 +24,7 @@ from virnucpro.files.embedding_parts import (
     find_parts,
 )
 from virnucpro.files.embeddings import EmbeddingSummary, ModelInfo, describe_inputs
-from virnucpro.files.fasta import ReadOptions, check_options
+from virnucpro.files.fasta import ReadOptions, check_options, read_fasta
 from virnucpro.files.inputs import find_inputs, names_of, table_kind, total_size
 from virnucpro.files.losses import warn_of_losses
 from virnucpro.files.places import as_local, is_regular, is_uri, name_of
@@ -196,9 +196,22 @@ def embed_files(
     else:
         found = find_inputs(names)
         names, size = [file.path for file in found], total_size(found)
-        check_fasta(names)
         options = check_options(options)
+        check_fasta(names, options)
     stored = find_parts(folder)
+    if stored:
+        # What can be compared before the model is loaded and the input is read.
+        given = replace(
+            stored[0].summary,
+            overlong=overlong,
+            overlap=overlap,
+            options=options,
+            deduplicate=bool(deduplicate),
+            states=bool(states),
+            embedding_dtype=embedding_dtype,
+            plan=None if plan is None else plan.metadata_hash.hex(),
+        )
+        check_resumable(folder, stored, given)
     progress("loading", 0, None)
     embedder = Embedder(model, max_sequence_length=max_sequence_length, dtype=dtype, device=device)
     item_bytes = ITEM_BYTES[embedding_dtype]
@@ -281,13 +294,15 @@ def check_plan(plan: PlanFile, given: list[str]) -> None:
         raise ValueError(f"{name}: does not have the names of its input (see `pack_files`)")
 
 
-def check_fasta(paths: list[str]) -> None:
-    """Raise ValueError if an input is a table."""
+def check_fasta(paths: list[str], options: ReadOptions) -> None:
+    """Raise ValueError if an input is a table, or does not begin as FASTA."""
     for path in paths:
         if path != "-" and table_kind(path) is not None:
             raise ValueError(
                 f"{shown(name_of(path))}: not FASTA; give FASTA files, or one plan alone"
             )
+        if path != "-" and is_regular(path):
+            next(read_fasta(path, options), None)
 
 
 def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progress) -> Work:
@@ -305,7 +320,7 @@ def read_plan(file: PlanFile, embedder: Embedder, sizes: Sizes, progress: Progre
     else:
         found = find_inputs(find_recorded(file))
         paths, size = [each.path for each in found], total_size(found)
-        check_fasta(paths)
+        check_fasta(paths, summary.options or ReadOptions())
         options = summary.options or ReadOptions()
         sequences = read_files(
             paths, options, lambda done: progress("reading", done, size), keep_texts=True

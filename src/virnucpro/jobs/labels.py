@@ -8,6 +8,7 @@ from typing import Any
 
 from virnucpro.files.embeddings import EmbeddingTotals
 from virnucpro.files.plan_summary import Totals
+from virnucpro.text import percent
 
 # In display order. Residues are lost from truncated and with dropped sequences. `tokens` has no
 # label: only `stats --json` and `--tsv` show it.
@@ -73,16 +74,3 @@ def format_total(name: str, values: Mapping[str, Any]) -> str:
     if name == "residues_lost" and value:
         return f"{value:,} ({percent(value / values['residues'])})"
     return f"{value:,}"
-
-
-def percent(share: float) -> str:
-    """Return a share as text. Neither a little less than all nor a little more than nothing is.
-
-    Example:
-        >>> percent(0.99999), percent(0.25), percent(0.00001)
-        ('99.99 %', '25.00 %', '0.01 %')
-    """
-    rounded = round(100 * share, 2)
-    if share not in (0, 1):
-        rounded = min(max(rounded, 0.01), 99.99)
-    return f"{rounded:.2f} %"

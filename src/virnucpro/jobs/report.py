@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from virnucpro import kernel
 from virnucpro.files.output import write_file
-from virnucpro.files.places import file_name, is_regular, stamp_of
+from virnucpro.files.places import file_name, is_uri, stamp_of
 from virnucpro.files.plan_checks import as_numbers, check_numbers, compare_layout
 from virnucpro.files.plan_reader import PlanFile, open_plan
 from virnucpro.files.plan_summary import Summary, Totals
+from virnucpro.files.recorded import candidates
 from virnucpro.jobs.labels import label_totals
 from virnucpro.jobs.report_numbers import (
     Batches,
@@ -42,6 +43,8 @@ COLUMNS = ("batch", "row", "fragment", "start", "tokens", "length")
 LISTED_COLUMNS = ("id", "file")
 # Sequences that are listed at most, and batches.
 MAX_LISTED, MAX_BATCHES = 1000, 5
+# Of them, as many as a page shows without scrolling the table, about.
+MAX_IN_VIEW = 14
 # A larger share of residues that are lost is marked as bad.
 MAX_LOST = 0.01
 # What happens to sequences above the limit.
@@ -67,9 +70,9 @@ def write_report(plan: str | PathLike[str], output: str | PathLike[str]) -> None
         OSError: A file cannot be read or written.
     """
     file = open_plan(plan)
-    names = (recorded.name for recorded in file.summary.inputs)
-    inputs = [file.origin, *(name for name in names if is_regular(name))]
-    with write_file(output, inputs) as page:
+    names = (each.name for each in file.summary.inputs if not is_uri(each.name))
+    inputs = [path for name in names for path in candidates(file, name)]
+    with write_file(output, [file.origin, *inputs]) as page:
         file.check_size()
         page.write(describe_plan(file, date_of(file)).encode())
 
@@ -238,12 +241,13 @@ def show_lost(file: PlanFile, table: pa.Table) -> list[str]:
         length = values["length"]
         number = length if values["batch"] is None else length - kept
         share = share_of(number, length)
-        names = [text["file"].rpartition("/")[2]] if has_files else []
+        names = [text["file"]] if has_files else []
         rows.append((link(text["id"]), length, number, share, values["row"], *names))
     which = f"The {len(rows):,} longest of" if len(rows) < total else "All"
+    scrolls = "; the table scrolls" if len(rows) > MAX_IN_VIEW else ""
     return [
         "<h2>Sequences that lost residues</h2>",
-        f'<p class="muted">{which} {total:,}. The limit is {kept:,} residues; '
+        f'<p class="muted">{which} {total:,}{scrolls}. The limit is {kept:,} residues; '
         "rows are numbered from 0, in order of the input.</p>",
         html_table([*columns, *([Column("File")] if has_files else [])], rows, "Sequences"),
     ]

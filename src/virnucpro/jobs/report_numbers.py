@@ -50,7 +50,7 @@ def count_sorted(sizes: NDArray[Any], counts: NDArray[Any], limits: Limits) -> B
     max_sequences = limits.max_sequences_per_batch or int(counts.sum())
     number = tokens = held = largest = 0
     for size, count in zip(sizes.tolist(), counts.tolist(), strict=True):
-        per_batch = min(budget // max(size, 1), max_sequences)
+        per_batch = min(budget // size, max_sequences) if size else max_sequences
         fitting = min(max(per_batch - held, 0), count)
         if fitting:
             held, largest = held + fitting, size

@@ -95,7 +95,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     const isNumber = head.className === "number";
     const value = (row) => {
       const text = row.cells[column].textContent;
-      return isNumber ? parseFloat(text.replaceAll(",", "")) : text;
+      return isNumber ? parseFloat(text.replace(/[^0-9.]/g, "")) : text;
     };
     button.addEventListener("click", () => {
       const before = head.getAttribute("aria-sort");

@@ -74,9 +74,11 @@ def load_checkpoint(name: str | os.PathLike[str]) -> Checkpoint:
         # Libraries raise what they like for files that are damaged.
         kind = OSError if isinstance(error, OSError) else ValueError
         what = "" if is_folder else "is not a folder, and as a name on the hub "
+        elsewhere = f"hf download {shown(name)} --local-dir FOLDER"
+        advice = "" if is_folder else f"; without internet, give a FOLDER made by `{elsewhere}`"
         raise kind(
             f"{shown(name)}: {what}cannot be loaded as a model with its tokenizer "
-            f"({first_line(error)})"
+            f"({first_line(error)}){advice}"
         ) from error
     missing = set(loaded["missing_keys"])
     random = sorted(key for key in missing if "pooler" not in key.split("."))

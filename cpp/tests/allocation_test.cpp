@@ -196,7 +196,7 @@ void check_stages(int num_threads) {
             return std::pair(std::move(again.counts), std::move(again.first_size));
         });
         const auto [guides, batches] = patterns_of(first_fit_decreasing(coarse.counts));
-        fail_each("refine", none, [&] {
+        fail_each("refine", none, [&, &guides = guides, &batches = batches] {
             Refined refined = refine(counts, coarse.first_size, guides, batches);
             return std::tuple(std::move(refined.patterns), std::move(refined.num_batches),
                               std::move(refined.remaining));

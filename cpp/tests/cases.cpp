@@ -247,13 +247,15 @@ void check_ids(const Case& at, const Layout& layout, std::mt19937_64& random) {
     // Most texts have none of the large points.
     const std::uint32_t common = std::min<std::uint32_t>(most, 4);
     const std::size_t shared = random() % 20;
+    // More than all keys of a text hold.
+    const std::size_t long_ties = random() % 4 == 0 ? 70 : 0;
     std::vector<std::vector<std::uint32_t>> points(num_rows);
     std::vector<std::vector<std::uint8_t>> bytes(num_rows);
     std::vector<std::vector<std::uint16_t>> pairs(num_rows);
     std::vector<Text> texts;
     for (std::size_t row = 0; row < num_rows; ++row) {
         std::vector<std::uint32_t>& text = points[row];
-        text.assign(shared, common);
+        text.assign(shared + (random() % 2 == 0 ? long_ties : 0), common);
         const std::uint32_t high = random() % 4 == 0 ? most : common;
         for (std::size_t length = random() % 14; length > 0; --length) {
             const auto point = static_cast<std::uint32_t>(random());

@@ -69,8 +69,9 @@ void check_errors() {
     });
     const Layout layout = first_fit_decreasing(count_of({1, 1, 5}));
     for (const auto& [first, last] : {std::pair{-1, 0}, {1, 0}, {0, 3}}) {
-        expect_error<Invalid>("does not have batches",
-                              [&] { tokens_of_batches(layout, first, last); });
+        expect_error<Invalid>("does not have batches", [&, first = first, last = last] {
+            tokens_of_batches(layout, first, last);
+        });
     }
     const auto assign_to = [&](std::vector<std::int32_t> lengths, const TokenCounts& before) {
         Rows out(lengths.size());
@@ -347,8 +348,10 @@ void check_bad_coarse_patterns() {
         count(std::span<const std::int32_t>(lengths), Limits{10, 10, 0, 2}, 1);
     for (const auto& [unit, max_sizes] :
          {std::pair<std::int64_t, std::size_t>{0, 1}, {-1, 1}, {11, 1}, {1, 0}}) {
-        expect_error<std::invalid_argument>(
-            "is out of range", [&] { coarsen(counts, unit, max_sizes, Rounding::down); });
+        expect_error<std::invalid_argument>("is out of range",
+                                            [&, unit = unit, max_sizes = max_sizes] {
+                                                coarsen(counts, unit, max_sizes, Rounding::down);
+                                            });
     }
     const auto expect = [&](const std::vector<std::size_t>& first_size,
                             const std::vector<Pattern>& patterns, const Rows& num_batches) {

@@ -266,5 +266,5 @@ def test_budgets_are_named(budget: Any) -> None:
 def test_documents_in_place_of_lengths() -> None:
     for document in ([1, 2, 3], "MKT", np.arange(3), [1] * 100_000):
         with pytest.raises(TypeError, match=r"got \w+; .* \[len\(each\) for each in ") as error:
-            GreedyPacker.for_documents(100).pack_lengths([document])  # type: ignore[list-item]
+            GreedyPacker.for_documents(100).pack_lengths([document])  # type: ignore[arg-type]
         assert len(str(error.value)) < 120

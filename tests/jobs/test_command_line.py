@@ -323,18 +323,6 @@ def test_verify_finds_an_input_that_moved_with_its_plan(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_reports_replace_no_input(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("in.html").write_bytes(fasta([("a", "MK")]))
-    assert run("pack", "in.html", "-o", "in.parquet").returncode == 0
-    Path("elsewhere").mkdir()
-    monkeypatch.chdir("elsewhere")
-    result = run("report", "../in.parquet", "-o", "../in.html")
-    assert result.returncode == 1
-    assert "is also an input" in result.stderr
-    assert Path("../in.html").read_bytes().startswith(b">a")
-
-
-@pytest.mark.usefixtures("folder")
 def test_verify_takes_no_file_for_two_inputs() -> None:
     for name, text in (("a", "M"), ("b", "K")):
         Path(name).mkdir()

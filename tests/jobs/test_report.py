@@ -366,3 +366,15 @@ def test_colors_have_enough_contrast() -> None:
 
 
 # Sorts by two columns in turn, and says what the reader then has.
+
+
+def test_reports_replace_no_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.html").write_bytes(fasta([("a", "MK")]))
+    assert run("pack", "in.html", "-o", "in.parquet").returncode == 0
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    result = run("report", "../in.parquet", "-o", "../in.html")
+    assert result.returncode == 1
+    assert "is also an input" in result.stderr
+    assert Path("../in.html").read_bytes().startswith(b">a")

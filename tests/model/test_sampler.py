@@ -334,6 +334,8 @@ def test_stateful_data_loader_resumes(num_workers: int, stop: int | None) -> Non
 @pytest.mark.parametrize("name", ["shuffle", "even", "drop_last"])
 def test_truth_values(name: str) -> None:
     plan = GreedyPacker(100).pack_lengths([60, 60])
+    wrong: Any
+    value: Any
     for wrong in ("yes", None, 2, 1.0):
         with pytest.raises(TypeError, match=f"^{name} must be True or False .got {wrong!r}.$"):
             PackedBatchSampler(plan, **{name: wrong})

@@ -14,6 +14,7 @@ from strategies import Case, cases
 import virnucpro.data
 import virnucpro.data.packing
 from virnucpro.data import GreedyPacker
+from virnucpro.kernel.arguments import check_bool
 from virnucpro.kernel.limits import Limits
 
 
@@ -157,3 +158,14 @@ def test_tokens_of_narrow_integers(dtype: type[np.generic], multiple_of: int) ->
     limits = Limits(5000, 4000, multiple_of=multiple_of)
     lengths = np.array([0, 5, 255], dtype)
     assert limits.tokens(lengths).tolist() == [limits.tokens(int(n)) for n in lengths]
+
+
+def test_truth_values_of_arguments() -> None:
+    value: object
+    for value in (True, 1, np.True_):
+        assert check_bool(value, "even") is True
+    for value in (False, 0, np.False_):
+        assert check_bool(value, "even") is False
+    for wrong in ("yes", None, 2, 1.0, np.array([True])):
+        with pytest.raises(TypeError, match=r"^even must be True or False \(got "):
+            check_bool(wrong, "even")

@@ -291,12 +291,8 @@ def check_output(output: str) -> None:
     """Raise UsageError if a folder cannot have this name."""
     from virnucpro.files.places import file_name, name_of
 
+    shared.check_name(output, "embeddings are a folder of Parquet files")
     name = shown(name_of(output))
-    if output in ("", "-"):
-        raise click.UsageError(
-            f"-o {output or quoted(output)} is not possible: "
-            "embeddings are a folder of Parquet files"
-        )
     suffix = Path(file_name(output)).suffix.lower()
     # One that exists may have parts of an earlier run.
     if suffix in FILES and not Path(output).is_dir():

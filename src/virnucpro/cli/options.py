@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from virnucpro.cli.program import argument, count, option
+from virnucpro.text import quoted
 
 INPUT, BATCHES, MODEL, OUTPUT, RUNNING = "Input", "Batches", "Model", "Output", "Options"
 PLACES = "Also folders, patterns in quotes (*, ?, [], **) and URIs (s3://bucket/folder)."
@@ -45,3 +46,9 @@ overlap = option(
 quiet = option(
     "-q", "--quiet", is_flag=True, group=RUNNING, help="Print nothing on stderr except errors."
 )
+
+
+def check_name(output: str, what: str) -> None:
+    """Raise UsageError unless an output has a name; `what` says what it is."""
+    if output in ("", "-"):
+        raise click.UsageError(f"-o {output or quoted(output)} is not possible: {what}")

@@ -26,7 +26,7 @@ from virnucpro.terminal import (
     print_warning,
     progress_display,
 )
-from virnucpro.text import quoted, shown
+from virnucpro.text import shown
 
 # Each command imports what it needs, so that --help and --version are fast.
 if TYPE_CHECKING:
@@ -263,10 +263,7 @@ def check_output(output: str, engine: str) -> None:
     from virnucpro.files.places import name_of
     from virnucpro.files.plan_writer import encoding_of
 
-    if output in ("", "-"):
-        raise click.UsageError(
-            f"-o {output or quoted(output)} is not possible: a plan is a file, such as plan.parquet"
-        )
+    shared.check_name(output, "a plan is a file, such as plan.parquet")
     if engine == "ray":
         return
     if output.endswith("/"):

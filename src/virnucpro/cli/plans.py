@@ -21,7 +21,7 @@ from virnucpro.terminal import (
     print_output,
     progress_display,
 )
-from virnucpro.text import quoted, shown
+from virnucpro.text import shown
 
 
 @click.command(
@@ -220,17 +220,13 @@ def verify(plan: str, inputs: tuple[str, ...], as_json: bool, quiet: bool) -> No
 def report(plan: str, output: str, as_json: bool, quiet: bool) -> None:
     """Write an HTML report on a plan.
 
-    The report contains the summary, and plots of sequence lengths, batch fill and sequences per
-    batch.
+    The report begins with the padding that is avoided and the residues that were lost, lists the
+    sequences that lost most, and has plots of lengths, fill and sequences per batch.
     """
     from virnucpro.files.places import file_name, name_of
     from virnucpro.jobs.report import write_report
 
-    if output in ("", "-"):
-        raise click.UsageError(
-            f"-o {output or quoted(output)} is not possible: "
-            "a report is a file, such as report.html"
-        )
+    shared.check_name(output, "a report is a file, such as report.html")
     if not file_name(output).lower().endswith((".html", ".htm")):
         raise click.UsageError(
             f"{shown(name_of(output))}: a report must have the suffix .html, such as report.html"
